@@ -1,0 +1,71 @@
+// Python bindings of what is not a tensor op: the Poisson sampler, the SIMD level, and what this build contains.
+// Importing the module also runs the static registrations of the tensor ops.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "common/chacha20.h"
+#include "cpu/poisson_sampler.h"
+#include "cpu/simd.h"
+
+#ifndef DPCGAN_CUDA_REASON
+#define DPCGAN_CUDA_REASON "unknown"
+#endif
+#ifndef DPCGAN_TORCH_VERSION
+#define DPCGAN_TORCH_VERSION "unknown"
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+dpcgan::ChaChaKey key_from_bytes(const py::bytes& bytes) {
+  const std::string_view data = bytes;
+  dpcgan::ChaChaKey key;
+  if (data.size() != sizeof(key.word)) throw std::invalid_argument("poisson_sample: expected a key of 32 bytes");
+  std::memcpy(key.word, data.data(), sizeof(key.word));
+  return key;
+}
+
+py::array_t<int64_t> poisson_sample(const py::bytes& key, uint64_t step, int64_t units, double sample_rate) {
+  if (units < 0 || units >= (int64_t{1} << 48)) throw std::invalid_argument("poisson_sample: expected 0 <= units < 2^48");
+  if (!(sample_rate > 0 && sample_rate <= 1))
+    throw std::invalid_argument("poisson_sample: expected sample_rate in (0, 1], got " + std::to_string(sample_rate));
+  const std::vector<int64_t> drawn = dpcgan::cpu::poisson_sample(key_from_bytes(key), step, units, sample_rate);
+  return py::array_t<int64_t>(static_cast<py::ssize_t>(drawn.size()), drawn.data());
+}
+
+py::bytes chacha20_keystream(const py::bytes& key, uint64_t nonce, uint64_t counter) {
+  uint32_t words[dpcgan::kChaChaWords][1];
+  dpcgan::chacha20_blocks<1>(key_from_bytes(key), nonce, counter, words);
+  return py::bytes(reinterpret_cast<const char*>(words), sizeof(words));
+}
+
+py::dict build_info() {
+  py::dict info;
+#ifdef DPCGAN_WITH_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  info["cuda_reason"] = DPCGAN_CUDA_REASON;
+  info["torch"] = DPCGAN_TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+  info["simd_detected"] = dpcgan::cpu::simd_level_name(dpcgan::cpu::detected_simd_level());
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of dpcgan_fast; use dpcgan_fast.ops.";
+  m.def("build_info", &build_info, "What this build contains, and why.");
+  m.def("simd_level", [] { return std::string(dpcgan::cpu::simd_level_name(dpcgan::cpu::simd_level())); });
+  m.def("set_simd_level", &dpcgan::cpu::set_simd_level, py::arg("name"));
+  m.def("poisson_sample", &poisson_sample, py::arg("key"), py::arg("step"), py::arg("units"), py::arg("sample_rate"));
+  m.def("chacha20_keystream", &chacha20_keystream, py::arg("key"), py::arg("nonce"), py::arg("counter"),
+        "One 64-byte block, for tests against published vectors.");
+}

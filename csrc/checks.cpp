@@ -1,0 +1,164 @@
+#include "checks.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+
+namespace dpcgan {
+namespace {
+
+void check_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op, ": expected ", argument,
+              " of dtype float32 or float64, got ", tensor.scalar_type());
+}
+
+void check_positive(const char* op, const char* argument, int64_t value) {
+  TORCH_CHECK(value > 0, op, ": expected ", argument, " > 0, got ", value);
+}
+
+void check_index_vector(const char* op, const char* argument, const at::Tensor& tensor, int64_t size,
+                        const at::Device& device) {
+  TORCH_CHECK(tensor.dim() == 1 && tensor.scalar_type() == at::kLong && tensor.is_contiguous(), op, ": expected ",
+              argument, " to be a contiguous int64 vector, got shape ", tensor.sizes(), " of dtype ",
+              tensor.scalar_type());
+  TORCH_CHECK(size < 0 || tensor.numel() == size, op, ": expected ", argument, " of shape (", size, ",), got ",
+              tensor.sizes());
+  TORCH_CHECK(tensor.device() == device, op, ": expected ", argument, " on ", device, ", got ", tensor.device());
+}
+
+}  // namespace
+
+ConvGeometry check_conv(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
+                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role) {
+  TORCH_CHECK(x.dim() == 3, op, ": expected x of shape (B, C, L), got ", x.sizes());
+  TORCH_CHECK(g.dim() == 3, op, ": expected g of shape (B, O, T), got ", g.sizes());
+  TORCH_CHECK(x.size(0) == g.size(0), op, ": expected x and g with one batch size, got ", x.size(0), " and ",
+              g.size(0));
+  check_dtype(op, "x", x);
+  TORCH_CHECK(x.scalar_type() == g.scalar_type(), op, ": expected x and g of one dtype, got ", x.scalar_type(), " and ",
+              g.scalar_type());
+  TORCH_CHECK(x.device() == g.device(), op, ": expected x and g on one device, got ", x.device(), " and ", g.device());
+  check_positive(op, "kernel_size", kernel_size);
+  check_positive(op, "stride", stride);
+  check_positive(op, "dilation", dilation);
+  check_positive(op, "groups", groups);
+  TORCH_CHECK(padding >= 0, op, ": expected padding >= 0, got ", padding);
+  TORCH_CHECK(x.size(1) % groups == 0 && g.size(1) % groups == 0, op, ": expected groups=", groups,
+              " to divide the channels of x and g, got ", x.size(1), " and ", g.size(1));
+  TORCH_CHECK(bias_role >= 0 && bias_role <= 2, op, ": expected bias_role in {0 none, 1 grad, 2 input}, got ",
+              bias_role);
+  return ConvGeometry{x.size(0), x.size(1), x.size(2), g.size(1), g.size(2),
+                      kernel_size, stride, padding, dilation, groups, static_cast<BiasRole>(bias_role)};
+}
+
+OperandStrides operand_strides(const at::Tensor& operand) {
+  return {operand.stride(0), operand.stride(1), operand.stride(2)};
+}
+
+bool check_norm_mode(const char* op, std::string_view mode) {
+  TORCH_CHECK(mode == "direct" || mode == "gram", op, ": expected mode direct or gram, got ", mode);
+  return mode == "gram";
+}
+
+int64_t check_units(const char* op, const std::optional<at::Tensor>& row_order,
+                    const std::optional<at::Tensor>& unit_offsets, int64_t rows, const at::Device& device) {
+  TORCH_CHECK(row_order.has_value() == unit_offsets.has_value(), op,
+              ": expected row_order and unit_offsets both or neither, got only one of them");
+  if (!row_order.has_value()) return rows;
+  check_index_vector(op, "row_order", *row_order, rows, device);
+  check_index_vector(op, "unit_offsets", *unit_offsets, -1, device);
+  TORCH_CHECK(unit_offsets->numel() >= 1, op, ": expected unit_offsets of shape (U + 1,), got an empty tensor");
+  const int64_t units = unit_offsets->numel() - 1;
+  if (device.is_cpu()) {
+    const int64_t* order = row_order->const_data_ptr<int64_t>();
+    const int64_t* offsets = unit_offsets->const_data_ptr<int64_t>();
+    TORCH_CHECK(offsets[0] == 0 && offsets[units] == rows, op, ": expected unit_offsets to run from 0 to ", rows,
+                ", got ", offsets[0], " to ", offsets[units]);
+    for (int64_t u = 0; u < units; ++u)
+      TORCH_CHECK(offsets[u] <= offsets[u + 1], op, ": expected unit_offsets not to fall, got a fall at ", u + 1);
+    for (int64_t i = 0; i < rows; ++i)
+      TORCH_CHECK(order[i] >= 0 && order[i] < rows, op, ": expected row_order in [0, ", rows, "), got ", order[i]);
+  }
+  return units;
+}
+
+void check_row_factor(const char* op, const at::Tensor& factor, int64_t rows, const at::Device& device) {
+  TORCH_CHECK(factor.dim() == 1 && factor.numel() == rows && factor.scalar_type() == at::kDouble &&
+                  factor.is_contiguous(),
+              op, ": expected factor to be a contiguous float64 vector of shape (", rows, ",), got shape ",
+              factor.sizes(), " of dtype ", factor.scalar_type());
+  TORCH_CHECK(factor.device() == device, op, ": expected factor on ", device, ", got ", factor.device());
+}
+
+void check_cancelled(const char* op, const std::optional<at::Tensor>& cancelled, int64_t rows,
+                     const at::Device& device) {
+  if (!cancelled.has_value()) return;
+  TORCH_CHECK(cancelled->dim() == 1 && cancelled->numel() == rows && cancelled->scalar_type() == at::kBool &&
+                  cancelled->is_contiguous(),
+              op, ": expected cancelled to be a contiguous bool vector of shape (", rows, ",), got shape ",
+              cancelled->sizes(), " of dtype ", cancelled->scalar_type());
+  TORCH_CHECK(cancelled->device() == device, op, ": expected cancelled on ", device, ", got ", cancelled->device());
+}
+
+void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm) {
+  TORCH_CHECK(sq_norm.dim() == 1 && sq_norm.scalar_type() == at::kDouble && sq_norm.is_contiguous(), op,
+              ": expected sq_norm to be a contiguous float64 vector, got shape ", sq_norm.sizes(), " of dtype ",
+              sq_norm.scalar_type());
+  TORCH_CHECK(max_grad_norm > 0, op, ": expected max_grad_norm > 0, got ", max_grad_norm);
+}
+
+int64_t check_per_sample_grads(const char* op, at::TensorList grads) {
+  TORCH_CHECK(!grads.empty(), op, ": expected at least one per-sample gradient, got an empty list");
+  const at::Tensor& first = grads[0];
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const at::Tensor& grad = grads[i];
+    TORCH_CHECK(grad.dim() >= 1, op, ": expected grads[", i, "] of shape (B, ...), got a scalar");
+    check_dtype(op, "grads", grad);
+    TORCH_CHECK(grad.scalar_type() == first.scalar_type(), op, ": expected grads[", i, "] of dtype ",
+                first.scalar_type(), ", got ", grad.scalar_type());
+    TORCH_CHECK(grad.device() == first.device(), op, ": expected grads[", i, "] on ", first.device(), ", got ",
+                grad.device());
+    TORCH_CHECK(grad.size(0) == first.size(0), op, ": expected grads[", i, "] with leading dimension ", first.size(0),
+                ", got ", grad.sizes());
+  }
+  return first.size(0);
+}
+
+ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double std_dev, const at::Tensor& key,
+                                int64_t counter) {
+  TORCH_CHECK(std::isfinite(std_dev) && std_dev > 0, op, ": expected a finite std > 0, got ", std_dev);
+  TORCH_CHECK(counter >= 0, op, ": expected counter >= 0, got ", counter);
+  TORCH_CHECK(key.device().is_cpu() && key.scalar_type() == at::kInt && key.dim() == 1 &&
+                  key.numel() == kChaChaKeyWords && key.is_contiguous(),
+              op, ": expected key to be a contiguous int32 vector of shape (", kChaChaKeyWords,
+              ",) on the CPU, got shape ", key.sizes(), " of dtype ", key.scalar_type(), " on ", key.device());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_dtype(op, "tensors", tensors[i]);
+    TORCH_CHECK(tensors[i].is_contiguous(), op, ": expected tensors[", i, "] to be contiguous, got strides ",
+                tensors[i].strides());
+    TORCH_CHECK(tensors[i].device() == tensors[0].device(), op, ": expected tensors[", i, "] on ", tensors[0].device(),
+                ", got ", tensors[i].device());
+    TORCH_CHECK(!tensors[i].requires_grad(), op, ": expected tensors[", i,
+                "] without requires_grad, since noise has no derivative");
+  }
+  ChaChaKey words;
+  const int32_t* data = key.const_data_ptr<int32_t>();
+  for (int w = 0; w < kChaChaKeyWords; ++w) words.word[w] = static_cast<uint32_t>(data[w]);
+  return words;
+}
+
+void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps) {
+  TORCH_CHECK(x.dim() == 3, op, ": expected x of shape (B, C, S), got ", x.sizes());
+  TORCH_CHECK(g.sizes() == x.sizes(), op, ": expected g of the shape of x, ", x.sizes(), ", got ", g.sizes());
+  check_dtype(op, "x", x);
+  TORCH_CHECK(x.scalar_type() == g.scalar_type(), op, ": expected x and g of one dtype, got ", x.scalar_type(), " and ",
+              g.scalar_type());
+  TORCH_CHECK(x.device() == g.device(), op, ": expected x and g on one device, got ", x.device(), " and ", g.device());
+  check_positive(op, "groups", groups);
+  TORCH_CHECK(x.size(1) % groups == 0, op, ": expected groups=", groups, " to divide the channels, got ", x.size(1));
+  TORCH_CHECK(eps > 0, op, ": expected eps > 0, got ", eps);
+}
+
+}  // namespace dpcgan

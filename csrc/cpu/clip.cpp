@@ -1,0 +1,110 @@
+// Clip factors, and norms and weighted sums of materialised per-sample gradients.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../checks.h"
+#include "../common/clip.h"
+#include "simd.h"
+
+namespace dpcgan::cpu {
+namespace {
+
+constexpr int64_t kColumnBlock = 2048;  // columns of a gradient that one task sums, to stay in the first-level cache
+
+template <class T>
+DPCGAN_INLINE double sq_norm_of_sum(const T* grads, int64_t numel, const int64_t* rows, int64_t count,
+                                    double (&sum)[kColumnBlock]) {
+  double total = 0;
+  for (int64_t begin = 0; begin < numel; begin += kColumnBlock) {
+    const int64_t size = std::min(kColumnBlock, numel - begin);
+    const T* first = grads + rows[0] * numel + begin;
+    for (int64_t i = 0; i < size; ++i) sum[i] = first[i];
+    for (int64_t r = 1; r < count; ++r) {
+      const T* row = grads + rows[r] * numel + begin;
+      for (int64_t i = 0; i < size; ++i) sum[i] += row[i];
+    }
+    for (int64_t i = 0; i < size; ++i) total += sum[i] * sum[i];
+  }
+  return total;
+}
+
+template <class T>
+void add_rows_sq_norm(const T* grads, int64_t numel, const int64_t* order, const int64_t* offsets, int64_t units,
+                      double* out) {
+  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    double sum[kColumnBlock];
+    simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
+      for (int64_t u = begin; u < end; ++u) {
+        const int64_t count = order == nullptr ? 1 : offsets[u + 1] - offsets[u];
+        if (count > 0) out[u] += sq_norm_of_sum(grads, numel, order == nullptr ? &u : order + offsets[u], count, sum);
+      }
+    });
+  });
+}
+
+template <class T>
+void rows_weighted_sum(const T* grad, int64_t numel, const double* factor, int64_t rows, double* out) {
+  at::parallel_for(0, ceil_div(numel, kColumnBlock), 1, [&](int64_t first, int64_t last) {
+    simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
+      const int64_t begin = first * kColumnBlock, end = std::min(last * kColumnBlock, numel);
+      for (int64_t n = 0; n < rows; ++n) {
+        if (factor[n] == 0) continue;  // 0 times NaN is NaN
+        const T* row = grad + n * numel;
+        for (int64_t i = begin; i < end; ++i) out[i] += factor[n] * row[i];
+      }
+    });
+  });
+}
+
+}  // namespace
+
+at::Tensor rows_sq_norm_cpu(at::TensorList grads, const std::optional<at::Tensor>& row_order,
+                            const std::optional<at::Tensor>& unit_offsets) {
+  const int64_t rows = check_per_sample_grads("rows_sq_norm", grads);
+  const int64_t units = check_units("rows_sq_norm", row_order, unit_offsets, rows, grads[0].device());
+  at::Tensor out = at::zeros({units}, grads[0].options().dtype(at::kDouble));
+  for (const at::Tensor& grad : grads) {
+    const at::Tensor contiguous = grad.contiguous();
+    AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "rows_sq_norm", [&] {
+      add_rows_sq_norm(contiguous.const_data_ptr<scalar_t>(), rows == 0 ? 0 : grad.numel() / rows,
+                       row_order ? row_order->const_data_ptr<int64_t>() : nullptr,
+                       unit_offsets ? unit_offsets->const_data_ptr<int64_t>() : nullptr, units,
+                       out.mutable_data_ptr<double>());
+    });
+  }
+  return out;
+}
+
+at::Tensor rows_weighted_sum_cpu(const at::Tensor& grad, const at::Tensor& factor) {
+  const int64_t rows = check_per_sample_grads("rows_weighted_sum", {grad});
+  check_row_factor("rows_weighted_sum", factor, rows, grad.device());
+  at::Tensor out = at::zeros(grad.sizes().slice(1), grad.options().dtype(at::kDouble));
+  const at::Tensor contiguous = grad.contiguous();
+  AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "rows_weighted_sum", [&] {
+    rows_weighted_sum(contiguous.const_data_ptr<scalar_t>(), out.numel(), factor.const_data_ptr<double>(), rows,
+                      out.mutable_data_ptr<double>());
+  });
+  return out;
+}
+
+at::Tensor clip_factor_cpu(const at::Tensor& sq_norm, double max_grad_norm) {
+  check_clip_factor("clip_factor", sq_norm, max_grad_norm);
+  at::Tensor out = at::empty_like(sq_norm);
+  const double* in = sq_norm.const_data_ptr<double>();
+  double* factor = out.mutable_data_ptr<double>();
+  for (int64_t u = 0; u < sq_norm.numel(); ++u) factor[u] = clip_factor(in[u], max_grad_norm);
+  return out;
+}
+
+}  // namespace dpcgan::cpu
+
+TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) {
+  m.impl("rows_sq_norm", &dpcgan::cpu::rows_sq_norm_cpu);
+  m.impl("rows_weighted_sum", &dpcgan::cpu::rows_weighted_sum_cpu);
+  m.impl("clip_factor", &dpcgan::cpu::clip_factor_cpu);
+}

@@ -1,0 +1,233 @@
+// Squared norms of the per-unit weight gradients of the conv family, without storing a gradient.
+//
+// `direct` forms the gradient of a unit tile by tile, squares and drops it. `gram` writes the norm as
+// sum_{t,t'} (g^T g)[t,t'] A[t,t'] with A from the polyphase view of x, lag by lag, in double: products of floats are
+// exact there.
+//
+// A norm that comes out too small would let a record exceed max_grad_norm. In float32 that happens where the sum over
+// positions cancels, as it does when x is nearly constant in t and g is centred. Both modes therefore also compute the
+// Cauchy-Schwarz bound  b = sum_t |g_t| |u_t|  (u_t: the taps at t), which rounding errors are proportional to. A unit
+// whose norm is far below its bound is formed in double, and reported as `cancelled`, so that conv_weighted_grad sums
+// it in double too: norm and summed gradient then belong together to about 1e-13.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "../checks.h"
+#include "conv_contract.h"
+
+namespace dpcgan::cpu {
+namespace {
+
+// Ratios of b^2 to the squared norm above which a float32 gradient, and a Gram norm in double, are not trusted. A
+// float32 gradient has a relative error of about 2^-24 sqrt(ratio), of which only the part along the gradient, smaller
+// by the square root of the number of weights, changes its length. A Gram norm has one of 2^-53 ratio.
+constexpr double kFloatCancellation = 1e4;
+constexpr double kGramCancellation = 1e8;
+// Times b, added to the norm: what rounding in double can add to a gradient that is nothing but rounding.
+constexpr double kRounding = 2.0 * std::numeric_limits<double>::epsilon();
+
+struct UnitRows {
+  const int64_t* rows;
+  int64_t count;
+};
+
+// Squared norm of one unit's gradient for one channel group, and its Cauchy-Schwarz bound.
+struct NormAndBound {
+  double sq_norm = 0;
+  double bound = 0;
+
+  // False for a NaN norm, which must stay as it is: the clip factor drops the unit.
+  bool cancels(double ratio) const { return sq_norm * ratio < bound * bound; }
+};
+
+template <class T>
+double bias_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, UnitRows unit, std::vector<double>& bias) {
+  bias.assign(conv.bias_numel(), 0.0);
+  for (int64_t r = 0; r < unit.count; ++r) add_bias_grad(conv, data, unit.rows[r], 1.0, bias.data());
+  double sum = 0;
+  for (double b : bias) sum += b * b;
+  return sum;
+}
+
+DPCGAN_INLINE double sum_of_squares(const auto* values, int64_t size) {
+  double sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(values[i]) * values[i];
+  return sum;
+}
+
+template <class T, class Sum>
+NormAndBound direct_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, UnitRows unit, int64_t group,
+                            PackedRows<Sum>& packed) {
+  NormAndBound result;
+  simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
+    constexpr int kBytes = decltype(width)::value;
+    pack_rows(conv, data, group, unit.rows, unit.count, nullptr, VectorOf<Sum, kBytes>::kLanes, packed);
+    contract<Sum, kBytes>(conv, packed, [&](int64_t, int64_t, int64_t outputs, int64_t taps, const Sum* tile,
+                                            int64_t tile_stride) DPCGAN_INLINE_BODY {
+      for (int64_t i = 0; i < outputs; ++i) result.sq_norm += sum_of_squares(tile + i * tile_stride, taps);
+    });
+    for (int64_t t = 0; t < packed.positions; ++t)
+      result.bound += std::sqrt(sum_of_squares(packed.taps.data() + t * packed.tap_stride, packed.tap_stride) *
+                                sum_of_squares(packed.outputs.data() + t * packed.output_stride, packed.output_stride));
+  });
+  return result;
+}
+
+// Double copies of one row: x as (phases, channels) lines of `columns`, g as (outputs) lines of T.
+struct GramRow {
+  std::vector<double> x;
+  std::vector<double> g;
+};
+
+struct GramScratch {
+  std::vector<GramRow> rows;
+  std::vector<double> last;   // products over the phases of the last fold
+  std::vector<double> full;   // products over all phases
+  std::vector<double> grads;  // (g^T g) along the lag
+};
+
+template <class T>
+void load_gram_row(const ConvGeometry& conv, const PolyphaseGeometry& poly, const ConvOperands<T>& data, int64_t row,
+                   int64_t group, GramRow& out) {
+  const int64_t channels = conv.x_group_channels();
+  out.x.assign(poly.phases * channels * poly.columns, 0.0);
+  out.g.resize(conv.g_group_channels() * conv.g_length);
+  const T* x = data.x + row * data.x_strides.row + group * channels * data.x_strides.channel;
+  const T* g = data.g + row * data.g_strides.row + group * conv.g_group_channels() * data.g_strides.channel;
+  for (int64_t phase = 0; phase < poly.phases; ++phase)
+    for (int64_t c = 0; c < channels; ++c) {
+      double* line = out.x.data() + (phase * channels + c) * poly.columns;
+      for (int64_t q = 0; q < poly.columns; ++q) {
+        const int64_t position = polyphase_position(conv, q, phase);
+        if (conv.inside(position)) line[q] = x[c * data.x_strides.channel + position * data.x_strides.position];
+      }
+    }
+  for (int64_t o = 0; o < conv.g_group_channels(); ++o)
+    for (int64_t t = 0; t < conv.g_length; ++t)
+      out.g[o * conv.g_length + t] = g[o * data.g_strides.channel + t * data.g_strides.position];
+}
+
+// sum[i] += a[i] * b[i]
+DPCGAN_INLINE void add_products(const double* a, const double* b, int64_t size, double* sum) {
+  for (int64_t i = 0; i < size; ++i) sum[i] += a[i] * b[i];
+}
+
+// Adds what a pair of rows contributes to the norm, and a row with itself to the bound.
+DPCGAN_INLINE void add_gram_pair(const ConvGeometry& conv, const PolyphaseGeometry& poly, const GramRow& a,
+                                 const GramRow& b, bool same, GramScratch& scratch, NormAndBound& result) {
+  const int64_t channels = conv.x_group_channels();
+  const int64_t last_lines = poly.last_phases * channels;
+  const int64_t lines = poly.phases * channels;
+  for (int64_t lag = same ? 0 : 1 - conv.g_length; lag < conv.g_length; ++lag) {
+    const int64_t skip = std::max<int64_t>(0, -lag);  // first position of a whose partner lies inside b
+    const int64_t pairs = conv.g_length - std::abs(lag);
+    const int64_t columns = pairs + poly.folds - 1;
+    scratch.last.assign(columns, 0.0);
+    for (int64_t i = 0; i < last_lines; ++i)
+      add_products(a.x.data() + i * poly.columns + skip, b.x.data() + i * poly.columns + skip + lag, columns,
+                   scratch.last.data());
+    scratch.full = scratch.last;
+    for (int64_t i = last_lines; i < lines; ++i)
+      add_products(a.x.data() + i * poly.columns + skip, b.x.data() + i * poly.columns + skip + lag, columns,
+                   scratch.full.data());
+    scratch.grads.assign(pairs, 0.0);
+    for (int64_t o = 0; o < conv.g_group_channels(); ++o)
+      add_products(a.g.data() + o * conv.g_length + skip, b.g.data() + o * conv.g_length + skip + lag, pairs,
+                   scratch.grads.data());
+    double sum = 0;
+    for (int64_t t = 0; t < pairs; ++t) {
+      double inputs = scratch.last[t + poly.folds - 1];
+      for (int64_t m = 0; m + 1 < poly.folds; ++m) inputs += scratch.full[t + m];
+      sum += inputs * scratch.grads[t];
+      if (same && lag == 0) result.bound += std::sqrt(inputs * scratch.grads[t]);
+    }
+    result.sq_norm += (same && lag == 0 ? 1.0 : 2.0) * sum;
+  }
+}
+
+template <class T>
+NormAndBound gram_sq_norm(const ConvGeometry& conv, const PolyphaseGeometry& poly, const ConvOperands<T>& data,
+                          UnitRows unit, int64_t group, GramScratch& scratch) {
+  if (scratch.rows.size() < static_cast<size_t>(unit.count)) scratch.rows.resize(unit.count);
+  NormAndBound result;
+  for (int64_t i = 0; i < unit.count; ++i) load_gram_row(conv, poly, data, unit.rows[i], group, scratch.rows[i]);
+  simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
+    for (int64_t i = 0; i < unit.count; ++i)
+      for (int64_t j = i; j < unit.count; ++j)
+        add_gram_pair(conv, poly, scratch.rows[i], scratch.rows[j], i == j, scratch, result);
+  });
+  return result;
+}
+
+// What one thread needs to measure units, one after another.
+template <class T>
+struct UnitMeter {
+  const ConvGeometry& conv;
+  const PolyphaseGeometry& poly;
+  const ConvOperands<T>& data;
+  PackedRows<T> packed;
+  PackedRows<double> packed_double;
+  GramScratch gram;
+  std::vector<double> bias;
+
+  double sq_norm(UnitRows unit, bool use_gram, bool& cancelled) {
+    double sum = conv.bias == BiasRole::kNone ? 0.0 : bias_sq_norm(conv, data, unit, bias);
+    cancelled = false;
+    for (int64_t group = 0; group < conv.groups; ++group) {
+      NormAndBound part = use_gram ? gram_sq_norm(conv, poly, data, unit, group, gram)
+                                   : direct_sq_norm(conv, data, unit, group, packed);
+      cancelled |= part.cancels(kFloatCancellation);
+      if (part.cancels(use_gram ? kGramCancellation : kFloatCancellation))
+        part = direct_sq_norm(conv, data, unit, group, packed_double);
+      const double rounding = kRounding * part.bound;
+      sum += part.sq_norm + rounding * rounding;
+    }
+    return sum;
+  }
+};
+
+template <class T>
+void sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, bool gram, const int64_t* order,
+             const int64_t* offsets, int64_t units, double* out, bool* cancelled) {
+  const PolyphaseGeometry poly(conv);
+  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+    UnitMeter<T> meter{conv, poly, data, {}, {}, {}, {}};
+    for (int64_t u = begin; u < end; ++u) {
+      const UnitRows unit =
+          order == nullptr ? UnitRows{&u, 1} : UnitRows{order + offsets[u], offsets[u + 1] - offsets[u]};
+      out[u] = meter.sq_norm(unit, gram, cancelled[u]);
+    }
+  });
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> conv_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g, int64_t kernel_size,
+                                                    int64_t stride, int64_t padding, int64_t dilation, int64_t groups,
+                                                    int64_t bias_role, std::string_view mode,
+                                                    const std::optional<at::Tensor>& row_order,
+                                                    const std::optional<at::Tensor>& unit_offsets) {
+  const ConvGeometry conv = check_conv("conv_sq_norm", x, g, kernel_size, stride, padding, dilation, groups, bias_role);
+  const bool gram = check_norm_mode("conv_sq_norm", mode);
+  const int64_t units = check_units("conv_sq_norm", row_order, unit_offsets, conv.rows, x.device());
+  at::Tensor out = at::empty({units}, x.options().dtype(at::kDouble));
+  at::Tensor cancelled = at::empty({units}, x.options().dtype(at::kBool));
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "conv_sq_norm", [&] {
+    const ConvOperands<scalar_t> data{x.const_data_ptr<scalar_t>(), operand_strides(x), g.const_data_ptr<scalar_t>(),
+                                      operand_strides(g)};
+    sq_norm(conv, data, gram, row_order ? row_order->const_data_ptr<int64_t>() : nullptr,
+            unit_offsets ? unit_offsets->const_data_ptr<int64_t>() : nullptr, units, out.mutable_data_ptr<double>(),
+            cancelled.mutable_data_ptr<bool>());
+  });
+  return {out, cancelled};
+}
+
+}  // namespace dpcgan::cpu
+
+TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) { m.impl("conv_sq_norm", &dpcgan::cpu::conv_sq_norm_cpu); }

@@ -1,0 +1,65 @@
+// Picks the vector width at run time: one kernel body is compiled for AVX-512, AVX2 and the baseline instruction set.
+//
+//   simd_dispatch([&](auto width) DPCGAN_INLINE_BODY { kernel_body<decltype(width)::value>(...); });
+//
+// Every function that the body calls with vectors must be marked DPCGAN_INLINE, or it would be compiled for the
+// baseline only.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#define DPCGAN_INLINE inline __attribute__((always_inline))
+#define DPCGAN_INLINE_BODY __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define DPCGAN_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"), noinline))
+#define DPCGAN_TARGET_AVX2 __attribute__((target("avx2,fma"), noinline))
+#endif
+
+namespace dpcgan::cpu {
+
+enum class SimdLevel : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+
+SimdLevel detected_simd_level();
+SimdLevel simd_level();
+// Forces a level at or below the detected one; tests run every kernel at each. Throws std::invalid_argument.
+void set_simd_level(const std::string& name);
+const char* simd_level_name(SimdLevel level);
+
+template <int kBytes>
+using VectorBytes = std::integral_constant<int, kBytes>;
+
+// `kBytes` wide vector of T; the compiler's own vector extension, so arithmetic is written with plain operators.
+template <class T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+  static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
+};
+
+#if defined(__x86_64__)
+template <class Body>
+DPCGAN_TARGET_AVX512 void run_avx512(const Body& body) {
+  body(VectorBytes<64>{});
+}
+template <class Body>
+DPCGAN_TARGET_AVX2 void run_avx2(const Body& body) {
+  body(VectorBytes<32>{});
+}
+#endif
+template <class Body>
+__attribute__((noinline)) void run_portable(const Body& body) {
+  body(VectorBytes<16>{});
+}
+
+template <class Body>
+void simd_dispatch(const Body& body) {
+#if defined(__x86_64__)
+  if (simd_level() == SimdLevel::kAvx512) return run_avx512(body);
+  if (simd_level() == SimdLevel::kAvx2) return run_avx2(body);
+#endif
+  run_portable(body);
+}
+
+}  // namespace dpcgan::cpu

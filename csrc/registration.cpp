@@ -1,0 +1,37 @@
+// Every op's schema, and nothing else. Implementations register at the foot of cpu/*.cpp and cuda/*_op.cpp; the
+// Python side (dpcgan_fast/ops) has the public wrappers, the fake kernels and the float64 references.
+//
+// The three conv ops serve Conv1d, ConvTranspose1d and Linear; common/conv_geometry.h says which tensor is x and
+// which is g for each. bias_role: 0 no bias, 1 the bias gradient is the sum of g, 2 it is the sum of x.
+#include <torch/library.h>
+
+TORCH_LIBRARY(dpcgan_fast, m) {
+  // Squared L2 norm of each unit's weight (and bias) gradient.  x: (B, C, L)  g: (B, O, T)
+  // returns (U,) float64, and (U,) bool: units whose gradient cancels so far that it must be summed in double
+  m.def(
+      "conv_sq_norm(Tensor x, Tensor g, int kernel_size, int stride, int padding, int dilation, int groups, "
+      "int bias_role, str mode, Tensor? row_order=None, Tensor? unit_offsets=None) -> (Tensor, Tensor)");
+  // Per-sample gradients.  returns weight (B, O, C/groups, k) and bias (B, O or C or 0) in the dtype of x
+  m.def(
+      "conv_per_sample_grad(Tensor x, Tensor g, int kernel_size, int stride, int padding, int dilation, int groups, "
+      "int bias_role) -> (Tensor, Tensor)");
+  // sum_n factor[n] G_n; rows of factor 0 are not read.  factor: (B,) float64  cancelled: (B,) bool, summed in double
+  // returns weight (O, C/groups, k) and bias (O or C or 0), float64
+  m.def(
+      "conv_weighted_grad(Tensor x, Tensor g, Tensor factor, Tensor? cancelled, int kernel_size, int stride, "
+      "int padding, int dilation, int groups, int bias_role) -> (Tensor, Tensor)");
+  // Per-sample gradients of GroupNorm's affine pair.  x, g: (B, C, S)  returns weight, bias: (B, C)
+  m.def("group_norm_per_sample_grad(Tensor x, Tensor g, int groups, float eps) -> (Tensor, Tensor)");
+  // Per-sample gradients of LayerNorm's affine pair; the last dimension is normalised.
+  // x, g: (B, S, M)  returns weight, bias: (B, M)
+  m.def("layer_norm_per_sample_grad(Tensor x, Tensor g, float eps) -> (Tensor, Tensor)");
+  // Squared L2 norm of each unit's sum of rows, over all tensors.  grads[i]: (B, ...)  returns (U,) float64
+  m.def("rows_sq_norm(Tensor[] grads, Tensor? row_order=None, Tensor? unit_offsets=None) -> Tensor");
+  // sum_n factor[n] grads[n]; rows of factor 0 are not read.  grad: (B, ...)  factor: (B,)  returns (...) float64
+  m.def("rows_weighted_sum(Tensor grad, Tensor factor) -> Tensor");
+  // min(1, max_grad_norm (1 - 2^-20) / sqrt(sq_norm)); 0 where sq_norm is not finite.  (U,) float64 -> (U,) float64
+  m.def("clip_factor(Tensor sq_norm, float max_grad_norm) -> Tensor");
+  // Adds N(0, std^2) to each element in double and rounds once to the public grid. Element i of a tensor takes
+  // normal i of a ChaCha20 stream that starts at block `counter` and a fresh block for each tensor.
+  m.def("gaussian_noise_(Tensor(a!)[] tensors, float std, Tensor key, int counter) -> ()");
+}

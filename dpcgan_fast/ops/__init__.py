@@ -1,0 +1,40 @@
+"""Fused kernels for DP-SGD: per-sample gradient norms, clipped sums, and secure Gaussian noise.
+
+Each op has a C++ and a CUDA kernel, a fake kernel for tracing, and a float64 reference. Importing this package needs
+torch and numpy alone.
+"""
+
+from dpcgan_fast.ops import _fake
+from dpcgan_fast.ops._affine import group_norm_per_sample_grad as group_norm_per_sample_grad
+from dpcgan_fast.ops._affine import group_norm_sq_norm as group_norm_sq_norm
+from dpcgan_fast.ops._affine import layer_norm_per_sample_grad as layer_norm_per_sample_grad
+from dpcgan_fast.ops._affine import layer_norm_sq_norm as layer_norm_sq_norm
+from dpcgan_fast.ops._backend import backend as backend
+from dpcgan_fast.ops._backend import has_cuda_kernels as has_cuda_kernels
+from dpcgan_fast.ops._backend import native
+from dpcgan_fast.ops._backend import native_module as native_module
+from dpcgan_fast.ops._clip import clip_and_sum as clip_and_sum
+from dpcgan_fast.ops._clip import rows_weighted_sum as rows_weighted_sum
+from dpcgan_fast.ops._conv import ConvProblem as ConvProblem
+from dpcgan_fast.ops._conv import as_channels as as_channels
+from dpcgan_fast.ops._conv import clip_factor as clip_factor
+from dpcgan_fast.ops._conv import conv1d_sq_norm as conv1d_sq_norm
+from dpcgan_fast.ops._conv import conv_transpose1d_sq_norm as conv_transpose1d_sq_norm
+from dpcgan_fast.ops._conv import linear_sq_norm as linear_sq_norm
+from dpcgan_fast.ops._conv import rows_sq_norm as rows_sq_norm
+from dpcgan_fast.ops._modes import NormChoice as NormChoice
+from dpcgan_fast.ops._modes import NormMode as NormMode
+from dpcgan_fast.ops._modes import check_norm_mode as check_norm_mode
+from dpcgan_fast.ops._modes import pick_norm_mode as pick_norm_mode
+from dpcgan_fast.ops._noise import KEY_BYTES as KEY_BYTES
+from dpcgan_fast.ops._noise import NoiseKey as NoiseKey
+from dpcgan_fast.ops._noise import derive_key as derive_key
+from dpcgan_fast.ops._noise import gaussian_noise_ as gaussian_noise_
+from dpcgan_fast.ops._reference import BIAS_FROM_GRAD as BIAS_FROM_GRAD
+from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
+from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
+from dpcgan_fast.ops._units import UnitGroups as UnitGroups
+from dpcgan_fast.ops._units import group_units as group_units
+
+if native is not None:
+    _fake.register()

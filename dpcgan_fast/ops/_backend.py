@@ -1,0 +1,62 @@
+"""Loads the native extension and says which implementation of the ops runs.
+
+The back end is `native` (C++/CUDA) unless `DPCGAN_BACKEND=reference` asks for the float64 references, which are slow
+and meant for checks. A missing extension is an error that says how to build it: nothing falls back silently.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dpcgan_fast.ops import _reference
+
+try:
+    from dpcgan_fast import _C as native
+except ImportError as error:
+    native = None
+    _import_error: ImportError | None = error
+else:
+    _import_error = None
+
+_BACKENDS = ("native", "reference")
+
+
+def backend() -> str:
+    """Name of the implementation that the ops use: `native` or `reference`.
+
+    Raises ImportError if the native extension is wanted and cannot be loaded, and ValueError for an unknown name in
+    the environment variable `DPCGAN_BACKEND`.
+    """
+    name = os.environ.get("DPCGAN_BACKEND", "native")
+    if name not in _BACKENDS:
+        raise ValueError(f"Expected DPCGAN_BACKEND to be one of {', '.join(_BACKENDS)}, got {name!r}.")
+    if name == "native" and native is None:
+        raise ImportError(
+            f"The native extension of dpcgan_fast cannot be loaded ({_import_error}). Build it with "
+            "`pip install --no-build-isolation .`, or set DPCGAN_BACKEND=reference to use the slow reference ops."
+        ) from _import_error
+    return name
+
+
+def native_module() -> Any:
+    """The compiled module, or ImportError with the way to build it."""
+    if native is None:
+        raise ImportError(
+            f"The native extension of dpcgan_fast cannot be loaded ({_import_error}). Build it with "
+            "`pip install --no-build-isolation .`."
+        ) from _import_error
+    return native
+
+
+def has_cuda_kernels() -> bool:
+    """Whether this build contains the CUDA kernels."""
+    return native is not None and bool(native.build_info()["cuda"])
+
+
+def op(name: str) -> Callable[..., Any]:
+    """The implementation of a registered op in the current back end; both share one signature."""
+    if backend() == "reference":
+        return getattr(_reference, name)
+    return getattr(torch.ops.dpcgan_fast, name)

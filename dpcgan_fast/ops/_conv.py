@@ -1,0 +1,198 @@
+"""Per-sample gradient norms and clipped sums for Conv1d, ConvTranspose1d and Linear.
+
+The three share one form of weight gradient (see `csrc/common/conv_geometry.h`); `ConvProblem` holds it, and the
+functions below map each layer kind to it. x is sampled at strided positions, g has one value a position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpcgan_fast.ops._backend import op
+from dpcgan_fast.ops._modes import NormMode, NormProblem, pick_norm_mode
+from dpcgan_fast.ops._reference import BIAS_FROM_GRAD, BIAS_FROM_INPUT, BIAS_NONE
+from dpcgan_fast.ops._units import UnitGroups
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """Geometry of the weight gradient G[o, c, j] = sum_t g[o, t] x[c, stride t + dilation j - padding]."""
+
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias_role: int = BIAS_NONE
+
+    def sizes(self, x: Tensor, g: Tensor) -> NormProblem:
+        """Sizes for the cost model, per channel group; x: (B, C, L), g: (B, O, T)."""
+        return NormProblem(
+            in_channels=x.shape[1] // self.groups,
+            in_length=x.shape[2],
+            out_channels=g.shape[1] // self.groups,
+            out_length=g.shape[2],
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            dilation=self.dilation,
+        )
+
+    def _geometry(self) -> tuple[int, int, int, int, int, int]:
+        return self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.bias_role
+
+    def sq_norm(self, x: Tensor, g: Tensor, mode: NormMode, units: UnitGroups | None = None) -> tuple[Tensor, Tensor]:
+        """Squared norm of each unit's gradient without storing one: `direct` or `gram`.
+
+        out: (U,) float64, and (U,) bool: units whose gradient cancels; hand it to `weighted_grad` for their rows.
+        """
+        order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
+        return op("conv_sq_norm")(x, g, *self._geometry(), mode, order, offsets)
+
+    def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample gradients in the dtype of x: weight (B, O, C/groups, k), bias (B, O or C or 0)."""
+        return op("conv_per_sample_grad")(x, g, *self._geometry())
+
+    def weighted_grad(
+        self, x: Tensor, g: Tensor, factor: Tensor, cancelled: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """sum_n factor[n] G_n in float64: weight (O, C/groups, k), bias (O or C or 0).
+
+        factor:    (B,) float64; rows of factor 0 are not read
+        cancelled: (B,) bool, rows to sum in double throughout, from `sq_norm`
+        """
+        return op("conv_weighted_grad")(x, g, factor, cancelled, *self._geometry())
+
+
+def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, dtype: torch.dtype) -> Tensor:
+    mode = pick_norm_mode(problem.sizes(x, g), mode).mode
+    if mode == "materialise":
+        return rows_sq_norm(problem.per_sample_grad(x, g)).to(dtype)
+    return problem.sq_norm(x, g, mode)[0].to(dtype)
+
+
+def rows_sq_norm(grads: Sequence[Tensor], units: UnitGroups | None = None) -> Tensor:
+    """Squared norm over all tensors of each unit's sum of rows; grads[i]: (B, ...), out: (U,) float64."""
+    order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
+    return op("rows_sq_norm")(list(grads), order, offsets)
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int | str, ...]) -> None:
+    fits = tensor.dim() == len(expected) and all(
+        isinstance(want, str) or want == got for want, got in zip(expected, tensor.shape, strict=True)
+    )
+    if not fits:
+        shape = ", ".join(str(size) for size in expected)
+        raise ValueError(f"Expected {name} of shape ({shape}), got {tuple(tensor.shape)}.")
+
+
+def _single(name: str, value: int | Sequence[int]) -> int:
+    if isinstance(value, int):
+        return value
+    if len(value) != 1:
+        raise ValueError(f"Expected {name} to be an int or a sequence of one, got {tuple(value)}.")
+    return value[0]
+
+
+def conv1d_sq_norm(
+    x: Tensor,
+    grad_out: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    mode: NormMode = "auto",
+) -> Tensor:
+    """Squared L2 norm of each sample's gradient of Conv1d's weight, and of its bias if `bias`.
+
+    x:            (B, C, L) float32 or float64
+    grad_out:     (B, O, T), T = floor((L + 2 padding - dilation (k - 1) - 1) / stride) + 1
+    weight_shape: (O, C / groups, k)
+    mode:         "auto", "direct", "gram" or "materialise"; they differ in cost, not in value
+    out:          (B,) in the dtype of x, in squared gradient units
+
+    Formal guarantee: the norm is not smaller than that of the gradient as float arithmetic sums it.
+    Raises ValueError for shapes that do not belong together, RuntimeError for other dtypes.
+    Source: arXiv 1510.01799 (the outer-product trick), extended to strided convolutions by a polyphase view of x.
+    """
+    outputs, channels, kernel_size = weight_shape
+    stride, padding, dilation = _single("stride", stride), _single("padding", padding), _single("dilation", dilation)
+    _check_shape("x", x, ("B", channels * groups, "L"))
+    length = (x.shape[2] + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1
+    _check_shape("grad_out", grad_out, (x.shape[0], outputs, length))
+    problem = ConvProblem(kernel_size, stride, padding, dilation, groups, BIAS_FROM_GRAD if bias else BIAS_NONE)
+    return _public_sq_norm(problem, x, grad_out, mode, x.dtype)
+
+
+def conv_transpose1d_sq_norm(
+    x: Tensor,
+    grad_out: Tensor,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    mode: NormMode = "auto",
+) -> Tensor:
+    """Squared L2 norm of each sample's gradient of ConvTranspose1d's weight, and of its bias if `bias`.
+
+    x:            (B, C, T) float32 or float64
+    grad_out:     (B, O, L), L = (T - 1) stride - 2 padding + dilation (k - 1) + output_padding + 1
+    weight_shape: (C, O / groups, k)
+    out:          (B,) in the dtype of x, in squared gradient units
+
+    Modes, guarantee, errors and source as in `conv1d_sq_norm`.
+    """
+    channels, outputs, kernel_size = weight_shape
+    stride, padding, dilation = _single("stride", stride), _single("padding", padding), _single("dilation", dilation)
+    _check_shape("x", x, ("B", channels, "T"))
+    length = (x.shape[2] - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + 1
+    length += _single("output_padding", output_padding)
+    _check_shape("grad_out", grad_out, (x.shape[0], outputs * groups, length))
+    problem = ConvProblem(kernel_size, stride, padding, dilation, groups, BIAS_FROM_INPUT if bias else BIAS_NONE)
+    return _public_sq_norm(problem, grad_out, x, mode, x.dtype)
+
+
+def linear_sq_norm(x: Tensor, grad_out: Tensor, bias: bool = True, mode: NormMode = "auto") -> Tensor:
+    """Squared L2 norm of each sample's gradient of Linear's weight, and of its bias if `bias`.
+
+    x:        (B, ..., I) float32 or float64; the dimensions in between are positions that share the weight
+    grad_out: (B, ..., O)
+    out:      (B,) in the dtype of x, in squared gradient units
+
+    Modes, guarantee, errors and source as in `conv1d_sq_norm`.
+    """
+    _check_shape("grad_out", grad_out, (*x.shape[:-1], "O"))
+    if x.dim() < 2:
+        raise ValueError(f"Expected x of shape (B, ..., I), got {tuple(x.shape)}.")
+    problem = ConvProblem(1, bias_role=BIAS_FROM_GRAD if bias else BIAS_NONE)
+    return _public_sq_norm(problem, as_channels(x), as_channels(grad_out), mode, x.dtype)
+
+
+def as_channels(features_last: Tensor) -> Tensor:
+    """(B, ..., F) -> (B, F, positions), a view where possible: Linear as a convolution of kernel size 1."""
+    rows, features = features_last.shape[0], features_last.shape[-1]
+    positions = features_last.shape[1:-1].numel()
+    return features_last.reshape(rows, positions, features).transpose(1, 2)
+
+
+def clip_factor(sq_norm: Tensor, max_grad_norm: float) -> Tensor:
+    """Factor that clips a gradient to `max_grad_norm`: min(1, max_grad_norm (1 - 2^-20) / norm).
+
+    sq_norm: (U,) float64, squared norms
+    out:     (U,) float64 in [0, 1]
+
+    | sq_norm      | factor |
+    |--------------|--------|
+    | 0            | 1      |
+    | inf or NaN   | 0: the unit is dropped |
+
+    max_grad_norm may be `inf`, which clips nothing. Raises RuntimeError if it is not positive.
+    Source: arXiv 1607.00133, algorithm 1; the factor (1 - 2^-20) leaves room for the rounding of the sum.
+    """
+    return op("clip_factor")(sq_norm.to(torch.float64), max_grad_norm)

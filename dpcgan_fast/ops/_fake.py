@@ -1,0 +1,56 @@
+"""Fake (meta) kernels: the shapes and dtypes of the ops' results, so that torch.compile and export can trace them."""
+
+import torch
+from torch import Tensor
+
+
+def _bias_numel(x: Tensor, g: Tensor, bias_role: int) -> int:
+    return (0, g.shape[1], x.shape[1])[bias_role]
+
+
+def _unit_count(rows: Tensor, unit_offsets: Tensor | None) -> int:
+    return rows.shape[0] if unit_offsets is None else unit_offsets.shape[0] - 1
+
+
+def register() -> None:
+    """Registers the fake kernel of every op. Call once, after the native extension is loaded."""
+    register_fake = torch.library.register_fake
+
+    @register_fake("dpcgan_fast::conv_sq_norm")
+    def _(x, g, kernel_size, stride, padding, dilation, groups, bias_role, mode, row_order=None, unit_offsets=None):  # noqa: ARG001
+        units = _unit_count(x, unit_offsets)
+        return x.new_empty(units, dtype=torch.float64), x.new_empty(units, dtype=torch.bool)
+
+    @register_fake("dpcgan_fast::conv_per_sample_grad")
+    def _(x, g, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
+        weight = x.new_empty(x.shape[0], g.shape[1], x.shape[1] // groups, kernel_size)
+        return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role))
+
+    @register_fake("dpcgan_fast::conv_weighted_grad")
+    def _(x, g, factor, cancelled, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
+        weight = x.new_empty(g.shape[1], x.shape[1] // groups, kernel_size, dtype=torch.float64)
+        return weight, x.new_empty(_bias_numel(x, g, bias_role), dtype=torch.float64)
+
+    @register_fake("dpcgan_fast::group_norm_per_sample_grad")
+    def _(x, g, groups, eps):  # noqa: ARG001
+        return x.new_empty(x.shape[0], x.shape[1]), x.new_empty(x.shape[0], x.shape[1])
+
+    @register_fake("dpcgan_fast::layer_norm_per_sample_grad")
+    def _(x, g, eps):  # noqa: ARG001
+        return x.new_empty(x.shape[0], x.shape[2]), x.new_empty(x.shape[0], x.shape[2])
+
+    @register_fake("dpcgan_fast::rows_sq_norm")
+    def _(grads, row_order=None, unit_offsets=None):  # noqa: ARG001
+        return grads[0].new_empty(_unit_count(grads[0], unit_offsets), dtype=torch.float64)
+
+    @register_fake("dpcgan_fast::rows_weighted_sum")
+    def _(grad, factor):  # noqa: ARG001
+        return grad.new_empty(grad.shape[1:], dtype=torch.float64)
+
+    @register_fake("dpcgan_fast::clip_factor")
+    def _(sq_norm, max_grad_norm):  # noqa: ARG001
+        return torch.empty_like(sq_norm)
+
+    @register_fake("dpcgan_fast::gaussian_noise_")
+    def _(tensors, std, key, counter):  # noqa: ARG001
+        return None

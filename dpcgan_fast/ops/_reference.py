@@ -1,0 +1,184 @@
+"""Float64 references of every registered op, written for reading: the specification that the kernels are tested by.
+
+Names and argument order are those of `csrc/registration.cpp`. Nothing here shares code with the kernels.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+BIAS_NONE, BIAS_FROM_GRAD, BIAS_FROM_INPUT = 0, 1, 2
+CLIP_SHRINK = 1.0 - 2.0**-20
+GRID_BITS = 20
+NORMALS_PER_BLOCK = 8
+
+
+def _unfolded_taps(x: Tensor, positions: int, kernel_size: int, stride: int, padding: int, dilation: int) -> Tensor:
+    """(B, C, L) -> (B, C, k, T): the value that tap j reads at position t, zero outside x."""
+    reach = stride * (positions - 1) + dilation * (kernel_size - 1) + 1
+    padded = F.pad(x.double(), (padding, max(0, reach - padding - x.shape[2])))
+    taps = [padded[:, :, dilation * j :][:, :, : stride * (positions - 1) + 1 : stride] for j in range(kernel_size)]
+    return torch.stack(taps, dim=2)  # (B, C, k, T)
+
+
+def _conv_grads(
+    x: Tensor, g: Tensor, kernel_size: int, stride: int, padding: int, dilation: int, groups: int, bias_role: int
+) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients in float64: weight (B, O, C/groups, k) and bias (B, O or C or 0)."""
+    rows, outputs, positions = g.shape
+    channels = x.shape[1]
+    if positions == 0:
+        weight = torch.zeros(rows, outputs, channels // groups, kernel_size, dtype=torch.float64, device=x.device)
+    else:
+        taps = _unfolded_taps(x, positions, kernel_size, stride, padding, dilation)
+        taps = taps.reshape(rows, groups, channels // groups, kernel_size, positions)
+        grad = g.double().reshape(rows, groups, outputs // groups, positions)
+        weight = torch.einsum("bgot,bgckt->bgock", grad, taps)
+        weight = weight.reshape(rows, outputs, channels // groups, kernel_size)
+    bias = {BIAS_NONE: x.new_zeros(rows, 0).double(), BIAS_FROM_GRAD: g.double().sum(2), BIAS_FROM_INPUT: x.double().sum(2)}
+    return weight, bias[bias_role]
+
+
+def conv_sq_norm(
+    x: Tensor,
+    g: Tensor,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    bias_role: int,
+    mode: str,
+    row_order: Tensor | None = None,
+    unit_offsets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Squared norm of each unit's weight and bias gradient, whatever the mode; no unit needs more than float64."""
+    if mode not in ("direct", "gram"):
+        raise RuntimeError(f"conv_sq_norm: expected mode direct or gram, got {mode}")
+    grads = _conv_grads(x, g, kernel_size, stride, padding, dilation, groups, bias_role)
+    sq_norm = rows_sq_norm(list(grads), row_order, unit_offsets)
+    return sq_norm, torch.zeros_like(sq_norm, dtype=torch.bool)
+
+
+def conv_per_sample_grad(
+    x: Tensor, g: Tensor, kernel_size: int, stride: int, padding: int, dilation: int, groups: int, bias_role: int
+) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients, rounded to the dtype of x."""
+    weight, bias = _conv_grads(x, g, kernel_size, stride, padding, dilation, groups, bias_role)
+    return weight.to(x.dtype), bias.to(x.dtype)
+
+
+def conv_weighted_grad(
+    x: Tensor,
+    g: Tensor,
+    factor: Tensor,
+    cancelled: Tensor | None,  # noqa: ARG001  every row is summed in float64 here
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    bias_role: int,
+) -> tuple[Tensor, Tensor]:
+    """sum_n factor[n] G_n in float64; rows of factor 0 are left out, whatever they hold."""
+    weight, bias = _conv_grads(x, g, kernel_size, stride, padding, dilation, groups, bias_role)
+    return rows_weighted_sum(weight, factor), rows_weighted_sum(bias, factor)
+
+
+def group_norm_per_sample_grad(x: Tensor, g: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients of GroupNorm's weight and bias; x, g: (B, C, S) -> (B, C) each."""
+    rows, channels, length = x.shape
+    grouped = x.double().reshape(rows, groups, channels // groups * length)
+    mean = grouped.mean(2, keepdim=True)
+    var = grouped.var(2, unbiased=False, keepdim=True)
+    normalised = ((grouped - mean) / torch.sqrt(var + eps)).reshape(rows, channels, length)
+    return (g.double() * normalised).sum(2).to(x.dtype), g.double().sum(2).to(x.dtype)
+
+
+def layer_norm_per_sample_grad(x: Tensor, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients of LayerNorm's weight and bias; x, g: (B, S, M) -> (B, M) each."""
+    values = x.double()
+    mean = values.mean(2, keepdim=True)
+    var = values.var(2, unbiased=False, keepdim=True)
+    normalised = (values - mean) / torch.sqrt(var + eps)
+    return (g.double() * normalised).sum(1).to(x.dtype), g.double().sum(1).to(x.dtype)
+
+
+def rows_sq_norm(grads: list[Tensor], row_order: Tensor | None = None, unit_offsets: Tensor | None = None) -> Tensor:
+    """Squared norm over all tensors of each unit's sum of rows, (U,) float64."""
+    total: Tensor | None = None
+    for grad in grads:
+        rows = grad.double().reshape(grad.shape[0], math.prod(grad.shape[1:]))
+        if row_order is not None and unit_offsets is not None:
+            bounds = unit_offsets.tolist()
+            units = [rows[row_order[a:b]].sum(0) for a, b in zip(bounds, bounds[1:], strict=False)]
+            rows = torch.stack(units) if units else rows[:0]
+        squares = rows.square().sum(1)
+        total = squares if total is None else total + squares
+    if total is None:
+        raise RuntimeError("rows_sq_norm: expected at least one per-sample gradient, got an empty list")
+    return total
+
+
+def rows_weighted_sum(grad: Tensor, factor: Tensor) -> Tensor:
+    """sum_n factor[n] grad[n] in float64; rows of factor 0 are left out, whatever they hold."""
+    kept = factor != 0
+    return torch.tensordot(factor[kept], grad[kept].double(), dims=1)
+
+
+def clip_factor(sq_norm: Tensor, max_grad_norm: float) -> Tensor:
+    """min(1, max_grad_norm (1 - 2^-20) / norm), and 0 where the norm is not finite."""
+    norm = sq_norm.double().sqrt()
+    limit = max_grad_norm * CLIP_SHRINK
+    factor = torch.where(norm <= limit, torch.ones_like(norm), limit / norm)
+    return torch.where(torch.isfinite(sq_norm), factor, torch.zeros_like(norm))
+
+
+def chacha20_block(key: np.ndarray, nonce: int, counter: int) -> np.ndarray:
+    """One ChaCha20 block as 16 uint32 words (RFC 8439 section 2.3, with a 64-bit counter and a 64-bit nonce)."""
+    mask = 0xFFFFFFFF
+    start = [0x61707865, 0x3320646E, 0x79622D32, 0x6B206574]
+    start += [int(word) & mask for word in key]
+    start += [counter & mask, counter >> 32 & mask, nonce & mask, nonce >> 32 & mask]
+    state = list(start)
+
+    def quarter_round(a: int, b: int, c: int, d: int) -> None:
+        for x, y, z, bits in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+            state[x] = (state[x] + state[y]) & mask
+            mixed = state[z] ^ state[x]
+            state[z] = (mixed << bits | mixed >> (32 - bits)) & mask
+
+    for _ in range(10):
+        for i in range(4):
+            quarter_round(i, 4 + i, 8 + i, 12 + i)
+        for i in range(4):
+            quarter_round(i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4)
+    return np.array([(word + first) & mask for word, first in zip(state, start, strict=True)], dtype=np.uint32)
+
+
+def standard_normals(key: np.ndarray, counter: int, size: int) -> np.ndarray:
+    """`size` standard normals in float64: Box-Muller on 53-bit uniforms, eight a block."""
+    normals = []
+    for block in range(math.ceil(size / NORMALS_PER_BLOCK)):
+        words = [int(word) for word in chacha20_block(key, 0, counter + block)]
+        for i in range(0, 16, 4):
+            first = (words[i] >> 5) * 2**26 + (words[i + 1] >> 6)
+            second = (words[i + 2] >> 5) * 2**26 + (words[i + 3] >> 6)
+            radius = math.sqrt(-2.0 * math.log((first + 1) * 2.0**-53))
+            angle = 2.0 * math.pi * (second * 2.0**-53)
+            normals += [radius * math.cos(angle), radius * math.sin(angle)]
+    return np.array(normals[:size])
+
+
+def gaussian_noise_(tensors: list[Tensor], std: float, key: Tensor, counter: int) -> None:
+    """Adds N(0, std^2) to each element in float64 and rounds once to the grid 2^(floor(log2(std)) - 20)."""
+    grid = 2.0 ** (math.frexp(std)[1] - 1 - GRID_BITS)
+    words = key.numpy().view(np.uint32)
+    for tensor in tensors:
+        noise = torch.from_numpy(standard_normals(words, counter, tensor.numel())).reshape(tensor.shape)
+        noisy = tensor.double() + std * noise.to(tensor.device)
+        tensor.copy_(torch.round(noisy / grid) * grid)
+        counter += math.ceil(tensor.numel() / NORMALS_PER_BLOCK)

@@ -1,0 +1,42 @@
+"""Grouping of rows into units of privacy."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UnitGroups:
+    """Rows of a batch grouped by unit.
+
+    unit_ids:     (U,) int64, ascending
+    unit_of_row:  (B,) int64, index into unit_ids
+    row_order:    (B,) int64, rows sorted by unit
+    unit_offsets: (U + 1,) int64; unit u holds row_order[unit_offsets[u] : unit_offsets[u + 1]]
+    """
+
+    unit_ids: Tensor
+    unit_of_row: Tensor
+    row_order: Tensor
+    unit_offsets: Tensor
+
+
+def group_units(units: Tensor, rows: int) -> UnitGroups | None:
+    """Groups rows by unit id, or None if every row is a unit of its own, in which case rows are units in row order.
+
+    units: (B,) int64
+
+    Raises ValueError for another shape or dtype.
+    """
+    if units.dtype != torch.int64 or units.shape != (rows,):
+        raise ValueError(
+            f"Expected units of dtype int64 and shape ({rows},), got {units.dtype} of shape {tuple(units.shape)}; "
+            "otherwise rows of one unit would be clipped apart and its privacy loss under-reported."
+        )
+    unit_ids, unit_of_row, counts = torch.unique(units, return_inverse=True, return_counts=True)
+    if unit_ids.numel() == rows:
+        return None
+    offsets = torch.zeros(unit_ids.numel() + 1, dtype=torch.int64, device=units.device)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    return UnitGroups(unit_ids, unit_of_row, torch.argsort(unit_of_row, stable=True), offsets)
