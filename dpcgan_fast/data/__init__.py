@@ -1,0 +1,1 @@
+"""Schema, readers and writers, encoding of records, units of privacy, and data sets."""

@@ -1,0 +1,27 @@
+"""Layout of an encoded record: which positions of the vector in [0, 1]^F hold which column."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+BlockKind = Literal["numeric", "binary", "categorical", "absent"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive positions of a record that belong to one column.
+
+    kind: numeric      one value, scaled to [0, 1] by the public or paid bounds
+          binary       one value, 0 or 1
+          categorical  one-hot over the categories, then `__other__` and "missing" where the schema has them
+          absent       one value, 1 where the numeric column of this name is missing
+    """
+
+    kind: BlockKind
+    name: str
+    start: int
+    width: int
+
+    @property
+    def stop(self) -> int:
+        """First position after the block."""
+        return self.start + self.width

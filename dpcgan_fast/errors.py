@@ -1,0 +1,44 @@
+"""Errors that reach the user, one class for each exit code of the command line.
+
+A message is one line, `WHAT (WHERE). HOW TO FIX`, and never contains a cell's value: error text leaves the process, and
+the privacy claim covers everything that does.
+"""
+
+
+class DpcganError(Exception):
+    """Base of all errors that the user can do something about.
+
+    what:  what is wrong, without a full stop
+    where: file, column, row or option
+    how:   what to do about it, a full sentence
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, where: str, how: str):
+        super().__init__(f"{what} ({where}). {how}")
+        self.what, self.where, self.how = what, where, how
+
+
+class InputError(DpcganError, ValueError):
+    """Bad usage or bad input."""
+
+    exit_code = 2
+
+
+class PrivacyError(DpcganError, RuntimeError):
+    """Refused for privacy: the budget is spent, the ledger is broken, or a checkpoint was rolled back."""
+
+    exit_code = 3
+
+
+class StoppedError(DpcganError, RuntimeError):
+    """Stopped by a signal; the run can be resumed."""
+
+    exit_code = 4
+
+
+class MachineError(DpcganError, RuntimeError):
+    """The machine failed: disk full, out of memory, device lost."""
+
+    exit_code = 5

@@ -1,0 +1,62 @@
+"""Files that are either written whole or not at all, and that other users of the machine cannot read."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from dpcgan_fast.errors import MachineError
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def machine_error(error: OSError, path: Path) -> MachineError:
+    """The error that the user sees when the machine fails to write `path`."""
+    if error.errno in _FULL:
+        return MachineError("The disk is full", str(path), "Free some space and run the same command again.")
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    return MachineError(f"Writing failed: {reason}", str(path), "Check the folder and its permissions.")
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def written_whole(path: str | Path, private: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside `path` that takes its place, durably, when the block ends without an error.
+
+    Raises MachineError if the machine cannot write; whatever stood at `path` is then still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, PRIVATE_FILE if private else 0o666
+        )
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise machine_error(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_whole(path: str | Path, content: bytes | str, private: bool = False) -> None:
+    """Writes a file whole or not at all. Raises MachineError if the machine cannot write."""
+    with written_whole(path, private) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
