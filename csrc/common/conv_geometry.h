@@ -53,18 +53,28 @@ struct OperandStrides {
   int64_t position;
 };
 
+template <class T>
+struct ConvOperands {
+  const T* x;
+  OperandStrides x_strides;
+  const T* g;
+  OperandStrides g_strides;
+};
+
 // Polyphase view of x for the Gram norm:
 //   sum_j x[s t + j] x[s t' + j] = sum_{m < folds} S[t + m, t' + m],  S[q, q'] = sum_{phase} x[s q + phase] x[s q' + phase]
 // which needs no unfolding and costs `phases` products a pair where unfolding costs kernel_size.
-// A dilated kernel has no such fold; there every tap is a phase of its own and folds = 1.
+// A dilated kernel has no such fold; there every tap is a phase of its own and folds = 1. So it is, too, with more folds
+// than the caller has room for.
 struct PolyphaseGeometry {
   int64_t phases;       // products for one (q, q') and channel
   int64_t folds;        // shifted adds, ceil(k / s)
   int64_t last_phases;  // phases of the last fold, k - (folds - 1) s
   int64_t columns;      // Q, columns of the polyphase view
 
-  DPCGAN_HOST_DEVICE explicit PolyphaseGeometry(const ConvGeometry& conv) {
-    const bool folded = conv.dilation == 1 && conv.stride < conv.kernel_size;
+  DPCGAN_HOST_DEVICE explicit PolyphaseGeometry(const ConvGeometry& conv, int64_t max_folds = INT64_MAX) {
+    const bool folded = conv.dilation == 1 && conv.stride < conv.kernel_size &&
+                        ceil_div(conv.kernel_size, conv.stride) <= max_folds;
     phases = folded ? conv.stride : conv.kernel_size;
     folds = folded ? ceil_div(conv.kernel_size, conv.stride) : 1;
     last_phases = folded ? conv.kernel_size - (folds - 1) * conv.stride : conv.kernel_size;

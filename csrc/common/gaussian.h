@@ -15,6 +15,7 @@
 namespace dpcgan {
 
 constexpr int kNormalsPerBlock = kChaChaWords / 2;  // a pair of normals takes two 53-bit uniforms, that is, four words
+constexpr uint64_t kNoiseNonce = 0;                 // the key serves noise alone, so the counter tells all blocks apart
 constexpr int kGridBits = 20;                       // grid = 2^(floor(log2(std)) - kGridBits)
 
 // Integer in [0, 2^53) from two words, kept as two halves because int32 -> double converts fast on every target.

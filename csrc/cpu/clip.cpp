@@ -9,6 +9,7 @@
 
 #include "../checks.h"
 #include "../common/clip.h"
+#include "parallel.h"
 #include "simd.h"
 
 namespace dpcgan::cpu {
@@ -34,9 +35,10 @@ DPCGAN_INLINE double sq_norm_of_sum(const T* grads, int64_t numel, const int64_t
 }
 
 template <class T>
-void add_rows_sq_norm(const T* grads, int64_t numel, const int64_t* order, const int64_t* offsets, int64_t units,
+void add_rows_sq_norm(const T* grads, int64_t rows, int64_t numel, const int64_t* order, const int64_t* offsets, int64_t units,
                       double* out) {
-  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+  const int64_t unit_work = units == 0 ? 0 : numel * ceil_div(rows, units);
+  at::parallel_for(0, units, grain_size(unit_work), [&](int64_t begin, int64_t end) {
     double sum[kColumnBlock];
     simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
       for (int64_t u = begin; u < end; ++u) {
@@ -49,7 +51,8 @@ void add_rows_sq_norm(const T* grads, int64_t numel, const int64_t* order, const
 
 template <class T>
 void rows_weighted_sum(const T* grad, int64_t numel, const double* factor, int64_t rows, double* out) {
-  at::parallel_for(0, ceil_div(numel, kColumnBlock), 1, [&](int64_t first, int64_t last) {
+  const int64_t block_work = rows * std::min(numel, kColumnBlock);
+  at::parallel_for(0, ceil_div(numel, kColumnBlock), grain_size(block_work), [&](int64_t first, int64_t last) {
     simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
       const int64_t begin = first * kColumnBlock, end = std::min(last * kColumnBlock, numel);
       for (int64_t n = 0; n < rows; ++n) {
@@ -71,7 +74,7 @@ at::Tensor rows_sq_norm_cpu(at::TensorList grads, const std::optional<at::Tensor
   for (const at::Tensor& grad : grads) {
     const at::Tensor contiguous = grad.contiguous();
     AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "rows_sq_norm", [&] {
-      add_rows_sq_norm(contiguous.const_data_ptr<scalar_t>(), rows == 0 ? 0 : grad.numel() / rows,
+      add_rows_sq_norm(contiguous.const_data_ptr<scalar_t>(), rows, rows == 0 ? 0 : grad.numel() / rows,
                        row_order ? row_order->const_data_ptr<int64_t>() : nullptr,
                        unit_offsets ? unit_offsets->const_data_ptr<int64_t>() : nullptr, units,
                        out.mutable_data_ptr<double>());

@@ -18,14 +18,6 @@ namespace dpcgan::cpu {
 constexpr int kTileOutputs = 4;  // output channels of a register tile
 constexpr int kTileVectors = 2;  // vectors of taps of a register tile
 
-template <class T>
-struct ConvOperands {
-  const T* x;
-  OperandStrides x_strides;
-  const T* g;
-  OperandStrides g_strides;
-};
-
 // Scratch of one thread, in the type that sums are formed in: that of the tensors, or double for rows that cancel.
 template <class Sum>
 struct PackedRows {

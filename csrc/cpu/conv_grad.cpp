@@ -9,6 +9,7 @@
 
 #include "../checks.h"
 #include "conv_contract.h"
+#include "parallel.h"
 
 namespace dpcgan::cpu {
 namespace {
@@ -25,7 +26,7 @@ ConvOperands<T> operands(const at::Tensor& x, const at::Tensor& g) {
 
 template <class T>
 void per_sample_grad(const ConvGeometry& conv, const ConvOperands<T>& data, T* weight, T* bias) {
-  at::parallel_for(0, conv.rows, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, conv.rows, grain_size(conv.weight_numel() * conv.g_length), [&](int64_t begin, int64_t end) {
     PackedRows<T> packed;
     std::vector<double> bias_sum(conv.bias_numel());
     for (int64_t n = begin; n < end; ++n) {
@@ -95,7 +96,8 @@ void weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const 
                    double* weight, double* bias) {
   const RowBlocks blocks(conv, factor, cancelled);
   const int64_t numel = conv.weight_numel() + conv.bias_numel();
-  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(at::get_num_threads(), blocks.size()));
+  const int64_t tasks = conv.rows * conv.g_length * conv.weight_numel() / kTaskWork;
+  const int64_t workers = std::clamp<int64_t>(std::min(tasks, blocks.size()), 1, at::get_num_threads());
   std::vector<double> partial(workers * numel, 0.0);
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     PackedRows<T> packed;

@@ -15,35 +15,19 @@
 #include <torch/library.h>
 
 #include <cmath>
-#include <limits>
 #include <tuple>
 
 #include "../checks.h"
+#include "../common/cancellation.h"
 #include "conv_contract.h"
+#include "parallel.h"
 
 namespace dpcgan::cpu {
 namespace {
 
-// Ratios of b^2 to the squared norm above which a float32 gradient, and a Gram norm in double, are not trusted. A
-// float32 gradient has a relative error of about 2^-24 sqrt(ratio), of which only the part along the gradient, smaller
-// by the square root of the number of weights, changes its length. A Gram norm has one of 2^-53 ratio.
-constexpr double kFloatCancellation = 1e4;
-constexpr double kGramCancellation = 1e8;
-// Times b, added to the norm: what rounding in double can add to a gradient that is nothing but rounding.
-constexpr double kRounding = 2.0 * std::numeric_limits<double>::epsilon();
-
 struct UnitRows {
   const int64_t* rows;
   int64_t count;
-};
-
-// Squared norm of one unit's gradient for one channel group, and its Cauchy-Schwarz bound.
-struct NormAndBound {
-  double sq_norm = 0;
-  double bound = 0;
-
-  // False for a NaN norm, which must stay as it is: the clip factor drops the unit.
-  bool cancels(double ratio) const { return sq_norm * ratio < bound * bound; }
 };
 
 template <class T>
@@ -185,8 +169,7 @@ struct UnitMeter {
       cancelled |= part.cancels(kFloatCancellation);
       if (part.cancels(use_gram ? kGramCancellation : kFloatCancellation))
         part = direct_sq_norm(conv, data, unit, group, packed_double);
-      const double rounding = kRounding * part.bound;
-      sum += part.sq_norm + rounding * rounding;
+      sum += part.sq_norm + part.rounding_sq_norm();
     }
     return sum;
   }
@@ -196,7 +179,10 @@ template <class T>
 void sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, bool gram, const int64_t* order,
              const int64_t* offsets, int64_t units, double* out, bool* cancelled) {
   const PolyphaseGeometry poly(conv);
-  at::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+  const int64_t rows_per_unit = units == 0 ? 0 : ceil_div(conv.rows, units);
+  const int64_t gram_work = conv.g_length * conv.g_length * (conv.x_channels * poly.phases + conv.g_channels);
+  const int64_t row_work = gram ? gram_work * rows_per_unit : conv.g_length * conv.weight_numel();
+  at::parallel_for(0, units, grain_size(rows_per_unit * row_work), [&](int64_t begin, int64_t end) {
     UnitMeter<T> meter{conv, poly, data, {}, {}, {}, {}};
     for (int64_t u = begin; u < end; ++u) {
       const UnitRows unit =

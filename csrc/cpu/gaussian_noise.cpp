@@ -10,7 +10,6 @@
 namespace dpcgan::cpu {
 namespace {
 
-constexpr uint64_t kNoiseNonce = 0;
 constexpr int64_t kTaskBlocks = 256;  // ChaCha20 blocks of one parallel task
 constexpr int kLanes = 16;            // blocks computed side by side; fewer, and the compiler unrolls instead of vectorising
 

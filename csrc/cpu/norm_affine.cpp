@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../checks.h"
+#include "parallel.h"
 
 namespace dpcgan::cpu {
 namespace {
@@ -36,7 +37,7 @@ template <class T>
 void group_norm(const T* x, const T* g, int64_t rows, int64_t channels, int64_t length, int64_t groups, double eps,
                 T* weight, T* bias) {
   const int64_t group_channels = channels / groups;
-  at::parallel_for(0, rows * groups, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows * groups, grain_size(4 * group_channels * length), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * group_channels;  // (row, group) pairs are contiguous blocks of channels
       const Moments m = moments(x + first * length, group_channels * length, eps);
@@ -56,7 +57,7 @@ void group_norm(const T* x, const T* g, int64_t rows, int64_t channels, int64_t 
 template <class T>
 void layer_norm(const T* x, const T* g, int64_t rows, int64_t positions, int64_t features, double eps, T* weight,
                 T* bias) {
-  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, rows, grain_size(4 * positions * features), [&](int64_t begin, int64_t end) {
     std::vector<double> weight_sum(features), bias_sum(features);
     for (int64_t n = begin; n < end; ++n) {
       std::fill(weight_sum.begin(), weight_sum.end(), 0.0);

@@ -93,7 +93,7 @@ def group_norm_per_sample_grad(x: Tensor, g: Tensor, groups: int, eps: float) ->
     rows, channels, length = x.shape
     grouped = x.double().reshape(rows, groups, channels // groups * length)
     mean = grouped.mean(2, keepdim=True)
-    var = grouped.var(2, unbiased=False, keepdim=True)
+    var = (grouped - mean).square().mean(2, keepdim=True)
     normalised = ((grouped - mean) / torch.sqrt(var + eps)).reshape(rows, channels, length)
     return (g.double() * normalised).sum(2).to(x.dtype), g.double().sum(2).to(x.dtype)
 
@@ -102,7 +102,7 @@ def layer_norm_per_sample_grad(x: Tensor, g: Tensor, eps: float) -> tuple[Tensor
     """Per-sample gradients of LayerNorm's weight and bias; x, g: (B, S, M) -> (B, M) each."""
     values = x.double()
     mean = values.mean(2, keepdim=True)
-    var = values.var(2, unbiased=False, keepdim=True)
+    var = (values - mean).square().mean(2, keepdim=True)
     normalised = (values - mean) / torch.sqrt(var + eps)
     return (g.double() * normalised).sum(1).to(x.dtype), g.double().sum(1).to(x.dtype)
 

@@ -1,0 +1,6 @@
+"""DP-SGD for any supported module, in one backward pass."""
+
+from dpcgan_fast.engine.private_step import PrivateStep as PrivateStep
+from dpcgan_fast.engine.report import LayerReport as LayerReport
+from dpcgan_fast.engine.report import StepReport as StepReport
+from dpcgan_fast.engine.row_mixing import refuse_mixing_modules as refuse_mixing_modules

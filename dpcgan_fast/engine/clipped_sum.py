@@ -1,0 +1,77 @@
+"""Clips the per-unit gradients of one batch over all layers together, and adds them up."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dpcgan_fast import ops
+from dpcgan_fast.engine.report import LayerReport
+from dpcgan_fast.engine.rules import LayerGradient, MaterialisedGradient
+from dpcgan_fast.ops import NormMode, UnitGroups
+
+GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
+
+
+def merge_shared(named: Sequence[tuple[str, LayerGradient]]) -> list[tuple[str, LayerGradient]]:
+    """Uses that share a parameter, merged: their per-sample gradients add before the norm is taken.
+
+    Squared norms of the uses must not be added one by one: that would leave out the cross terms.
+    """
+    uses = Counter(p for _, gradient in named for p in gradient.parameters())
+    alone, shared = [], []
+    for name, gradient in named:
+        (shared if any(uses[p] > 1 for p in gradient.parameters()) else alone).append((name, gradient))
+    if not shared:
+        return alone
+    total: dict[nn.Parameter, Tensor] = {}
+    for _, gradient in shared:
+        for parameter, grad in gradient.per_sample().items():
+            total[parameter] = grad if parameter not in total else total[parameter] + grad
+    names = ", ".join(dict.fromkeys(name or "(root)" for name, _ in shared))
+    merged = MaterialisedGradient("shared", "parameters used more than once; their uses add before the norm", total)
+    return [*alone, (names, merged)]
+
+
+def add_clipped_sum(
+    named: Sequence[tuple[str, LayerGradient]],
+    max_grad_norm: float,
+    units: UnitGroups | None,
+    asked: NormMode,
+    total: GradientSum,
+) -> tuple[LayerReport, ...]:
+    """Adds the sum over units of min(1, max_grad_norm / norm_u) G_u to `total`, in float64.
+
+    named: (layer name, gradient) pairs of one batch
+    units: rows of one unit add before the norm; None if every row is a unit
+
+    Formal guarantees: the norm is over all layers together; a unit whose gradient is not finite adds exactly zero;
+    removing a unit moves the sum by at most max_grad_norm (1 + 1e-6).
+    Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
+    """
+    gradients = merge_shared(named)
+    sq_norm: Tensor | None = None
+    cancelled: list[Tensor | None] = []
+    reports: list[LayerReport] = []
+    for i, (name, gradient) in enumerate(gradients):
+        choice = gradient.choose(asked)
+        reports.append(LayerReport(name, gradient.rule, choice.mode, choice.reason))
+        if choice.mode == "materialise":
+            kept = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())
+            gradients[i] = (name, kept)
+            layer_norm, layer_cancelled = ops.rows_sq_norm(list(kept.grads.values()), units), None
+        else:
+            layer_norm, layer_cancelled = gradient.sq_norm(choice.mode, units)
+        sq_norm = layer_norm if sq_norm is None else sq_norm + layer_norm
+        cancelled.append(layer_cancelled)
+    if sq_norm is None:
+        return ()
+    factor = ops.clip_factor(sq_norm, max_grad_norm)
+    row_factor = factor if units is None else factor[units.unit_of_row]
+    for (_, gradient), layer_cancelled in zip(gradients, cancelled, strict=True):
+        if layer_cancelled is not None and units is not None:
+            layer_cancelled = layer_cancelled[units.unit_of_row]
+        for parameter, grad in gradient.weighted(row_factor, layer_cancelled).items():
+            total[parameter] = grad if parameter not in total else total[parameter].add_(grad)
+    return tuple(reports)
+

@@ -1,0 +1,66 @@
+"""Per-sample gradients of any module by torch.func: slow and general, for layers without a rule."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from dpcgan_fast.engine.recorder import LayerUse, tensors_in
+
+_DROPOUT_KIN = nn.modules.dropout._DropoutNd
+
+
+def _refuse_dropout(use: LayerUse) -> None:
+    for name, module in use.module.named_modules():
+        drops = module.p if isinstance(module, _DROPOUT_KIN) else getattr(module, "dropout", 0.0)
+        if module.training and isinstance(drops, float) and drops > 0:
+            raise ValueError(
+                f"Module {use.name or '(root)'!r} has no layer rule and contains dropout ({name or 'itself'}): its "
+                "per-sample gradients would be taken with another mask than its output. Move the dropout outside of "
+                "it, or set its probability to 0."
+            )
+
+
+def per_sample_fallback(
+    use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn.Parameter], rows: int
+) -> dict[nn.Parameter, Tensor]:
+    """Per-sample gradients of a module's parameters by vmap over vector-Jacobian products.
+
+    use:   the recorded call; every tensor argument has the rows as its leading dimension
+    grads: gradient of each output tensor, (B, ...), or None
+    own:   trainable parameters by their name in the module
+
+    Raises ValueError if an argument or a used output does not have the rows in front, if dropout is active, or if the
+    module cannot be vectorised.
+    """
+    _refuse_dropout(use)
+    leaves, structure = tree_flatten((use.args, use.kwargs))
+    for tensor in [*tensors_in(use.args, use.kwargs), *(g for g in grads if g is not None)]:
+        if tensor.dim() == 0 or tensor.shape[0] != rows:
+            raise ValueError(
+                f"Module {use.name or '(root)'!r} has no layer rule, and one of its tensors has shape "
+                f"{tuple(tensor.shape)} where the {rows} rows should lead; its per-sample gradients cannot be formed."
+            )
+    row_inputs = tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    row_grads = tuple(grad for grad in grads if grad is not None)
+
+    def row_product(parameters: dict[str, Tensor], inputs: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> Tensor:
+        remaining = iter(inputs)
+        filled = [next(remaining).unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = tree_unflatten(filled, structure)
+        outputs: list[Any] = tensors_in(torch.func.functional_call(use.module, parameters, args, kwargs))
+        products = [(outputs[i] * grad.unsqueeze(0)).sum() for i, grad in zip(used, outer, strict=True)]
+        return torch.stack(products).sum()
+
+    try:
+        by_name = torch.func.vmap(torch.func.grad(row_product), in_dims=(None, 0, 0), randomness="error")(
+            {name: parameter.detach() for name, parameter in own.items()}, row_inputs, row_grads
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) has no layer rule, and torch.func cannot "
+            f"vectorise it: {str(error).splitlines()[0]}"
+        ) from error
+    return {own[name]: grad if grad.dtype == torch.float64 else grad.float() for name, grad in by_name.items()}

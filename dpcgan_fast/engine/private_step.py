@@ -1,0 +1,238 @@
+"""One DP-SGD step on any supported module, in one backward pass."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpcgan_fast import ops
+from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
+from dpcgan_fast.engine.recorder import (
+    ForwardCall,
+    LayerUse,
+    check_graph,
+    mark_used,
+    recorded_layers,
+    recording,
+    tensors_in,
+)
+from dpcgan_fast.engine.report import StepReport
+from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
+from dpcgan_fast.engine.rules import layer_gradient
+from dpcgan_fast.ops import NoiseKey, NormMode
+
+
+class PrivateStep:
+    """Turns a module and an optimizer into a DP-SGD step.
+
+        step = PrivateStep(critic, optimizer, max_grad_norm=1.0, noise_multiplier=1.1, expected_batch_size=128)
+        step.backward(-step(real).squeeze(1))                      # private rows: clipped, noised
+        step.backward(step(fake).squeeze(1), private=False)        # rows that touch no data: clipped alone
+        step.step()
+
+    module:              every trainable layer sees rows as its leading dimension; modules that mix rows are refused
+    optimizer:           any torch optimizer over parameters of the module; those it lacks stay as they are
+    max_grad_norm:       C > 0, in gradient units; `inf` clips nothing and needs noise_multiplier 0
+    noise_multiplier:    sigma >= 0; the noise of a step is N(0, (sigma C)^2) on the sum of clipped gradients
+    expected_batch_size: public divisor q N > 0, never the size of the batch that was drawn
+    noise_key:           from `privacy.noise_key()`; a fresh secret one by default
+    norm_mode:           "auto", or one of "direct", "gram", "materialise" for every layer that has them
+    debug:               lets `last` hold batch sizes, which are private
+
+    Formal guarantees: with noise_multiplier sigma, one `step()` is a Gaussian mechanism of sensitivity C (1 + 1e-6)
+    and standard deviation sigma C with respect to adding or removing one unit of the private rows, whatever they hold;
+    noise is drawn once a step, after all chunks, also if there were no rows; gradients of an earlier step, and those
+    that others left in `.grad`, never enter.
+    Raises ValueError at construction for values out of range and for modules that mix rows, naming them.
+    Source: arXiv 1607.00133, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        noise_multiplier: float,
+        expected_batch_size: float,
+        *,
+        noise_key: NoiseKey | None = None,
+        norm_mode: NormMode = "auto",
+        debug: bool = False,
+    ):
+        _check_settings(max_grad_norm, noise_multiplier, expected_batch_size)
+        ops.check_norm_mode(norm_mode)
+        refuse_mixing_modules(module)
+        self._module = module
+        self._optimizer = optimizer
+        self._trainable = _trainable_parameters(module, optimizer)
+        _check_devices(self._trainable)
+        self._layers = recorded_layers(module, set(self._trainable))
+        self._max_grad_norm = max_grad_norm
+        self._noise_std = noise_multiplier * max_grad_norm if noise_multiplier > 0 else 0.0
+        self._expected_batch_size = expected_batch_size
+        self._noise_key = noise_key if noise_key is not None else NoiseKey()
+        self._norm_mode: NormMode = norm_mode
+        self._debug = debug
+        self._rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
+        self.last: StepReport | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._calls: list[ForwardCall] = []
+        self._private_sum: GradientSum = {}
+        self._public_sum: GradientSum = {}
+        self._public_rows = 0
+        self._seen_units: list[Tensor] = []
+        self._chunks = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module on the private path. Without gradients enabled it is a plain forward."""
+        if not torch.is_grad_enabled():
+            return self._module(*args, **kwargs)
+        rows = _leading_rows(args, kwargs)
+        if self._module.training not in self._rows_known_apart and refuse_mixed_outputs(
+            self._module, args, kwargs, rows
+        ):
+            self._rows_known_apart.add(self._module.training)
+        with recording(self._layers) as call:
+            output = self._module(*args, **kwargs)
+        self._calls.append(call)
+        return output
+
+    def backward(self, losses: Tensor, units: Tensor | None = None, private: bool = True) -> None:
+        """Clips the gradients of one batch, or of one chunk of it, and adds them up.
+
+        losses:  (B,), one a row, not reduced
+        units:   (B,) int64; rows with one id are one unit, whose gradients add before clipping. All rows of a unit
+                 must be in one call. None: every row is a unit of its own
+        private: False for rows that touch no data: each is clipped to max_grad_norm, they are averaged over their own
+                 number, which must be public, and get no noise
+
+        Raises ValueError if the losses are of another shape, do not come from a forward of this step, or come from
+        one that was used before; if a unit returns in a later chunk; or if a parameter is used outside of the layers.
+        """
+        if losses.dim() != 1:
+            raise ValueError(
+                f"Expected losses of shape (B,), one a row, got {tuple(losses.shape)}; a loss that is already reduced "
+                "over rows has no per-unit gradient. Use reduction='none'."
+            )
+        if units is not None and not private:
+            raise ValueError("Expected no units for rows that touch no data (private=False): each is clipped alone.")
+        rows = losses.shape[0]
+        groups = self._grouped(units, rows)
+        if rows > 0:
+            named = [(use.name, layer_gradient(use, grads, self._trainable, rows)) for use, grads in self._uses(losses)]
+            total = self._private_sum if private else self._public_sum
+            layers = add_clipped_sum(named, self._max_grad_norm, groups, self._norm_mode, total)
+            self._chunks += 1
+            debug = {"rows": rows, "chunks": self._chunks} if self._debug else {}
+            self.last = StepReport("layerwise", ops.backend(), layers, debug)
+        if not private:
+            self._public_rows += rows
+
+    def _grouped(self, units: Tensor | None, rows: int) -> ops.UnitGroups | None:
+        if units is None:
+            return None
+        groups = ops.group_units(units, rows)
+        for seen in self._seen_units:
+            if bool(torch.isin(units, seen).any()):
+                raise ValueError(
+                    "A unit of this batch was already in an earlier chunk of the step; it would be clipped twice and "
+                    "move the sum by twice max_grad_norm. Keep all rows of a unit in one backward."
+                )
+        self._seen_units.append(units.detach().clone())
+        return groups
+
+    def _uses(self, losses: Tensor) -> list[tuple[LayerUse, tuple[Tensor | None, ...]]]:
+        """Layer uses that the losses depend on, each with the gradients of its outputs."""
+        pending = [(call, use) for call in self._calls for use in call.uses]
+        edges = [edge for _, use in pending for edge in use.edges if edge is not None]
+        reached: list[tuple[LayerUse, tuple[Tensor | None, ...]]] = []
+        if edges and losses.requires_grad:
+            check_graph(losses, [use for _, use in pending], self._trainable)
+            ones = torch.ones_like(losses)
+            found = iter(torch.autograd.grad(losses, edges, grad_outputs=ones, allow_unused=True))
+            used_calls: set[int] = set()
+            for call, use in pending:
+                grads = tuple(None if edge is None else next(found) for edge in use.edges)
+                if any(grad is not None for grad in grads):
+                    reached.append((use, grads))
+                    used_calls.add(id(call))
+            for call in self._calls:
+                if id(call) in used_calls:
+                    mark_used(call)
+            self._calls = [call for call in self._calls if id(call) not in used_calls]
+        if not reached:
+            raise ValueError(
+                "The losses do not depend on a forward of this step, or that forward was used by a backward before and "
+                "its rows would count twice. Run the module as step(x) anew for every backward, with gradients enabled."
+            )
+        return reached
+
+    def step(self) -> None:
+        """Adds noise once, divides by the public expected batch size, updates the parameters, clears the gradients.
+
+        Without a private `backward` since the last step this is an empty batch: the noise is added all the same.
+        """
+        sums = [_sum_of(self._private_sum, parameter) for parameter in self._trainable]
+        if self._noise_std > 0:
+            ops.gaussian_noise_(sums, self._noise_std, self._noise_key)
+        for parameter, private_sum in zip(self._trainable, sums, strict=True):
+            grad = private_sum.div_(self._expected_batch_size)
+            if self._public_rows > 0:
+                grad += _sum_of(self._public_sum, parameter) / self._public_rows
+            parameter.grad = grad.to(parameter.dtype)
+        self._reset()
+        try:
+            self._optimizer.step()
+        finally:
+            for parameter in self._trainable:
+                parameter.grad = None
+
+
+def _check_settings(max_grad_norm: float, noise_multiplier: float, expected_batch_size: float) -> None:
+    if not max_grad_norm > 0:
+        raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
+    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+        raise ValueError(f"Expected a finite noise_multiplier={noise_multiplier} >= 0.")
+    if math.isinf(max_grad_norm) and noise_multiplier > 0:
+        raise ValueError("Expected noise_multiplier=0 with max_grad_norm=inf, since no noise covers what is unbounded.")
+    if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
+        raise ValueError(f"Expected a finite expected_batch_size={expected_batch_size} > 0, a public figure.")
+
+
+def _trainable_parameters(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+    """Parameters that the step trains, with their names, in the module's order."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    optimised = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not optimised <= set(names):
+        raise ValueError(
+            f"The optimizer holds {len(optimised - set(names))} parameter(s) that are not the module's; they would be "
+            "updated without clipping and noise. Give them an optimizer of their own."
+        )
+    trainable = {p: name for p, name in names.items() if p in optimised and p.requires_grad}
+    if not trainable:
+        raise ValueError("The optimizer holds no parameter of the module that requires a gradient.")
+    return trainable
+
+
+def _check_devices(trainable: dict[nn.Parameter, str]) -> None:
+    on_cuda = any(parameter.is_cuda for parameter in trainable)
+    if on_cuda and ops.backend() == "native" and not ops.has_cuda_kernels():
+        reason = ops.native_module().build_info()["cuda_reason"]
+        raise ValueError(
+            f"The module is on a GPU, but this build has no CUDA kernels: {reason}. Rebuild it, move the module to "
+            "the CPU, or set DPCGAN_BACKEND=reference."
+        )
+
+
+def _leading_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    tensors = tensors_in(args, kwargs)
+    return tensors[0].shape[0] if tensors and tensors[0].dim() > 0 else 0
+
+
+def _sum_of(total: GradientSum, parameter: nn.Parameter) -> Tensor:
+    if parameter in total:
+        return total[parameter].contiguous()
+    return torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)

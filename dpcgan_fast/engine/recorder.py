@@ -1,0 +1,146 @@
+"""Records what per-sample gradients need from one forward: each layer's input, and the graph edge of its output.
+
+Hooks are on the module only while a forward of the private path runs. The edge is taken when the layer returns, so a
+later in-place activation does not move it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_flatten
+
+_USED = "dpcgan_fast: used by a backward"
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One call of one layer."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[Tensor, ...]  # detached: shapes only
+    edges: tuple[GradientEdge | None, ...]
+    input_nodes: tuple[Any, ...]  # graph nodes that produced the inputs
+    versions: tuple[int, ...]  # of the tensor inputs, to notice a change in place
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError if an input was changed in place after the layer used it."""
+        if tuple(x._version for x in tensors_in(self.args, self.kwargs)) != self.versions:
+            raise ValueError(
+                f"An input of module {self.name or '(root)'!r} was changed in place after the module used it, so its "
+                "per-sample gradient cannot be formed. Use the operation's out-of-place form."
+            )
+
+
+@dataclass
+class ForwardCall:
+    """Layer uses of one call of the private path."""
+
+    uses: list[LayerUse] = field(default_factory=list)
+
+
+def tensors_in(*trees: Any) -> list[Tensor]:
+    """All tensors in nested containers."""
+    return [leaf for leaf in tree_flatten(trees)[0] if isinstance(leaf, Tensor)]
+
+
+def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, nn.Module]:
+    """Modules to record, by name: those that own a trainable parameter.
+
+    A module without a rule is taken as a whole with everything below it, since its forward may use the parameters of
+    its children in any way.
+    """
+    layers: dict[str, nn.Module] = {}
+
+    def visit(name: str, module: nn.Module) -> None:
+        own = [p for p in module.parameters(recurse=False) if p in trainable]
+        if own or (parametrize.is_parametrized(module) and any(p in trainable for p in module.parameters())):
+            layers[name] = module
+            return
+        for child_name, child in module.named_children():
+            visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", root)
+    return layers
+
+
+@contextmanager
+def recording(layers: dict[str, nn.Module]) -> Iterator[ForwardCall]:
+    """Records the layers' uses while the block runs; the hooks are gone afterwards."""
+    call = ForwardCall()
+
+    def record(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        outputs = tensors_in(output)
+        if not any(out.requires_grad for out in outputs):
+            return
+        inputs = tensors_in(args, kwargs)
+        call.uses.append(
+            LayerUse(
+                name,
+                module,
+                args,
+                kwargs,
+                tuple(out.detach() for out in outputs),
+                tuple(get_gradient_edge(out) if out.requires_grad else None for out in outputs),
+                tuple(x.grad_fn for x in inputs if x.grad_fn is not None),
+                tuple(x._version for x in inputs),
+            )
+        )
+
+    handles = [
+        module.register_forward_hook(
+            lambda module, args, kwargs, output, name=name: record(name, module, args, kwargs, output), with_kwargs=True
+        )
+        for name, module in layers.items()
+    ]
+    try:
+        yield call
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_graph(losses: Tensor, uses: list[LayerUse], trainable: dict[nn.Parameter, str]) -> None:
+    """Raises ValueError if the losses depend on something that the recorded gradients would miss or count twice.
+
+    Walks the graph from the losses; at a recorded layer's output it goes on from that layer's inputs. A trainable
+    parameter that it meets was used outside of its layer; a node with the mark of `mark_used` was summed before.
+    """
+    inputs_of = {edge.node: use.input_nodes for use in uses for edge in use.edges if edge is not None}
+    pending: list[Any] = [losses.grad_fn]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in inputs_of:
+            pending.extend(inputs_of[node])
+            continue
+        if _USED in node.metadata:
+            raise ValueError(
+                "The losses depend on a forward that was used by a backward before; its rows would count twice. Call "
+                "step(x) anew for every backward."
+            )
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, nn.Parameter) and variable in trainable:
+            raise ValueError(
+                f"Parameter {trainable[variable]!r} is used outside of the layer that owns it, where its per-sample "
+                "gradient cannot be recorded. Use it through its layer, or freeze it."
+            )
+        pending.extend(next_node for next_node, _ in node.next_functions)
+
+
+def mark_used(call: ForwardCall) -> None:
+    """Marks the graph of a forward whose gradients have been summed."""
+    for use in call.uses:
+        for edge in use.edges:
+            if edge is not None:
+                edge.node.metadata[_USED] = True

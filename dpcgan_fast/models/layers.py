@@ -1,0 +1,65 @@
+"""Stacks of 1-D convolutions, built from short specifications."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+LEAKY_SLOPE = 0.2
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution or transposed convolution: output channels, kernel, stride, padding, and whether a norm follows."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    norm: bool = False
+
+
+def conv_length(length: int, spec: ConvSpec) -> int:
+    """Output length of a convolution."""
+    return (length + 2 * spec.padding - spec.kernel) // spec.stride + 1
+
+
+def conv_transpose_length(length: int, spec: ConvSpec) -> int:
+    """Output length of a transposed convolution."""
+    return (length - 1) * spec.stride - 2 * spec.padding + spec.kernel
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm in the place of the published BatchNorm: it has the same parameters and never mixes rows."""
+    return nn.GroupNorm(max(1, min(8, channels // 4)), channels, eps=1e-5)
+
+
+def batch_norm(channels: int) -> nn.BatchNorm1d:
+    """BatchNorm for the generator alone, which never sees data."""
+    return nn.BatchNorm1d(channels, eps=1e-4, momentum=0.01)
+
+
+def leaky_relu() -> nn.Module:
+    """The activation between layers, unless a preset says otherwise."""
+    return nn.LeakyReLU(LEAKY_SLOPE)
+
+
+def conv_stack(in_channels: int, specs: Sequence[ConvSpec], last: nn.Module | None, transposed: bool = False,
+               norm=group_norm, between=leaky_relu) -> nn.Sequential:
+    """Convolution, norm where asked for, activation; the last convolution is followed by `last` alone.
+
+    in:  (B, in_channels, L)
+    out: (B, specs[-1].channels, L')
+    """
+    layers: list[nn.Module] = []
+    for i, spec in enumerate(specs):
+        kind = nn.ConvTranspose1d if transposed else nn.Conv1d
+        layers.append(kind(in_channels, spec.channels, spec.kernel, spec.stride, spec.padding))
+        if spec.norm:
+            layers.append(norm(spec.channels))
+        if i < len(specs) - 1:
+            layers.append(between())
+        in_channels = spec.channels
+    if last is not None:
+        layers.append(last)
+    return nn.Sequential(*layers)

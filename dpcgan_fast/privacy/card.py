@@ -1,0 +1,118 @@
+"""The privacy card: what was guaranteed, to whom, by which mechanisms, and on which assumptions."""
+
+import math
+from dataclasses import dataclass
+
+from dpcgan_fast.privacy.accountant import PrivacySpent
+from dpcgan_fast.privacy.mechanism import Mechanism
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card states.
+
+    planned:     epsilon and delta that were asked for: the claim
+    spent:       what the ledger composes to
+    unit:        what one unit of privacy is, in words
+    mechanisms:  from the ledger
+    public:      facts that were given, such as bounds in the schema
+    paid:        facts that were estimated from the data under the budget
+    settings:    preset, budget shares, batch sizes, steps: chosen without the data
+    seeded:      the noise can be reproduced, so nobody is protected
+    stopped:     why fewer steps than planned were taken, or ""
+    """
+
+    planned_epsilon: float
+    delta: float
+    spent: PrivacySpent
+    unit: str
+    mechanisms: list[Mechanism]
+    public: list[str]
+    paid: list[str]
+    settings: list[str]
+    seeded: bool = False
+    stopped: str = ""
+
+    @property
+    def private(self) -> bool:
+        """Whether there is a guarantee at all."""
+        return not self.seeded and math.isfinite(self.planned_epsilon)
+
+
+ASSUMPTIONS = (
+    "Neighbouring tables differ by adding or removing one unit, with all its rows.",
+    "Each unit enters a batch independently with the stated sample rate (Poisson sampling, keyed by the operating "
+    "system's random source).",
+    "Noise comes from ChaCha20 keyed by the operating system, in double precision, rounded once to a public "
+    "power-of-two grid; that the grid hides the rounding of the addition is an assumption, not a proof.",
+    "Running time and memory are not covered.",
+    "The schema, the settings and the number of steps were chosen without looking at the data.",
+)
+
+
+def _number(value: float) -> str:
+    return "inf" if math.isinf(value) else f"{value:.6g}"
+
+
+def _mechanism_table(mechanisms: list[Mechanism]) -> list[str]:
+    merged: dict[tuple, int] = {}
+    for m in mechanisms:
+        key = (m.mechanism, m.event, m.sample_rate, m.noise_multiplier, m.max_grad_norm, m.delta)
+        merged[key] = merged.get(key, 0) + m.steps
+    rows = [
+        f"| {name} | {event} | {_number(rate)} | {_number(noise)} | {steps} | {_number(clip)} | {_number(delta)} |"
+        for (name, event, rate, noise, clip, delta), steps in merged.items()
+    ]
+    head = "| mechanism | event | sample rate | noise multiplier | steps | sensitivity | delta of a threshold |"
+    return [head, "|---|---|---|---|---|---|---|", *rows]
+
+
+def _claim(facts: CardFacts) -> list[str]:
+    if facts.seeded:
+        return [
+            "**Not private: seeded noise.** The noise was made from a seed, so whoever knows the seed can subtract it. "
+            "The figures below are what the same run would have guaranteed with secret noise."
+        ]
+    if not facts.private:
+        return ["**Not private: epsilon is inf.** No noise was added and nothing was clipped: a non-private baseline."]
+    return [
+        f"The trained model, and every synthetic record drawn from it, is **({_number(facts.planned_epsilon)}, "
+        f"{_number(facts.delta)})-differentially private** for adding or removing one unit. A unit is {facts.unit}."
+    ]
+
+
+def privacy_card(facts: CardFacts) -> str:
+    """The card as Markdown."""
+    spent = facts.spent
+    lines = ["# Privacy card", "", *_claim(facts), "", "## Budget", ""]
+    lines += [
+        "| | epsilon | delta |",
+        "|---|---|---|",
+        f"| planned: the claim | {_number(facts.planned_epsilon)} | {_number(facts.delta)} |",
+        f"| spent, by the ledger ({spent.accountant}, the smaller of the two below) | {_number(spent.epsilon)} "
+        f"| {_number(spent.delta)} |",
+        f"| spent by Renyi DP | {_number(spent.epsilon_rdp)} | {_number(spent.delta)} |",
+        f"| spent by privacy loss distributions (grid {spent.pld_interval:g}) | {_number(spent.epsilon_pld)} "
+        f"| {_number(spent.delta)} |",
+        "",
+        "Both accountants give upper bounds (dp-accounting); `dpcgan account` on the run folder computes them again.",
+    ]
+    if facts.stopped:
+        lines += ["", f"Training ended before all planned steps: {facts.stopped}"]
+    lines += ["", "## Mechanisms that touched the data", "", *_mechanism_table(facts.mechanisms)]
+    for title, entries in (
+        ("Public facts, given in the schema or on the command line", facts.public),
+        ("Facts estimated from the data, and paid for above", facts.paid),
+        ("Settings, chosen without the data", facts.settings),
+        ("Assumptions", list(ASSUMPTIONS)),
+    ):
+        lines += ["", f"## {title}", "", *(f"- {entry}" for entry in entries or ["none"])]
+    lines += [
+        "",
+        "## What this card does not cover",
+        "",
+        "- Evaluation on real held-out records is not differentially private; its files say so.",
+        "- Anything else that was published about the same people adds to the privacy loss.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""The mechanisms that touch the data, as values: what the ledger writes and the accountant composes."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+EventKind = Literal["gaussian", "poisson_gaussian"]
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A Gaussian mechanism, taken `steps` times, each time on a Poisson sample where the event says so.
+
+    mechanism:        name, such as "critic"
+    sample_rate:      q in (0, 1]; 1 for event "gaussian"
+    noise_multiplier: noise standard deviation over the L2 sensitivity; 0 means no noise
+    steps:            number of times
+    max_grad_norm:    L2 sensitivity to one unit, in the mechanism's own units; inf if nothing is clipped
+    delta:            spent by a threshold on top of the Gaussian's own delta, else 0
+    unit:             what one unit is
+    """
+
+    mechanism: str
+    event: EventKind
+    sample_rate: float
+    noise_multiplier: float
+    steps: int
+    max_grad_norm: float
+    delta: float = 0.0
+    unit: str = "row"
+
+    def __post_init__(self):
+        if self.event not in ("gaussian", "poisson_gaussian"):
+            raise ValueError(f"Expected event gaussian or poisson_gaussian, got {self.event!r}.")
+        if not 0 < self.sample_rate <= 1:
+            raise ValueError(f"Expected sample_rate={self.sample_rate} in (0, 1].")
+        if self.event == "gaussian" and self.sample_rate != 1:
+            raise ValueError(f"Expected sample_rate=1 for event gaussian, got {self.sample_rate}.")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise ValueError(f"Expected a finite noise_multiplier={self.noise_multiplier} >= 0.")
+        if self.steps < 0:
+            raise ValueError(f"Expected steps={self.steps} >= 0.")
+        if not 0 <= self.delta < 1:
+            raise ValueError(f"Expected delta={self.delta} in [0, 1).")
+
+    def with_steps(self, steps: int) -> "Mechanism":
+        """The same mechanism, taken another number of times."""
+        return replace(self, steps=steps)

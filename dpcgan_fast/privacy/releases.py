@@ -1,0 +1,153 @@
+"""One-shot Gaussian releases: statistics of the data that are paid for before training.
+
+Each is a vector to which one unit contributes at most `sensitivity` in L2, whatever its rows hold: a unit's rows
+weigh 1 together. What is then made of the noisy vector is post-processing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import norm
+
+from dpcgan_fast.ops import NoiseKey, gaussian_noise_
+from dpcgan_fast.privacy.mechanism import Mechanism
+
+COARSE_EXPONENTS = range(-20, 41)  # bin edges +-2^k of the first bounds release; public
+FINE_BINS = 128
+KEPT_TAIL = 5e-4  # share of the mass that refined bounds may cut off at either end
+
+
+@dataclass(frozen=True)
+class Release:
+    """A noisy vector and the mechanism that made it.
+
+    values:  noisy sums, in units
+    std:     standard deviation of the noise
+    """
+
+    values: np.ndarray
+    std: float
+    mechanism: Mechanism
+
+
+def unit_weights(units: np.ndarray) -> np.ndarray:
+    """Weight of each row so that every unit weighs 1 in all. units: (rows,) int64."""
+    _, inverse, counts = np.unique(units, return_inverse=True, return_counts=True)
+    return 1.0 / counts[inverse]
+
+
+def weighted_histogram(codes: np.ndarray, weights: np.ndarray, cells: int) -> np.ndarray:
+    """Sum of weights in each cell; codes outside [0, cells) count nowhere. One unit moves it by at most 1 in L2."""
+    inside = (codes >= 0) & (codes < cells)
+    return np.bincount(codes[inside], weights=weights[inside], minlength=cells).astype(np.float64)
+
+
+def noisy_release(
+    name: str, values: np.ndarray, sensitivity: float, noise_multiplier: float, key: NoiseKey, unit: str
+) -> Release:
+    """Adds N(0, (noise_multiplier * sensitivity)^2) to every entry.
+
+    values:           (n,) float64, to which one unit contributes at most `sensitivity` in L2
+    noise_multiplier: 0 adds nothing
+    """
+    noisy = torch.from_numpy(np.array(values, dtype=np.float64))
+    std = noise_multiplier * sensitivity
+    gaussian_noise_([noisy], std, key)
+    mechanism = Mechanism(name, "gaussian", 1.0, noise_multiplier, 1, sensitivity, unit=unit)
+    return Release(noisy.numpy(), std, mechanism)
+
+
+def coarse_edges() -> np.ndarray:
+    """Public bin edges -2^40 .. -2^-20, 0, 2^-20 .. 2^40."""
+    positive = np.array([2.0**k for k in COARSE_EXPONENTS])
+    return np.concatenate([-positive[::-1], [0.0], positive])
+
+
+def _bin(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Bin index of each value; values outside the edges go to the end bins, NaN to -1."""
+    index = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    return np.where(np.isnan(values), -1, index)
+
+
+def coarse_histograms(columns: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Histograms of all columns over the public edges, one after another. L2 sensitivity sqrt(len(columns))."""
+    edges = coarse_edges()
+    return np.concatenate([weighted_histogram(_bin(c, edges), weights, len(edges) - 1) for c in columns])
+
+
+def coarse_bounds(noisy: np.ndarray, columns: int, std: float) -> list[tuple[float, float]]:
+    """Outer edges of the bins that stand clear of the noise, a column each; (0, 1) where none does."""
+    edges = coarse_edges()
+    bounds = []
+    for counts in noisy.reshape(columns, -1):
+        clear = np.flatnonzero(counts > 4 * std)
+        bounds.append((float(edges[clear[0]]), float(edges[clear[-1] + 1])) if len(clear) else (0.0, 1.0))
+    return bounds
+
+
+def fine_histograms(columns: list[np.ndarray], weights: np.ndarray, bounds: list[tuple[float, float]]) -> np.ndarray:
+    """Histograms of all columns over equal bins between their coarse bounds. L2 sensitivity sqrt(len(columns))."""
+    edges = [np.linspace(low, high, FINE_BINS + 1) for low, high in bounds]
+    return np.concatenate(
+        [weighted_histogram(_bin(c, e), weights, FINE_BINS) for c, e in zip(columns, edges, strict=True)]
+    )
+
+
+def fine_bounds(noisy: np.ndarray, coarse: list[tuple[float, float]], std: float) -> list[tuple[float, float]]:
+    """Coarse bounds narrowed to what holds all but a small tail at either end, as far as the noise lets one tell."""
+    bounds = []
+    for counts, (low, high) in zip(noisy.reshape(len(coarse), -1), coarse, strict=True):
+        edges = np.linspace(low, high, FINE_BINS + 1)
+        kept = np.where(counts > 2 * std, counts, 0.0)
+        if kept.sum() <= 0:
+            bounds.append((low, high))
+            continue
+        share = np.cumsum(kept) / kept.sum()
+        first = int(np.searchsorted(share, KEPT_TAIL, side="right"))
+        last = int(np.searchsorted(share, 1 - KEPT_TAIL, side="left"))
+        bounds.append((float(edges[max(0, first - 1)]), float(edges[min(FINE_BINS, last + 2)])))
+    return bounds
+
+
+def category_threshold(std: float, delta: float, largest_weight: float = 1.0) -> float:
+    """Count above which a category may be named, so that one that a single unit holds appears with probability delta.
+
+    A unit can add at most `largest_weight` to a category that nobody else has; the noise must lift it over the
+    threshold: P(largest_weight + N(0, std^2) > threshold) = delta. With std 0 the threshold is that weight.
+    Source: stability-based histograms, arXiv 0907.3227 (Korolova et al.), with Gaussian noise.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"Expected delta={delta} in (0, 1).")
+    return largest_weight + std * float(norm.isf(delta))
+
+
+def thresholded_categories(
+    names: list[str], counts: np.ndarray, noise_multiplier: float, sensitivity: float, delta: float, max_rows: int,
+    key: NoiseKey, mechanism: str, unit: str,
+) -> tuple[list[str], Release]:
+    """Categories whose noisy count clears the threshold, most frequent first.
+
+    names, counts: those present in the data, and their weights over units
+    delta:         spent by this release in all; a unit can hold up to `max_rows` categories that nobody else has
+    """
+    release = noisy_release(mechanism, counts, sensitivity, noise_multiplier, key, unit)
+    threshold = category_threshold(release.std, delta / max_rows)
+    order = np.argsort(-release.values, kind="stable")
+    kept = [names[i] for i in order if release.values[i] > threshold]
+    spent = Mechanism(mechanism, "gaussian", 1.0, noise_multiplier, 1, sensitivity, delta, unit)
+    return kept, Release(release.values, release.std, spent)
+
+
+def noisy_rates(noisy: np.ndarray, floor: float) -> np.ndarray:
+    """Class rates from a noisy histogram: negative counts read as 0, and every class keeps a public smallest share."""
+    counts = np.maximum(noisy, 0.0)
+    rates = counts / counts.sum() if counts.sum() > 0 else np.full(len(counts), 1.0 / len(counts))
+    rates = np.maximum(rates, floor)
+    return rates / rates.sum()
+
+
+def at_least_one(noisy_count: float) -> float:
+    """A noisy number of units as a divisor: never below 1."""
+    return max(1.0, float(noisy_count)) if math.isfinite(noisy_count) else 1.0

@@ -1,0 +1,53 @@
+"""Shared fixtures: which back ends run, tolerances by dtype, and float64 oracles that share no code with the kernels."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from dpcgan_fast import ops
+
+# Relative tolerance of a result against its float64 reference.
+RTOL = {torch.float32: 4e-6, torch.float64: 1e-10}
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("default")
+
+SIMD_LEVELS = ("portable", "avx2", "avx512")
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and ops.has_cuda_kernels() else ("cpu",)
+
+
+def available_simd_levels() -> list[str]:
+    detected = ops.native_module().build_info()["simd_detected"]
+    return list(SIMD_LEVELS[: SIMD_LEVELS.index(detected) + 1])
+
+
+def pytest_report_header() -> list[str]:
+    info = ops.native_module().build_info()
+    return [
+        f"dpcgan_fast: SIMD levels tested {', '.join(available_simd_levels())}; devices {', '.join(DEVICES)}; "
+        f"CUDA kernels in the build: {info['cuda']} ({info['cuda_reason']}); torch {torch.__version__}; "
+        f"{os.cpu_count()} cores"
+    ]
+
+
+@pytest.fixture(params=available_simd_levels())
+def simd_level(request):
+    """Runs a test once at each vector width that this CPU offers."""
+    native = ops.native_module()
+    before = native.simd_level()
+    native.set_simd_level(request.param)
+    yield request.param
+    native.set_simd_level(before)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    """Runs a test on every device that has kernels."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def fixed_torch_seed():
+    torch.manual_seed(0)

@@ -1,0 +1,114 @@
+"""Modules that mix rows are refused by name, in train and in eval mode."""
+
+import pytest
+import torch
+from torch import nn
+
+from dpcgan_fast.engine import PrivateStep
+
+
+def step_of(module):
+    return PrivateStep(module, torch.optim.SGD(module.parameters(), lr=1.0), 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        nn.BatchNorm1d(4),
+        nn.BatchNorm2d(4),
+        nn.SyncBatchNorm(4),
+        nn.LazyBatchNorm1d(),
+        nn.BatchNorm1d(4, affine=False, track_running_stats=False),
+        nn.InstanceNorm1d(4, track_running_stats=True),
+        nn.LSTM(4, 4),
+        nn.GRU(4, 4),
+        nn.MultiheadAttention(4, 2),
+        nn.Softmax(dim=0),
+        nn.Flatten(0),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_refused_at_construction_with_its_path(mixing, training):
+    module = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"inner": mixing}))
+    module.train(training)
+    with pytest.raises(ValueError, match=rf"Module '1.inner' \({type(mixing).__name__}\) mixes rows"):
+        step_of(module)
+
+
+class BatchCentred(nn.Module):
+    """What no list of kinds knows: a statistic over the batch in a module of the user's own."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class MinibatchDiscrimination(nn.Module):
+    def forward(self, x):
+        distances = torch.cdist(x, x)
+        return torch.cat([x, torch.exp(-distances).sum(1, keepdim=True)], 1)
+
+
+@pytest.mark.parametrize("mixing", [BatchCentred(), MinibatchDiscrimination()])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mixing_module_of_ones_own_is_found_at_the_first_forward(mixing, training):
+    module = nn.Sequential(nn.Linear(4, 4), mixing, nn.LazyLinear(1))
+    module(torch.rand(2, 4))
+    step = step_of(module.train(training))
+    with pytest.raises(ValueError, match=rf"Module '1' \({type(mixing).__name__}\) mixes rows"):
+        step(torch.rand(5, 4))
+
+
+def test_found_in_eval_mode_although_training_mode_was_clean():
+    class EvalOnly(nn.Module):
+        def forward(self, x):
+            return x if self.training else x - x.mean(0)
+
+    module = nn.Sequential(nn.Linear(4, 4), EvalOnly())
+    step = step_of(module)
+    step(torch.rand(5, 4))
+    module.eval()
+    with pytest.raises(ValueError, match="mixes rows"):
+        step(torch.rand(5, 4))
+
+
+def test_found_at_the_first_batch_that_has_two_rows():
+    step = step_of(nn.Sequential(nn.Linear(4, 4), BatchCentred()))
+    step(torch.rand(0, 4))
+    step(torch.rand(1, 4))
+    with pytest.raises(ValueError, match="mixes rows"):
+        step(torch.rand(2, 4))
+
+
+def test_the_check_leaves_buffers_and_the_random_state_alone():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls += 1
+            return nn.functional.dropout(x, 0.5)
+
+    module = nn.Sequential(nn.Linear(4, 4), Counting())
+    step = step_of(module)
+    torch.manual_seed(7)
+    step(torch.rand(5, 4))
+    after = torch.rand(1)
+    torch.manual_seed(7)
+    module[1](module[0](torch.rand(5, 4)))
+    assert torch.equal(torch.rand(1), after)
+    assert module[1].calls.item() == 2, "one call of each of the two forwards above"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.LayerNorm(4)),
+        nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2), nn.Softmax(dim=1)),
+    ],
+)
+def test_modules_that_keep_rows_apart_pass(module):
+    step = step_of(module)
+    step.backward(step(torch.rand(5, 4)).flatten(1).sum(1))
+    step.step()
