@@ -192,7 +192,9 @@ class Schema(_Strict):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"The schema does not fit: {message}", f"{where}{place and f', {place}'}", _CHECK) from None
+            raise InputError(
+                f"The schema does not fit: {message}", f"{where}{place and f', {place}'}", _CHECK
+            ) from None
 
     def to_json(self) -> str:
         """The schema as JSON text; `Schema.from_text` gives it back."""
@@ -235,7 +237,9 @@ class Schema(_Strict):
     def with_released(self, bounds: dict[str, Bounds], categories: dict[str, tuple[str, ...]]) -> "Schema":
         """A copy in which paid bounds (by column or signal name) and category lists stand in place of "private"."""
         columns = tuple(
-            c.model_copy(update={"bounds": bounds.get(c.name, c.bounds), "categories": categories.get(c.name, c.categories)})
+            c.model_copy(
+                update={"bounds": bounds.get(c.name, c.bounds), "categories": categories.get(c.name, c.categories)}
+            )
             for c in self.columns
         )
         signals = tuple(s.model_copy(update={"bounds": bounds.get(s.name, s.bounds)}) for s in self.signals)

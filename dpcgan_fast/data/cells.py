@@ -1,0 +1,185 @@
+"""What a cell means: numbers, flags and categories out of columns of any type.
+
+Text and typed columns read alike, so that a table gives the same records from a CSV file as from a Parquet file.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dpcgan_fast.errors import InputError
+
+compute: Any = pc  # its functions are made when it is imported, unseen by type checkers
+
+# Texts that stand for a missing cell, in any case and with blanks around them; so do nulls and floating-point NaN.
+MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null"})
+
+MISSING = -1
+UNKNOWN = -2
+
+# Further words in columns of numbers and flags. A "?" is how many public data sets mark a missing cell; a category list
+# may contain it, a column of numbers cannot.
+_NUMBER_WORDS: Mapping[str, float] = {"true": 1.0, "false": 0.0, "?": np.nan}
+_INTEGRAL = re.compile(r"([+-]?[0-9]+)\.0+")
+_NOT_A_NUMBER = 'Correct the cell, leave it empty if the value is missing, or make the column "categorical".'
+
+
+def numeric_values(column: pa.ChunkedArray | pa.Array, where: str) -> np.ndarray:
+    """Numbers of a column, float64 (N,): NaN where a cell is missing, infinite where the cell says so or overflows.
+
+    Takes numbers, texts of numbers, and booleans as 0 and 1. `where` (file and column) is for the error.
+    Raises InputError, which names the row, if a cell is text but no number, or if the column's type is no number.
+    """
+    return _checked_numbers(column, where, "A cell is not a number")
+
+
+def binary_values(column: pa.ChunkedArray | pa.Array, where: str) -> np.ndarray:
+    """Flags of a column, int64 (N,): 0, 1, or MISSING.
+
+    Takes what `numeric_values` takes; a number other than 0 and 1 is a value out of bounds and becomes the nearest of
+    the two (1 from one half on).
+    """
+    numbers = _checked_numbers(column, where, "A cell is not 0, 1, true or false")
+    return np.where(np.isnan(numbers), MISSING, np.nan_to_num(numbers) >= 0.5).astype(np.int64)
+
+
+def category_codes(
+    column: pa.ChunkedArray | pa.Array, categories: Sequence[str], where: str = "categorical column"
+) -> np.ndarray:
+    """Index of each cell's category in the list, int64 (N,); MISSING if it has none, UNKNOWN if it is not in the list.
+
+    Blanks around a text do not count. Whole numbers match with and without decimals ("1" and "1.0"), booleans match
+    "0" and "1" as well as "false" and "true". A listed category is never missing, even if it reads "NA".
+    Raises InputError if the column is of a nested type.
+    """
+    exact = {category: i for i, category in reversed(list(enumerate(categories)))}
+    loose = {_canonical(category): i for i, category in reversed(list(enumerate(categories)))}
+    folded = {text.lower(): i for text, i in loose.items()}
+
+    def code(value: object) -> int:
+        if isinstance(value, bool):
+            return folded.get(str(value).lower(), folded.get(str(int(value)), UNKNOWN))
+        text = _number_text(value) if isinstance(value, float) else str(value)
+        index = exact.get(text, loose.get(_canonical(text)))
+        if index is not None:
+            return index
+        return MISSING if text.strip().lower() in MISSING_TEXTS else UNKNOWN
+
+    values, codes = distinct(column, where)
+    of_value = np.array([*(code(value) for value in values), MISSING], dtype=np.int64)
+    return of_value[codes]  # a null has code -1, the last entry
+
+
+def distinct(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[list[object], np.ndarray]:
+    """Distinct values of a column in the order in which they appear, and each cell's index into them, int64 (N,).
+
+    A null has index -1. Values that are neither text, number nor boolean come as text.
+    Raises InputError if the column is of a nested type.
+    """
+    try:
+        encoded = cast(pa.ChunkedArray, _plain(column).dictionary_encode()).unify_dictionaries()
+        if encoded.num_chunks == 0:
+            return [], np.empty(0, np.int64)
+        values = encoded.chunk(0).dictionary
+        kind = values.type
+        if not (_is_text(kind) or _is_number(kind)) or pa.types.is_decimal(kind):
+            values = values.cast(pa.string())
+    except pa.ArrowException:
+        raise InputError("The column's cells are not single values", where, "Leave the column out.") from None
+    indices = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return values.to_pylist(), np.concatenate(indices).astype(np.int64)
+
+
+def parse_numbers(column: pa.ChunkedArray | pa.Array, words: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of a column, float64 (N,), NaN where missing; and which cells are neither missing nor numbers, bool (N,).
+
+    words: lower-case texts that stand for a number, beside the texts of numbers themselves
+    """
+    column = _plain(column)
+    count = len(column)
+    if pa.types.is_null(column.type):
+        return np.full(count, np.nan), np.zeros(count, bool)
+    if _is_number(column.type):
+        return column.cast(pa.float64(), safe=False).to_numpy(), np.zeros(count, bool)
+    if _is_text(column.type):
+        return _parse_texts(column, words)
+    return np.full(count, np.nan), np.ones(count, bool)
+
+
+def _parse_texts(column: pa.ChunkedArray, words: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    trimmed = compute.utf8_trim_whitespace(column)
+    missing = compute.is_in(compute.utf8_lower(trimmed), value_set=pa.array(sorted(MISSING_TEXTS), column.type))
+    cells = compute.if_else(missing, pa.scalar(None, column.type), trimmed)
+    try:
+        return cells.cast(pa.float64()).to_numpy(), np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        pass
+    values, codes = distinct(cells, "")
+    parsed = [_number(cast(str, value), words) for value in values]
+    is_number = np.array([*(number is not None for number in parsed), True])
+    numbers = np.array([*(np.nan if number is None else number for number in parsed), np.nan])
+    return numbers[codes], ~is_number[codes]
+
+
+def _number(text: str, words: Mapping[str, float]) -> float | None:
+    """The number that a text stands for, or None; an overflow is infinite."""
+    known = words.get(text.lower())
+    if known is not None or "_" in text:  # float() takes 1_000, which no table means as a number
+        return known
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _checked_numbers(column: pa.ChunkedArray | pa.Array, where: str, what: str) -> np.ndarray:
+    kind = _plain(column).type
+    if not (_is_text(kind) or _is_number(kind) or pa.types.is_null(kind)):
+        how = 'Convert the column to numbers, or make it "categorical".'
+        raise InputError("The column's type is not a number", where, how)
+    numbers, wrong = parse_numbers(column, _NUMBER_WORDS)
+    if wrong.any():
+        raise InputError(what, f"{where}, row {int(wrong.argmax()) + 1}", _NOT_A_NUMBER)
+    return numbers
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+    """A chunked column without dictionary encoding, views or extension types."""
+    chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    if isinstance(chunked.type, pa.BaseExtensionType):
+        chunked = chunked.cast(chunked.type.storage_type)
+    if pa.types.is_dictionary(chunked.type):
+        chunked = chunked.cast(chunked.type.value_type)
+    if pa.types.is_string_view(chunked.type):
+        try:
+            chunked = chunked.cast(pa.large_string())
+        except pa.ArrowNotImplementedError:  # pyarrow 17
+            chunked = pa.chunked_array([pa.array(chunked.to_pylist(), pa.large_string())])
+    return chunked
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_boolean(kind)
+    )
+
+
+def _number_text(number: float) -> str:
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _canonical(text: str) -> str:
+    stripped = text.strip()
+    integral = _INTEGRAL.fullmatch(stripped)
+    return integral[1] if integral else stripped

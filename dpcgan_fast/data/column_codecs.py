@@ -1,0 +1,184 @@
+"""How one column is written into a record and read back from it.
+
+Each codec knows its blocks (where in the record it stands), encodes cells into a record's positions, and decodes any
+values in [0, 1] to cells that the schema allows. A cell that is missing where the schema has no place for missing cells
+reads as a public default, never as something taken from the data.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.data import cells
+from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.data.schema import OTHER, Bounds, Column
+
+_EXACT = 2.0**53  # whole numbers beyond this have no exact float64
+
+
+class ColumnCodec(Protocol):
+    """One column's place in a record.
+
+    blocks:     positions, in order and without gaps
+    arrow_type: type of the decoded column
+    """
+
+    @property
+    def blocks(self) -> tuple[Block, ...]: ...  # noqa: D102
+
+    @property
+    def arrow_type(self) -> pa.DataType: ...  # noqa: D102
+
+    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
+        """Writes cells into this column's positions of records, float32 (N, F), zero there before."""
+
+    def decode(self, records: np.ndarray) -> pa.Array:
+        """Cells from this column's positions of records, float (N, F), values in [0, 1]."""
+        ...
+
+
+def column_codec(column: Column, start: int) -> ColumnCodec:
+    """The codec of a column whose schema is complete and holds nothing "private", from position `start` on."""
+    if column.type == "numeric" and isinstance(column.bounds, tuple):
+        return NumericCodec(column.name, start, column.bounds, column.integer, column.missing)
+    if column.type == "binary":
+        return FlagCodec(column.name, start, column.missing)
+    if column.type == "categorical" and isinstance(column.categories, tuple):
+        return CategoryCodec(column.name, start, column.categories, column.unknown, column.missing)
+    raise ValueError(f"column {column.name!r} of type {column.type} has no public bounds or categories")
+
+
+@dataclass(frozen=True)
+class NumericCodec:
+    """A number scaled to [0, 1] by its bounds; with `missing`, then a flag that is 1 where the cell is missing.
+
+    Out-of-bounds cells are clipped. A missing cell has the middle of the bounds as its value. Whole numbers come back
+    inside the bounds, too (bounds that hold none, which paid bounds may be, give the whole number nearest to them).
+    """
+
+    name: str
+    start: int
+    bounds: Bounds
+    integer: bool = False
+    missing: bool = False
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The value, then the flag if there is one."""
+        value = Block("numeric", self.name, self.start, 1)
+        return (value, Block("absent", self.name, value.stop, 1)) if self.missing else (value,)
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """int64 for whole numbers, else float64."""
+        return pa.int64() if self.integer else pa.float64()
+
+    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
+        """See `ColumnCodec`."""
+        numbers = cells.numeric_values(column, where)
+        absent = np.isnan(numbers)
+        lower, upper = self.bounds
+        scale = 1.0 if math.isfinite(upper - lower) else 0.5  # keeps the widest bounds from overflowing
+        values = (np.clip(numbers, lower, upper) * scale - lower * scale) / (upper * scale - lower * scale)
+        records[:, self.start] = np.where(absent, 0.5, values)
+        if self.missing:
+            records[:, self.start + 1] = absent
+
+    def decode(self, records: np.ndarray) -> pa.Array:
+        """See `ColumnCodec`."""
+        lower, upper = self.bounds
+        share = records[:, self.start].astype(np.float64)
+        numbers = np.clip(lower * (1.0 - share) + upper * share, lower, upper)
+        if self.integer:
+            first, last = _whole_bounds(self.bounds)
+            numbers = np.clip(np.rint(numbers), first, last).astype(np.int64)
+        absent = records[:, self.start + 1] >= 0.5 if self.missing else None
+        return pa.array(numbers, self.arrow_type, mask=absent)
+
+
+def _whole_bounds(bounds: Bounds) -> tuple[float, float]:
+    first, last = (min(max(b, -_EXACT), _EXACT) for b in (math.ceil(bounds[0]), math.floor(bounds[1])))
+    if first > last:
+        first = last = float(round(bounds[0] / 2 + bounds[1] / 2))
+    return first, last
+
+
+@dataclass(frozen=True)
+class FlagCodec:
+    """A flag, 0 or 1; with `missing`, a one-hot of 0, 1 and missing. Without it, a missing cell reads as 0."""
+
+    name: str
+    start: int
+    missing: bool = False
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """One block."""
+        if self.missing:
+            return (Block("categorical", self.name, self.start, 3),)
+        return (Block("binary", self.name, self.start, 1),)
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """int64."""
+        return pa.int64()
+
+    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
+        """See `ColumnCodec`."""
+        flags = cells.binary_values(column, where)
+        if self.missing:
+            slots = np.where(flags == cells.MISSING, 2, flags)
+            records[np.arange(len(slots)), self.start + slots] = 1.0
+        else:
+            records[:, self.start] = flags == 1
+
+    def decode(self, records: np.ndarray) -> pa.Array:
+        """See `ColumnCodec`."""
+        if self.missing:
+            slots = records[:, self.start : self.start + 3].argmax(axis=1)
+            return pa.array(slots, pa.int64(), mask=slots == 2)
+        return pa.array((records[:, self.start] >= 0.5).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class CategoryCodec:
+    """A one-hot over the categories, then `__other__` if unknown ones become it, then "missing" with `missing`.
+
+    A missing cell without a place of its own reads as what an unknown category becomes.
+    """
+
+    name: str
+    start: int
+    categories: tuple[str, ...]
+    unknown: str
+    missing: bool = False
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """One block."""
+        width = len(self.categories) + (self.unknown == OTHER) + self.missing
+        return (Block("categorical", self.name, self.start, width),)
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """String."""
+        return pa.string()
+
+    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
+        """See `ColumnCodec`."""
+        codes = cells.category_codes(column, self.categories, where)
+        last = self.blocks[0].width - 1
+        unknown = {OTHER: len(self.categories), "missing": last, "first": 0}[self.unknown]
+        slots = np.where(codes == cells.UNKNOWN, unknown, codes)
+        slots = np.where(codes == cells.MISSING, last if self.missing else unknown, slots)
+        records[np.arange(len(slots)), self.start + slots] = 1.0
+
+    def decode(self, records: np.ndarray) -> pa.Array:
+        """See `ColumnCodec`."""
+        block = self.blocks[0]
+        names = [*self.categories, *([OTHER] if self.unknown == OTHER else []), *([None] if self.missing else [])]
+        slots = records[:, block.start : block.stop].argmax(axis=1)
+        return pa.array(names, pa.string()).take(pa.array(slots))

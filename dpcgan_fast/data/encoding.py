@@ -1,0 +1,156 @@
+"""Records: a table's rows as vectors in [0, 1]^F, and back.
+
+Encoding is a function of one row and of public facts alone: no count, mean or range of the data enters a record, and
+whether a row is kept depends on that row only.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.data import cells
+from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.data.column_codecs import ColumnCodec, column_codec
+from dpcgan_fast.data.schema import PRIVATE, UNDECIDED_UNIT, Column, Schema
+from dpcgan_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncodedRecords:
+    """Encoded rows of a table of M rows, N of them kept.
+
+    records: float32 (N, F), values in [0, 1]
+    labels:  int64 (N,), index of each row's class; None without a label
+    kept:    bool (M,), False where a row's label is missing or not among the classes
+    """
+
+    records: np.ndarray
+    labels: np.ndarray | None
+    kept: np.ndarray
+
+
+def table_columns(schema: Schema) -> tuple[str, ...]:
+    """The columns to read for a schema: the unit column if there is one, then the modelled columns."""
+    unit = () if schema.unit in (None, UNDECIDED_UNIT) else (schema.unit,)
+    return (*unit, *schema.column_names())
+
+
+class RecordCodec:
+    """Encodes tables into records and decodes records into tables, as a complete schema says.
+
+    schema: complete, with paid values in place of every "private"
+    joint:  the label is the record's last position (binary: 0 or 1; categorical: class index / (classes - 1)), as in
+            the published nets; otherwise it is no part of the record and travels beside it
+
+    blocks:       the record's layout: columns, then signals, in schema order; then the joint label
+    width:        F, positions of a record
+    n_classes:    number of label classes, 1 without a label
+    class_names:  names of the label classes, empty without a label
+    arrow_schema: schema of the decoded table: columns (the label among them), then signal columns, in schema order
+
+    Raises InputError if the schema is not complete or something in it is still private.
+    """
+
+    def __init__(self, schema: Schema, joint: bool = False):
+        schema.require_complete()
+        _refuse_private(schema)
+        self.schema = schema
+        self.joint = joint
+        self._label = schema.label_column()
+        self.class_names: tuple[str, ...] = self._label.classes() if self._label else ()
+        self.n_classes = max(1, len(self.class_names))
+        self._codecs: dict[str, ColumnCodec] = {}
+        start = 0
+        for column in _plain_columns(schema):
+            self._codecs[column.name] = codec = column_codec(column, start)
+            start = codec.blocks[-1].stop
+        blocks = [block for codec in self._codecs.values() for block in codec.blocks]
+        self._label_start = start
+        if joint and self._label:
+            blocks.append(Block("binary" if self._label.type == "binary" else "numeric", self._label.name, start, 1))
+        self.blocks: tuple[Block, ...] = tuple(blocks)
+        self.width = self.blocks[-1].stop if blocks else 0
+        self.arrow_schema = pa.schema([(name, self._arrow_type(name)) for name in schema.column_names()])
+
+    def encode(self, table: pa.Table, where: str = "data") -> EncodedRecords:
+        """Encodes the rows of a table that has at least the schema's columns.
+
+        Values out of bounds are clipped, and nothing counts them. Rows whose label is missing or unknown are dropped.
+        Raises InputError, which names `where` (the file), column and row, if a cell cannot be read as its type says.
+        """
+        records = np.zeros((table.num_rows, self.width), np.float32)
+        for name, codec in self._codecs.items():
+            codec.encode(table[name], records, f"{where}, column {name}")
+        if self._label is None:
+            return EncodedRecords(records, None, np.ones(table.num_rows, bool))
+        labels = self._label_codes(self._label, table[self._label.name], where)
+        if self.joint:
+            records[:, self._label_start] = labels / (self.n_classes - 1)
+        kept = labels >= 0
+        if not kept.all():
+            records, labels = records[kept], labels[kept]
+        return EncodedRecords(records, labels, kept)
+
+    def decode(self, records: np.ndarray, labels: np.ndarray | None = None) -> pa.Table:
+        """The table that records stand for; any record gives cells that the schema allows.
+
+        records: float (N, F); values outside [0, 1] are clipped, NaN counts as one half
+        labels:  integers (N,), class indices; with `joint` they may be left out and are read from the last position
+
+        Returns a table of `arrow_schema`: whole numbers and flags int64, other numbers float64, categories strings,
+        missing cells null.
+        Raises ValueError if shapes do not fit, or labels are needed and not given.
+        """
+        if records.ndim != 2 or records.shape[1] != self.width:
+            raise ValueError(f"expected records of shape (N, {self.width}), got {records.shape}")
+        records = np.clip(np.nan_to_num(records, nan=0.5), 0.0, 1.0)
+        if self._label is not None:
+            if labels is None and self.joint:
+                labels = np.rint(records[:, self._label_start] * (self.n_classes - 1))
+            if labels is None or labels.shape != records.shape[:1]:
+                raise ValueError(f"expected labels of shape ({len(records)},), one class index a record")
+        columns = [
+            self._decode_label(labels) if labels is not None and name == self.schema.label
+            else self._codecs[name].decode(records)
+            for name in self.schema.column_names()
+        ]  # fmt: skip
+        return pa.Table.from_arrays(columns, schema=self.arrow_schema)
+
+    def _arrow_type(self, name: str) -> pa.DataType:
+        if self._label is not None and name == self._label.name:
+            return pa.int64() if self._label.type == "binary" else pa.string()
+        return self._codecs[name].arrow_type
+
+    def _label_codes(self, label: Column, column: pa.ChunkedArray, where: str) -> np.ndarray:
+        place = f"{where}, column {label.name}"
+        if label.type == "binary":
+            return cells.binary_values(column, place)
+        return cells.category_codes(column, self.class_names, place)
+
+    def _decode_label(self, labels: np.ndarray) -> pa.Array:
+        indices = labels.astype(np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.n_classes:
+            raise ValueError(f"expected labels from 0 to {self.n_classes - 1}")
+        if self.arrow_schema.field(self.schema.label).type == pa.int64():
+            return pa.array(indices)
+        return pa.array(self.class_names, pa.string()).take(pa.array(indices))
+
+
+def _plain_columns(schema: Schema) -> list[Column]:
+    """Every modelled column but the label; a signal's columns are numbers with the signal's bounds."""
+    samples = [
+        Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer)
+        for signal in schema.signals
+        for name in signal.columns
+    ]
+    return [column for column in schema.columns if column.name != schema.label] + samples
+
+
+def _refuse_private(schema: Schema) -> None:
+    held = [(f"column {c.name}", PRIVATE in (c.bounds, c.categories)) for c in schema.columns]
+    held += [(f"signal {s.name}", s.bounds == PRIVATE) for s in schema.signals]
+    for place, private in held:
+        if private:
+            how = "Estimate it first (training does so at a cost in epsilon), or write a public value."
+            raise InputError('A bound or list is still "private"', f"schema, {place}", how)

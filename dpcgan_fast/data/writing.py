@@ -1,0 +1,94 @@
+"""Tables written to files batch by batch, so that a table may be larger than memory."""
+
+import contextlib
+import csv
+import gzip
+import io
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.files import machine_error, written_whole
+
+_CSV, _CSV_GZ, _PARQUET = ".csv", ".csv.gz", ".parquet"
+_ENDINGS = (_CSV, _CSV_GZ, _PARQUET)
+
+
+def check_output(path: str | Path) -> str:
+    """The ending of a table file's name, if it is one that can be written and there is a folder to write it to.
+
+    Raises InputError otherwise; so that a long computation can refuse a bad name before it starts.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if name.endswith(".npz"):
+        how = f"Use a name that ends in one of {', '.join(_ENDINGS)}."
+        raise InputError("Writing .npz (code tables) is not supported yet", str(path), how)
+    ending = next((ending for ending in (_CSV_GZ, _CSV, _PARQUET) if name.endswith(ending)), None)
+    if ending is None:
+        how = f"Use a name that ends in one of {', '.join(_ENDINGS)}."
+        raise InputError("The output file's ending names no format", str(path), how)
+    if path.is_dir():
+        raise InputError("The output is a folder", str(path), "Give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError("The output's folder does not exist", str(path.parent), "Make the folder first.")
+    return ending
+
+
+class TableWriter:
+    """Writes batches of one table to a CSV (.csv, .csv.gz) or Parquet (.parquet) file, whole or not at all.
+
+    A context manager. CSV: a header line, missing cells empty, text in quotation marks, numbers in the shortest form
+    that reads back the same. While it is open the batches are in a temporary file beside `path`; that file takes the
+    name `path` when the block ends without an error and is removed when it ends with one.
+
+    Raises InputError if the name is no good, MachineError if the machine cannot write (disk full).
+    """
+
+    def __init__(self, path: str | Path, arrow_schema: pa.Schema):
+        self._path = Path(path)
+        self._ending = check_output(path)
+        self._schema = arrow_schema
+        self._open = contextlib.ExitStack()
+        self._writer: pacsv.CSVWriter | pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "TableWriter":
+        with contextlib.ExitStack() as opening:  # what is open already is closed again if the next step fails
+            sink = opening.enter_context(written_whole(self._path))
+            if self._ending == _PARQUET:
+                self._writer = opening.enter_context(pq.ParquetWriter(sink, self._schema, compression="zstd"))
+            else:
+                if self._ending == _CSV_GZ:
+                    sink = opening.enter_context(gzip.GzipFile("", "wb", fileobj=sink, mtime=0))
+                sink.write(_header(self._schema.names))
+                options = pacsv.WriteOptions(include_header=False)
+                self._writer = opening.enter_context(pacsv.CSVWriter(sink, self._schema, write_options=options))
+            self._open = opening.pop_all()
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Appends a batch with the columns of the schema, in its order."""
+        if self._writer is None:
+            raise ValueError("a TableWriter is used in a with statement")
+        if not table.schema.equals(self._schema):
+            raise ValueError("the batch does not have the columns and types that the writer was opened with")
+        try:
+            self._writer.write_table(table)
+        except OSError as error:
+            raise machine_error(error, self._path) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._writer = None
+        self._open.__exit__(kind, error, traceback)
+
+
+def _header(names: list[str]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(names)
+    return line.getvalue().encode()

@@ -1,0 +1,264 @@
+"""Tables are read as they are, and whatever is wrong with them is said without quoting them."""
+
+import bz2
+import gzip
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dpcgan_fast.data import reading
+from dpcgan_fast.data.reading import column_names, read_table
+from dpcgan_fast.errors import InputError
+
+SENTINEL = "Zq8sentinel"
+
+
+def file(folder, content, name="table.csv"):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def refusal(source, wanted=("a", "b")):
+    """The text of the error that reading ends in; it must be one line and must not quote the data."""
+    with pytest.raises(InputError) as caught:
+        read_table(source, wanted)
+    text = str(caught.value)
+    assert SENTINEL not in text
+    assert "\n" not in text
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    return text
+
+
+# ---- what is read
+
+
+def test_wanted_columns_come_in_the_order_asked_for_and_the_others_are_named(tmp_path):
+    table, others = read_table(file(tmp_path, "a,b,c,d\n1,2,3,4\n5,,7,8\n"), ["c", "b"])
+    assert table.to_pydict() == {"c": ["3", "7"], "b": ["2", ""]}
+    assert others == ("a", "d")
+
+
+def test_csv_cells_stay_text(tmp_path):
+    table, _ = read_table(file(tmp_path, "a,b\n007,true\n1.50,NA\n"), ["a", "b"])
+    assert table.schema.types == [pa.string(), pa.string()]
+    assert table["a"].to_pylist() == ["007", "1.50"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_separator_is_read_from_the_header(tmp_path, separator):
+    text = f'a{separator}"b;x,y\tz"\n1{separator}2\n'
+    assert column_names(file(tmp_path, text)) == ("a", "b;x,y\tz")
+    assert read_table(tmp_path / "table.csv", ["a"])[0].to_pydict() == {"a": ["1"]}
+
+
+@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress)])
+def test_compressed_csv_is_read(tmp_path, ending, compress):
+    path = file(tmp_path, compress(b"a,b\n1,2\n"), f"table.csv{ending}")
+    assert read_table(path, ["b"])[0].to_pydict() == {"b": ["2"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffa,b\n1,2\n",
+        "a,b\r\n1,2\r\n",
+        "a,b\r1,2\r",
+        "\n\na,b\n\n1,2\n\n",
+        "a,b\n1,2",
+        '"a","b"\n"1","2"\n',
+    ],
+    ids=["byte order mark", "CRLF", "CR", "blank lines", "no last line break", "quoted"],
+)
+def test_common_dialects_are_read(tmp_path, text):
+    assert read_table(file(tmp_path, text), ["a", "b"])[0].to_pydict() == {"a": ["1"], "b": ["2"]}
+
+
+def test_quoted_cells_hold_separators_line_breaks_and_quotes(tmp_path):
+    text = 'a,"b\nb"\n"1,5","x\ny ""z"""\n'
+    assert read_table(file(tmp_path, text), ["a", "b\nb"])[0].to_pydict() == {"a": ["1,5"], "b\nb": ['x\ny "z"']}
+
+
+def test_a_row_longer_than_a_block_is_read(tmp_path):
+    path = file(tmp_path, "a,b\n1," + "x" * (reading._BLOCK_SIZES[0] * 2) + "\n")
+    assert read_table(path, ["a"])[0].to_pydict() == {"a": ["1"]}
+
+
+def test_parquet_keeps_its_types_whatever_its_ending(tmp_path):
+    table = pa.table({"num.co": [1, None], "num": [0.5, 1.5], "s": ["x", None]})
+    pq.write_table(table, tmp_path / "table.bin")
+    read, others = read_table(tmp_path / "table.bin", ["num", "num.co"])
+    assert read.equals(table.select(["num", "num.co"]))
+    assert others == ("s",)
+
+
+def test_a_data_frame_is_read_even_with_cells_of_mixed_types():
+    frame = pd.DataFrame({"a": [1, "x", None], "b": [1.5, None, 2.0], 3: [True, False, True]})
+    table, others = read_table(frame, ["b", "a"])
+    assert table["a"].to_pylist() == ["1", "x", None]
+    assert table["b"].to_pylist() == [1.5, None, 2.0]
+    assert others == ("3",)
+
+
+def test_arrow_tables_and_other_arrow_streams_are_read():
+    table = pa.table({"a": [1], "b": ["x"]})
+
+    class Stream:
+        def __arrow_c_stream__(self, requested_schema=None):
+            return table.__arrow_c_stream__(requested_schema)
+
+    assert read_table(table, ["b"])[0].to_pydict() == {"b": ["x"]}
+    assert read_table(Stream(), ["b"])[0].to_pydict() == {"b": ["x"]}
+
+
+def run_python(code, *arguments):
+    """Output of a Python program in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_pandas_is_not_needed():
+    code = """
+import sys
+class NoPandas:
+    def find_spec(self, name, *_):
+        if name == "pandas":
+            raise ImportError(name)
+sys.meta_path.insert(0, NoPandas())
+import pyarrow
+from dpcgan_fast.data import datasets, draft, encoding, reading, units, writing
+print(reading.read_table(pyarrow.table({"a": [1]}), ["a"])[0].num_rows, "pandas" in sys.modules)
+"""
+    assert run_python(code) == "1 False\n"
+
+
+# ---- what is refused
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "none.csv")
+
+
+def test_a_folder_is_refused(tmp_path):
+    assert "folder" in refusal(tmp_path)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in refusal(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "  \n"])
+def test_an_empty_file_is_refused(tmp_path, text):
+    assert "empty" in refusal(file(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["a,b", "a,b\n", "a,b\r\n\r\n"])
+def test_a_header_without_rows_is_refused(tmp_path, text):
+    assert "no rows" in refusal(file(tmp_path, text))
+
+
+@pytest.mark.parametrize("source", [pd.DataFrame({"a": [], "b": []}), pa.table({"a": pa.array([]), "b": pa.array([])})])
+def test_tables_in_memory_without_rows_are_refused(source):
+    assert "no rows" in refusal(source)
+
+
+@pytest.mark.parametrize(("row", "count"), [(f"{SENTINEL}", 1), (f"1,{SENTINEL},3", 3), (f'"1,{SENTINEL}', 1)])
+def test_a_ragged_row_is_refused_with_its_number_and_both_counts(tmp_path, row, count):
+    text = refusal(file(tmp_path, "a,b\n" + "1,2\n" * 5 + "\n" + f"{row}\n"))
+    assert f"has {count} cells where the header has 2" in text
+    assert "row 6" in text
+
+
+def test_the_number_of_a_ragged_row_is_found_behind_many_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_BLOCK_SIZES", (1000,))
+    assert "row 5001" in refusal(file(tmp_path, "a,b\n" + "1,2\n" * 5000 + f"{SENTINEL}\n"))
+
+
+def test_a_row_longer_than_the_largest_block_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_BLOCK_SIZES", (100, 1000))
+    assert "longer than" in refusal(file(tmp_path, f'a,b\n1,2\n1,"{SENTINEL}\n' + "1,2\n" * 5000))
+
+
+def test_repeated_names_are_refused_by_position(tmp_path):
+    """The names themselves may be a person's row, in a file without a header."""
+    assert "columns 2 and 4" in refusal(file(tmp_path, f"a,{SENTINEL},b,{SENTINEL}\n1,2,3,4\n"))
+    frame = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    assert "columns 1 and 2" in refusal(frame)
+    assert "columns 1 and 2" in refusal(pa.Table.from_arrays([pa.array([1])] * 2, ["a", "a"]))
+
+
+def test_a_wanted_column_that_the_data_lack_is_named(tmp_path):
+    path = file(tmp_path, f"a,{SENTINEL}\n1,2\n")
+    assert "column b)" in refusal(path)
+    assert "column b and 2 more)" in refusal(path, ["a", "b", "c", "d"])
+
+
+def test_bytes_that_are_not_utf8_are_refused_with_column_and_row(tmp_path):
+    text = refusal(file(tmp_path, b"a,b\n1,2\n1,caf\xc3\xa9\n1," + SENTINEL.encode() + b"\xe9\n"))
+    assert "column b, row 3" in text
+
+
+def test_bytes_that_are_not_utf8_in_other_columns_do_no_harm(tmp_path):
+    assert read_table(file(tmp_path, b"a,b\n1,\xe9\n"), ["a"])[0].num_rows == 1
+
+
+@pytest.mark.parametrize("content", [b"a,b\xe9\n1,2\n", "a,b\n1,2\n".encode("utf-16"), b"a\0,b\n1,2\n"])
+def test_a_header_that_is_not_utf8_text_is_refused(tmp_path, content):
+    assert "UTF-8" in refusal(file(tmp_path, content))
+
+
+def test_a_header_with_an_open_quote_is_refused(tmp_path):
+    assert "quotation mark" in refusal(file(tmp_path, f'"a,b,{SENTINEL}\n1,2\n'))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("table.csv.gz", SENTINEL.encode()),
+        ("table.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 1000)[:-20]),
+        ("table.csv.gz", gzip.compress(os.urandom(100_000))[:-20000]),
+        ("table.csv.bz2", SENTINEL.encode()),
+        ("table.parquet", SENTINEL.encode()),
+        ("table.parquet", b"PAR1" + SENTINEL.encode() * 10 + b"PAR1"),
+        ("table.csv", b"PAR1"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, name, content):
+    refusal(file(tmp_path, content, name))
+
+
+def test_parquet_with_flipped_bits_is_refused_or_read_but_never_crashes(tmp_path):
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"a": [SENTINEL + str(i) for i in range(300)], "b": list(range(300))}), path)
+    code = """
+import resource, sys
+from pathlib import Path
+from dpcgan_fast.data.reading import read_table
+from dpcgan_fast.errors import DpcganError
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+for position in range(4, len(whole), 37):
+    damaged = bytearray(whole)
+    damaged[position] ^= 1 << (position % 8)
+    path.write_bytes(damaged)
+    try:
+        read_table(path, ["a", "b"])
+    except DpcganError as error:
+        print(error)
+"""
+    said = run_python(code, str(path))
+    assert "cannot be read" in said
+    assert SENTINEL not in said
+
+
+def test_data_of_another_type_are_refused():
+    assert "list" in refusal([SENTINEL])

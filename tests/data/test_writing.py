@@ -1,0 +1,120 @@
+"""Output files appear whole, or not at all."""
+
+import errno
+import gzip
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dpcgan_fast.data.reading import read_table
+from dpcgan_fast.data.writing import TableWriter
+from dpcgan_fast.errors import InputError, MachineError
+
+TABLE = pa.table(
+    {
+        "text": ["plain", None, 'a,"b"\nc', "="],
+        "number, odd name": [0.1, None, 1 / 3, 1e-300],
+        "whole": [1, None, -(2**53), 0],
+    }
+)
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def write(path, *batches):
+    with TableWriter(path, TABLE.schema) as writer:
+        for batch in batches:
+            writer.write(batch)
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "OUT.CSV", "out.parquet"])
+def test_batches_read_back_as_one_table(tmp_path, name):
+    write(tmp_path / name, TABLE.slice(0, 1), TABLE.slice(1))
+    table, _ = read_table(tmp_path / name, TABLE.column_names)
+    text = [None if cell in ("", None) else cell for cell in table["text"].to_pylist()]
+    assert text == TABLE["text"].to_pylist()
+    for column in TABLE.column_names[1:]:
+        numbers = [None if cell in ("", None) else float(cell) for cell in table[column].to_pylist()]
+        assert numbers == TABLE[column].to_pylist()
+    assert names(tmp_path) == [name]
+
+
+def test_parquet_keeps_types(tmp_path):
+    write(tmp_path / "out.parquet", TABLE)
+    assert pq.read_table(tmp_path / "out.parquet").equals(TABLE)
+
+
+def test_csv_text(tmp_path):
+    write(tmp_path / "out.csv.gz", TABLE.slice(0, 2))
+    assert gzip.decompress((tmp_path / "out.csv.gz").read_bytes()).decode() == (
+        'text,"number, odd name",whole\n"plain",0.1,1\n,,\n'
+    )
+
+
+def test_the_same_batches_give_the_same_bytes(tmp_path):
+    for name in ("one.csv.gz", "two.csv.gz"):
+        write(tmp_path / name, TABLE)
+    assert (tmp_path / "one.csv.gz").read_bytes() == (tmp_path / "two.csv.gz").read_bytes()
+
+
+def test_no_batches_give_a_header(tmp_path):
+    write(tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == 'text,"number, odd name",whole\n'
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
+def test_an_error_leaves_what_stood_there(tmp_path, name):
+    (tmp_path / name).write_text("before")
+    with pytest.raises(KeyboardInterrupt), TableWriter(tmp_path / name, TABLE.schema) as writer:  # noqa: PT012
+        writer.write(TABLE)
+        raise KeyboardInterrupt
+    assert (tmp_path / name).read_text() == "before"
+    assert names(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
+def test_a_full_disk_is_the_machines_error_and_leaves_nothing(tmp_path, name):
+    resource = pytest.importorskip("resource")
+    noise = pa.table({"x": [os.urandom(50).hex() for _ in range(20000)]})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # a write beyond it fails with EFBIG
+    try:
+        with pytest.raises(MachineError, match="full") as caught, TableWriter(tmp_path / name, noise.schema) as writer:
+            writer.write(noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.exit_code == 5
+    assert names(tmp_path) == []
+
+
+def test_a_device_error_is_the_machines_error(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "planted")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(MachineError):
+        write(tmp_path / "out.csv", TABLE)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["out", "out.xlsx", "out.tsv", "out.csv.zip", "out.npz", "none/out.csv"])
+def test_names_that_cannot_be_written_are_refused_before_anything_is(tmp_path, name):
+    with pytest.raises(InputError) as caught:
+        TableWriter(tmp_path / name, TABLE.schema)
+    assert name.startswith("none") or ".csv, .csv.gz, .parquet" in caught.value.how
+
+
+def test_a_folder_in_the_place_of_the_output_is_refused(tmp_path):
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(InputError, match="folder"):
+        TableWriter(tmp_path / "out.csv", TABLE.schema)
+
+
+def test_a_batch_of_other_columns_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="columns and types"):
+        write(tmp_path / "out.csv", TABLE.select(["whole"]))
+    assert names(tmp_path) == []
