@@ -66,6 +66,8 @@ class Column(_Strict):
                 raise ValueError(f"{OTHER} is added by itself and must not be listed")
         if self.unknown == "missing" and not self.missing:
             raise ValueError('unknown "missing" needs "missing": true')
+        if self.unknown == "first" and self.categories == PRIVATE:
+            raise ValueError('unknown "first" needs a public list of categories')
         if self.rates is not None and (any(rate < 0 for rate in self.rates) or abs(sum(self.rates) - 1) > 1e-6):
             raise ValueError("rates must be at least 0 and add up to 1")
         return self

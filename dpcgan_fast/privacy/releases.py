@@ -71,10 +71,14 @@ def _bin(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), -1, index)
 
 
-def coarse_histograms(columns: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """Histograms of all columns over the public edges, one after another. L2 sensitivity sqrt(len(columns))."""
+def coarse_histograms(columns: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
+    """Histograms of all columns over the public edges, one after another. L2 sensitivity sqrt(len(columns)).
+
+    columns, weights: values of each column and their weights, (rows,) each; a unit weighs at most 1 in a column
+    """
     edges = coarse_edges()
-    return np.concatenate([weighted_histogram(_bin(c, edges), weights, len(edges) - 1) for c in columns])
+    pairs = zip(columns, weights, strict=True)
+    return np.concatenate([weighted_histogram(_bin(c, edges), w, len(edges) - 1) for c, w in pairs])
 
 
 def coarse_bounds(noisy: np.ndarray, columns: int, std: float) -> list[tuple[float, float]]:
@@ -87,12 +91,13 @@ def coarse_bounds(noisy: np.ndarray, columns: int, std: float) -> list[tuple[flo
     return bounds
 
 
-def fine_histograms(columns: list[np.ndarray], weights: np.ndarray, bounds: list[tuple[float, float]]) -> np.ndarray:
+def fine_histograms(
+    columns: list[np.ndarray], weights: list[np.ndarray], bounds: list[tuple[float, float]]
+) -> np.ndarray:
     """Histograms of all columns over equal bins between their coarse bounds. L2 sensitivity sqrt(len(columns))."""
     edges = [np.linspace(low, high, FINE_BINS + 1) for low, high in bounds]
-    return np.concatenate(
-        [weighted_histogram(_bin(c, e), weights, FINE_BINS) for c, e in zip(columns, edges, strict=True)]
-    )
+    triples = zip(columns, weights, edges, strict=True)
+    return np.concatenate([weighted_histogram(_bin(c, e), w, FINE_BINS) for c, w, e in triples])
 
 
 def fine_bounds(noisy: np.ndarray, coarse: list[tuple[float, float]], std: float) -> list[tuple[float, float]]:
@@ -124,20 +129,20 @@ def category_threshold(std: float, delta: float, largest_weight: float = 1.0) ->
 
 
 def thresholded_categories(
-    names: list[str], counts: np.ndarray, noise_multiplier: float, sensitivity: float, delta: float, max_rows: int,
-    key: NoiseKey, mechanism: str, unit: str,
-) -> tuple[list[str], Release]:
+    names: list[str], counts: np.ndarray, mechanism: Mechanism, max_rows: int, key: NoiseKey
+) -> list[str]:
     """Categories whose noisy count clears the threshold, most frequent first.
 
     names, counts: those present in the data, and their weights over units
-    delta:         spent by this release in all; a unit can hold up to `max_rows` categories that nobody else has
+    mechanism:     with the delta that this list may spend
+    max_rows:      rows of a unit, so that a unit holds at most as many categories that nobody else has
     """
-    release = noisy_release(mechanism, counts, sensitivity, noise_multiplier, key, unit)
-    threshold = category_threshold(release.std, delta / max_rows)
+    release = noisy_release(
+        mechanism.mechanism, counts, mechanism.max_grad_norm, mechanism.noise_multiplier, key, mechanism.unit
+    )
+    threshold = category_threshold(release.std, mechanism.delta / max_rows)
     order = np.argsort(-release.values, kind="stable")
-    kept = [names[i] for i in order if release.values[i] > threshold]
-    spent = Mechanism(mechanism, "gaussian", 1.0, noise_multiplier, 1, sensitivity, delta, unit)
-    return kept, Release(release.values, release.std, spent)
+    return [names[i] for i in order if release.values[i] > threshold]
 
 
 def noisy_rates(noisy: np.ndarray, floor: float) -> np.ndarray:

@@ -1,0 +1,54 @@
+"""The networks that the step benchmark runs: critics for health tables, and the preset autoencoders."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks, PublishedSpec
+
+
+@dataclass(frozen=True)
+class BenchNet:
+    """A network, the length of its records, and the batch size."""
+
+    name: str
+    build: Callable[[], nn.Module]  # (B, 1, F) -> (B, ...)
+    length: int
+    batch: int
+
+
+def critic(length: int, channels: Sequence[int], kernel: int, stride: int, padding: int) -> nn.Sequential:
+    """Convolutions with GroupNorm of min(8, C) groups and LeakyReLU, then one of full length to a score."""
+    layers: list[nn.Module] = []
+    inputs = 1
+    for outputs in channels:
+        layers += [nn.Conv1d(inputs, outputs, kernel, stride, padding), nn.GroupNorm(min(8, outputs), outputs)]
+        layers.append(nn.LeakyReLU(0.2))
+        length = (length + 2 * padding - kernel) // stride + 1
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Conv1d(inputs, 1, length))
+
+
+def _autoencoder(spec: PublishedSpec) -> nn.Module:
+    return PublishedNetworks(spec).autoencoder.stacks
+
+
+def _seed_critic(length: int) -> Callable[[], nn.Module]:
+    return lambda: critic(length, (16, 32, 64), 8, 4, 1)
+
+
+def _big_critic(length: int) -> Callable[[], nn.Module]:
+    return lambda: critic(length, (64, 128, 256, 256), 5, 2, 1)
+
+
+BENCH_NETS = (
+    BenchNet("seed critic, F=178, B=128", _seed_critic(178), 178, 128),
+    BenchNet("seed critic, F=178, B=1024", _seed_critic(178), 178, 1024),
+    BenchNet("seed critic, F=1071, B=256", _seed_critic(1071), 1071, 256),
+    BenchNet("seed critic, F=10000, B=64", _seed_critic(10000), 10000, 64),
+    BenchNet("64-128-256-256 critic, F=178, B=128", _big_critic(178), 178, 128),
+    BenchNet("64-128-256-256 critic, F=1071, B=128", _big_critic(1071), 1071, 128),
+    BenchNet("autoencoder rdpcgan-uci, B=128", lambda: _autoencoder(UCI), 179, 128),
+    BenchNet("autoencoder rdpcgan-mimic, B=128", lambda: _autoencoder(MIMIC), 1071, 128),
+)

@@ -1,0 +1,135 @@
+"""`dpcgan account`: epsilon of a run's ledger, or of a mechanism given by its numbers."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpcgan_fast.cli.console import result, result_json
+from dpcgan_fast.cli.training import Json
+from dpcgan_fast.errors import InputError, PrivacyError
+from dpcgan_fast.privacy import Mechanism, PrivacySpent
+from dpcgan_fast.privacy import account as compose
+from dpcgan_fast.privacy import calibrate_noise_multiplier
+from dpcgan_fast.privacy.ledger import charged, read_ledger
+from dpcgan_fast.synthesis.privacy_statement import mechanism_values, number
+from dpcgan_fast.synthesis.run_folder import RunFolder
+from dpcgan_fast.train.settings import TrainSettings
+
+
+def account(
+    run: Annotated[Path | None, typer.Argument(help="Run folder: composes everything in its ledger.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="Poisson sample rate q in (0, 1].")] = None,
+    noise_multiplier: Annotated[float | None, typer.Option(help="Noise standard deviation over max_grad_norm.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps.")] = None,
+    delta: Annotated[float | None, typer.Option(help="In (0, 1).")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Target, in place of --noise-multiplier: solves for the noise multiplier.")
+    ] = None,
+    expect_head: Annotated[
+        str | None, typer.Option(help="Hash of the ledger's last line as noted before: exit 3 if it is not in the ledger.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Epsilon by Renyi DP and by privacy loss distributions (dp-accounting), and the smaller of the two."""
+    numbers = {"--sample-rate": sample_rate, "--steps": steps, "--delta": delta}
+    if run is not None:
+        if any(value is not None for value in (*numbers.values(), noise_multiplier, epsilon)):
+            raise InputError("A run has its own numbers", f"account {run}", "Give a run folder or numbers, not both.")
+        values = _account_run(run, expect_head)
+    else:
+        missing = [name for name, value in numbers.items() if value is None]
+        if missing:
+            raise InputError("Numbers are missing", ", ".join(missing), "Give a run folder, or all of the numbers.")
+        if (noise_multiplier is None) == (epsilon is None):
+            how = "The one is computed from the other."
+            raise InputError("Give either a noise multiplier or a target", "--noise-multiplier, --epsilon", how)
+        assert sample_rate is not None and steps is not None and delta is not None  # noqa: PT018
+        values = _account_numbers(sample_rate, noise_multiplier, steps, delta, epsilon)
+    if as_json:
+        result_json(values)
+        return
+    for line in _lines(values):
+        result(line)
+
+
+def _account_numbers(
+    sample_rate: float, noise_multiplier: float | None, steps: int, delta: float, epsilon: float | None
+) -> dict[str, Any]:
+    def mechanisms(noise: float) -> list[Mechanism]:
+        event = "gaussian" if sample_rate == 1 else "poisson_gaussian"
+        return [Mechanism("steps", event, sample_rate, noise, steps, 1.0)]
+
+    try:
+        if noise_multiplier is None:
+            assert epsilon is not None
+            noise_multiplier = calibrate_noise_multiplier(mechanisms, epsilon, delta)
+        spent = compose(mechanisms(noise_multiplier), delta)
+    except ValueError as error:
+        raise InputError(str(error).rstrip("."), "account", "See `dpcgan account --help`.") from None
+    return {
+        **_spent_values(spent),
+        "noise_multiplier": noise_multiplier,
+        "sample_rate": sample_rate,
+        "steps": steps,
+    }
+
+
+def _account_run(run: Path, expect_head: str | None) -> dict[str, Any]:
+    folder = RunFolder.open(run)
+    settings = TrainSettings.from_dict(folder.read_config()["settings"])
+    lines, torn = read_ledger(folder.ledger)
+    heads = [line.hash for line in lines]
+    if expect_head is not None and expect_head not in heads:
+        raise PrivacyError(
+            "The ledger does not hold the line that was expected: it was rolled back, or is another run's",
+            str(folder.ledger),
+            "Restore the newest copy of the run.",
+        )
+    mechanisms = charged(lines)
+    return {
+        **_spent_values(compose(mechanisms, settings.delta)),
+        "mechanisms": [mechanism_values(m) for m in mechanisms],
+        "planned_epsilon": number(settings.epsilon),
+        "seeded": settings.seed is not None,
+        "ledger_head": heads[-1] if heads else None,
+        "torn_line": torn,
+    }
+
+
+def _spent_values(spent: PrivacySpent) -> dict[str, Any]:
+    return {
+        "epsilon_rdp": number(spent.epsilon_rdp),
+        "epsilon_pld": number(spent.epsilon_pld),
+        "epsilon": number(spent.epsilon),
+        "delta": spent.delta,
+        "accountant": spent.accountant,
+        "pld_interval": spent.pld_interval,
+    }
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    lines = [
+        f"epsilon {values['epsilon']} at delta {values['delta']:g} (by {values['accountant']}, the smaller one)",
+        f"  by Renyi DP                     {values['epsilon_rdp']}",
+        f"  by privacy loss distributions   {values['epsilon_pld']} (grid {values['pld_interval']:g})",
+    ]
+    if "noise_multiplier" in values:
+        lines.append(
+            f"noise multiplier {values['noise_multiplier']:g}, sample rate {values['sample_rate']:g}, "
+            f"{values['steps']} steps"
+        )
+    for m in _merged(values.get("mechanisms", [])):
+        rate = "" if m["event"] == "gaussian" else f", sample rate {m['sample_rate']:.6g}"
+        lines.append(f"  {m['mechanism']}: {m['steps']} x Gaussian, noise multiplier {m['noise_multiplier']:g}{rate}")
+    if values.get("seeded"):
+        lines.append("NOT private: the noise of this run came from a seed")
+    return lines
+
+
+def _merged(mechanisms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    merged: dict[tuple, dict[str, Any]] = {}
+    for m in mechanisms:
+        key = (m["mechanism"], m["event"], m["sample_rate"], m["noise_multiplier"])
+        merged.setdefault(key, {**m, "steps": 0})["steps"] += m["steps"]
+    return list(merged.values())

@@ -1,0 +1,40 @@
+"""`dpcgan bench`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpcgan_fast.bench import bench_sample, bench_step, bench_train, describe
+from dpcgan_fast.cli.console import result, say
+from dpcgan_fast.cli.training import Device
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.files import write_whole
+from dpcgan_fast.synthesis.fitting import pick_device
+
+SUITES = ("step", "train", "sample")
+
+
+def bench(
+    out: Annotated[Path, typer.Option(help="JSON file to write: every timing, with the machine's description.")],
+    suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "step",
+    device: Device = "cpu",
+    calls: Annotated[int, typer.Option(help="Timed calls of each contender (suite step).", min=1)] = 15,
+) -> None:
+    """Time private steps against plain ones, training, or sampling; interleaved, in one process, as ratios.
+
+    Suite step: every contender's clipped sum is compared with torch.func's before it is timed; contenders of Opacus
+    run where it is installed.
+    """
+    if suite not in SUITES:
+        raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")
+    target = pick_device(device)
+    rows: list[dict[str, Any]]
+    if suite == "step":
+        rows = bench_step(target, calls, say)
+    else:
+        rows = (bench_train if suite == "train" else bench_sample)(device, say)
+    results = {"suite": suite, "machine": describe(target), "results": rows}
+    write_whole(out, json.dumps(results, indent=1) + "\n")
+    result(str(out))

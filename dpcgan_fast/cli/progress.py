@@ -1,0 +1,55 @@
+"""Progress of a training run on the terminal: steps, epsilon so far, time left."""
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dpcgan_fast.cli.console import say
+
+_LINES_PER_PHASE = 10
+
+
+class TerminalProgress:
+    """A bar for each phase on a terminal; a few plain lines elsewhere, such as in a log file."""
+
+    def __init__(self) -> None:
+        self._bars: Progress | None = None
+        if sys.stderr.isatty():
+            self._bars = Progress(
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("epsilon {task.fields[epsilon]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+        self._phase, self._total, self._epsilon = "", 0, "-"
+        self._task = None
+
+    def __enter__(self) -> "TerminalProgress":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def start(self, phase: str, total: int, done: int) -> None:
+        """A phase begins, or goes on after `done` steps."""
+        self._phase, self._total = phase, total
+        if self._bars is not None:
+            self._task = self._bars.add_task(phase, total=total, completed=done, epsilon=self._epsilon)
+        else:
+            say(f"{phase}: {total} private steps" + (f", {done} done before" if done else ""))
+
+    def advance(self, done: int, epsilon: float | None) -> None:
+        """Steps taken so far, and epsilon by Renyi DP where it was computed anew."""
+        if epsilon is not None:
+            self._epsilon = f"{epsilon:.3f} (RDP)"
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, epsilon=self._epsilon)
+        elif done % max(1, self._total // _LINES_PER_PHASE) == 0:
+            say(f"{self._phase}: {done}/{self._total}, epsilon so far {self._epsilon}")

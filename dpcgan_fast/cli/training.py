@@ -1,0 +1,110 @@
+"""`dpcgan schema` and `dpcgan train`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dpcgan_fast.cli.console import result, result_json, say
+from dpcgan_fast.cli.progress import TerminalProgress
+from dpcgan_fast.data.draft import draft_schema
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.files import write_whole
+from dpcgan_fast.synthesis import DPCGAN, FitHooks
+from dpcgan_fast.train.settings import PRESETS
+from dpcgan_fast.train.stopping import stop_on_signals
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda. auto takes a GPU if there is one and this build has kernels for it.")]
+
+
+def schema(
+    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed; separator , ; or tab) or Parquet.")],
+    out: Annotated[Path, typer.Option(help="Schema file to write.")],
+) -> None:
+    """Draft a schema file: names and types; bounds, lists and the unit are left for you to fill in.
+
+    The draft reads the data, so it is outside the privacy claim, which begins with the schema that you fill in. No
+    value of the data is copied into it.
+    """
+    draft = draft_schema(data)
+    if out.exists():
+        raise InputError("There is a file at the output path already", str(out), "Choose another name.")
+    write_whole(out, json.dumps(draft, indent=1, ensure_ascii=False) + "\n")
+    say("The draft was made by reading the data, outside the privacy claim; the claim begins with the filled schema.")
+    say('Fill in every null, with a public value or "private", and "unit": a column name, or null for one row a person.')
+    result(str(out))
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed) or Parquet.")],
+    schema: Annotated[Path, typer.Option(help="Schema file; `dpcgan schema` drafts one.")],
+    epsilon: Annotated[float, typer.Option(help="Privacy budget, > 0; inf trains the non-private baseline.")],
+    delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}. auto fits any table.")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Critic steps. [default: auto 1500, rdpcgan 4000]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Reproducible noise; marks the run NOT private.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in --out.")] = False,
+    device: Device = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(help="Expected batch in units, of both phases. [default: auto about 2 sqrt(n_units), rdpcgan 128 or 64]")
+    ] = None,
+    autoencoder_steps: Annotated[int | None, typer.Option(help="[default: auto 400, rdpcgan 2000]")] = None,
+    max_grad_norm: Annotated[float, typer.Option(help="Clipping norm of a unit's gradient.")] = 1.0,
+    release_share: Annotated[
+        float | None, typer.Option(help="Share of epsilon for class rates, bounds and lists. [default: 0.02 to 0.25, less for more units]")
+    ] = None,
+    paired_fakes: Annotated[
+        bool, typer.Option("--paired-fakes", help="The paper's joint form: a fake inside each unit's loss.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a private generative model on a table, into a run folder.
+
+    One noise multiplier serves autoencoder and critic; it is found so that everything together, what is released
+    before training included, stays within epsilon and delta. All settings stand on the privacy card.
+    """
+    if seed is not None:
+        say("WARNING: --seed makes the noise reproducible. This run is NOT private; ledger, card and report say so.")
+    model = DPCGAN(
+        Schema.from_json(schema), epsilon, delta, preset, device, steps, seed, autoencoder_batch=batch_size,
+        critic_batch=batch_size, autoencoder_steps=autoencoder_steps, max_grad_norm=max_grad_norm,
+        release_share=release_share, paired_fakes=paired_fakes,
+    )  # fmt: skip
+    with stop_on_signals() as stop, TerminalProgress() as progress:
+        model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, _say_dropped))
+    summary = training_summary(model)
+    if as_json:
+        result_json(summary)
+        return
+    result(privacy_line(model.privacy()))
+    result(f"run folder: {out}")
+    result(f"privacy card: {model.folder / 'privacy_card.md'}")
+
+
+def _say_dropped(names: tuple[str, ...]) -> None:
+    say(f"Columns that the schema does not name are left out: {', '.join(names)}")
+
+
+def training_summary(model: DPCGAN) -> dict[str, Any]:
+    """What `train --json` prints."""
+    privacy = model.privacy()
+    kept = ("private", "epsilon", "delta", "epsilon_spent", "epsilon_rdp", "epsilon_pld", "accountant", "mechanisms")
+    return {"run": str(model.folder), **{name: privacy[name] for name in kept}}
+
+
+def privacy_line(privacy: dict[str, Any]) -> str:
+    """The guarantee of a run in one line."""
+    if not privacy["private"]:
+        reason = "its noise came from a seed" if privacy["seeded"] else "epsilon is inf"
+        return f"NOT private: {reason}"
+    spent = float(privacy["epsilon_spent"])
+    assert math.isfinite(spent)
+    return (
+        f"private: epsilon {privacy['epsilon']:g}, delta {privacy['delta']:g}; spent {spent:.6f} by "
+        f"{privacy['accountant']} (RDP {privacy['epsilon_rdp']:.6f}, PLD {privacy['epsilon_pld']:.6f})"
+    )

@@ -1,0 +1,131 @@
+"""`dpcgan sample`, `dpcgan evaluate` and `dpcgan demo`."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+
+from dpcgan_fast.cli.console import result, result_json, say
+from dpcgan_fast.cli.progress import TerminalProgress
+from dpcgan_fast.cli.training import Device, Json, privacy_line
+from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
+from dpcgan_fast.data.encoding import table_columns
+from dpcgan_fast.data.reading import read_table
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.writing import TableWriter, check_output
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.evaluate import Metrics
+from dpcgan_fast.evaluate import evaluate as evaluate_tables
+from dpcgan_fast.report import write_report
+from dpcgan_fast.synthesis import DPCGAN, FitHooks
+from dpcgan_fast.train.stopping import stop_on_signals
+
+_QUICK = {"steps": 300, "autoencoder_steps": 150}
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run folder of `dpcgan train`.")],
+    rows: Annotated[int, typer.Option("-n", help="Number of rows.")],
+    out: Annotated[Path, typer.Option(help="File to write; .csv, .csv.gz or .parquet.")],
+    where: Annotated[
+        list[str] | None, typer.Option(help="column=value, repeatable. A label of preset auto is met exactly, all else by rejection.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Reproducible draw; costs no privacy.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw a synthetic table from a trained run, in batches, so that it may be larger than memory."""
+    check_output(out)
+    model = DPCGAN.load(run, device)
+    batches = model.sample_batches(rows, _conditions(where or []), seed)
+    with TableWriter(out, model.arrow_schema) as writer:
+        for batch in batches:
+            writer.write(batch)
+    result(str(out))
+
+
+def _conditions(texts: Sequence[str]) -> dict[str, object]:
+    conditions: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError("A condition is written column=value", f"--where {name}", "For example: --where died=1.")
+        if name in conditions:
+            raise InputError("A column is named twice", f"--where {name}", "Give one value for each column.")
+        conditions[name] = value
+    return conditions
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder of `dpcgan train`.")],
+    real: Annotated[Path, typer.Option(help="Real held-out rows that took no part in training.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")],
+    train: Annotated[
+        Path | None, typer.Option(help="Real training rows, for real-to-real figures and the baseline of equal epsilon.")
+    ] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="Synthetic table; without it one is drawn from the run.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare synthetic with real held-out rows. The figures are NOT differentially private: do not release them."""
+    model = DPCGAN.load(run)
+    schema = Schema.from_json(model.folder / "schema.json")
+    test_table = _read(real, schema)
+    train_table = None if train is None else _read(train, schema)
+    if synthetic is not None:
+        synthetic_table = read_table(synthetic, schema.column_names())[0]
+    else:
+        synthetic_table = model.sample(train_table.num_rows if train_table is not None else max(test_table.num_rows, 1000))
+    metrics, page = evaluate_run(model, schema, synthetic_table, test_table, train_table, out)
+    if as_json:
+        result_json(metrics.to_dict())
+        return
+    result(str(metrics.verdict["headline"]))
+    result(f"report: {page}")
+    result(f"metrics: {out / 'metrics.json'}")
+    say(metrics.notice)
+
+
+def _read(path: Path, schema: Schema) -> pa.Table:
+    return read_table(path, table_columns(schema))[0]
+
+
+def evaluate_run(
+    model: DPCGAN, schema: Schema, synthetic: pa.Table, test: pa.Table, train: pa.Table | None, out: Path
+) -> tuple[Metrics, Path]:
+    """Evaluates, and writes metrics.json and report.html into `out`; gives the metrics and the report's path."""
+    privacy = model.privacy()
+    metrics = evaluate_tables(synthetic, test, schema, train=train, privacy=privacy)
+    out.mkdir(parents=True, exist_ok=True)
+    metrics.write(out / "metrics.json")
+    page = write_report(out, metrics, synthetic, test, schema, privacy, model.privacy_card())
+    return metrics, page
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("dpcgan-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps: everything runs, but the model is worse.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train on the embedded SUPPORT2 data at epsilon 3 and delta 1e-5, sample, evaluate, and write a report."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError("There is something at the output path already", str(out), "Choose a new folder with --out.")
+    schema = support2_schema()
+    train_table, test_table = train_test_split(load_support2())
+    say(f"SUPPORT2: {train_table.num_rows} patients for training, {test_table.num_rows} held out")
+    model = DPCGAN(schema, 3.0, 1e-5, device=device, **(_QUICK if quick else {}))  # type: ignore[arg-type]
+    with stop_on_signals() as stop, TerminalProgress() as progress:
+        model.fit(train_table, out / "run", hooks=FitHooks(progress, stop))
+    synthetic = model.sample(train_table.num_rows)
+    table_path = out / "synthetic.csv"
+    with TableWriter(table_path, model.arrow_schema) as writer:
+        writer.write(synthetic)
+    say("evaluating: three classifiers on synthetic and on real rows, and the baseline of equal epsilon")
+    metrics, page = evaluate_run(model, schema, synthetic, test_table, train_table, out)
+    result(privacy_line(model.privacy()))
+    result(str(metrics.verdict["headline"]))
+    result(f"report:          {page.resolve()}")
+    result(f"synthetic table: {table_path.resolve()}")
+    result(f"privacy card:    {(model.folder / 'privacy_card.md').resolve()}")
+    assert math.isfinite(float(model.privacy()["epsilon"]))

@@ -1,0 +1,34 @@
+"""Networks: the published presets, and nets for any table. No module here knows of privacy."""
+
+from collections.abc import Sequence
+
+from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.models.auto import AutoNetworks
+from dpcgan_fast.models.networks import Networks as Networks
+from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
+
+_PUBLISHED = {"rdpcgan-uci": UCI, "rdpcgan-mimic": MIMIC}
+
+
+def is_conditional(preset: str) -> bool:
+    """Whether the label is a condition of the nets, or the last feature of the record."""
+    return preset not in _PUBLISHED
+
+
+def make_networks(preset: str, blocks: Sequence[Block], n_classes: int) -> Networks:
+    """Fresh networks for records with this layout.
+
+    Raises InputError if a published preset does not fit the record's length.
+    """
+    if preset not in _PUBLISHED:
+        return AutoNetworks(blocks, n_classes)
+    spec = _PUBLISHED[preset]
+    length = blocks[-1].stop
+    if length != spec.record_length:
+        raise InputError(
+            f"The preset takes records of length {spec.record_length}, but the schema gives {length}",
+            f"preset {preset}",
+            "Use --preset auto, which fits any table.",
+        )
+    return PublishedNetworks(spec)

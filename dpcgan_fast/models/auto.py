@@ -1,0 +1,147 @@
+"""Networks for records of any width and mixed types, conditional on the label.
+
+The autoencoder maps a record to a short code and back to one distribution a column (`heads.RecordHead`). Its decoder
+adds two sets of logits: those of a transposed convolution over the columns, which carry the dependence through the
+code, and those of a linear map of the label, which carry each class's own marginals and learn fast under noise. The
+generator makes codes; the critic sees records and labels. No module mixes rows.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.models.heads import RecordHead
+from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, group_norm, leaky_relu
+from dpcgan_fast.models.networks import Networks
+
+CODE_DIM = 32
+LATENT_DIM = 32
+DECODER_CHANNELS = 32
+GENERATOR_CHANNELS = 32
+TRUNK_CHANNELS = (16, 32, 64, 64, 64, 64)
+PRIOR_SCALE = 8.0  # raises the share of the label's own logits in the clipped gradient
+_UPSAMPLING = 8  # of the decoder's three transposed convolutions
+_LAST_LENGTH = 16  # the trunk halves and quarters a record until it is at most this long
+
+
+def trunk(in_channels: int, length: int) -> tuple[nn.Sequential, int, int]:
+    """Strided convolutions (B, in_channels, length) -> (B, C, L) with L at most 16; returns also C and L."""
+    specs = [ConvSpec(TRUNK_CHANNELS[0], min(8, length + 4), 4, 2)]
+    length = conv_length(length, specs[0])
+    for channels in TRUNK_CHANNELS[1:]:
+        if len(specs) > 1 and length <= _LAST_LENGTH:
+            break
+        spec = ConvSpec(channels, 4, 2, 1, norm=True) if length >= 2 else ConvSpec(channels, 1)
+        specs.append(spec)
+        length = conv_length(length, spec)
+    return conv_stack(in_channels, specs, leaky_relu()), specs[-1].channels, length
+
+
+class Encoder(nn.Module):
+    """Records (B, F) and labels (B, K) -> codes (B, CODE_DIM) in (-1, 1)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.trunk, channels, length = trunk(1, width)
+        self.out = nn.Linear(channels * length + classes, CODE_DIM)
+
+    def forward(self, records: Tensor, labels: Tensor) -> Tensor:
+        features = self.trunk(records.unsqueeze(1) - 0.5).flatten(1)  # (B, 1, F) -> (B, C L)
+        return torch.tanh(self.out(torch.cat([features, labels], 1)))
+
+
+class Decoder(nn.Module):
+    """Codes (B, CODE_DIM) and labels (B, K) -> logits (B, n_blocks, cells)."""
+
+    def __init__(self, n_blocks: int, cells: int, classes: int):
+        super().__init__()
+        self.n_blocks, self.cells = n_blocks, cells
+        self.length = max(2, math.ceil(n_blocks / _UPSAMPLING))
+        self.inner = nn.Linear(CODE_DIM + classes, DECODER_CHANNELS * self.length)
+        up = ConvSpec(DECODER_CHANNELS, 4, 2, 1, norm=True)
+        self.columns = conv_stack(DECODER_CHANNELS, (up, up, ConvSpec(cells, 4, 2, 1)), None, transposed=True)
+        self.prior = nn.Linear(classes, n_blocks * cells, bias=False)
+        nn.init.zeros_(self.prior.weight)
+        last = self.columns[-1]
+        assert isinstance(last, nn.ConvTranspose1d)
+        nn.init.normal_(last.weight, std=0.02)  # at first the code says next to nothing: logits start near zero
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        hidden = self.inner(torch.cat([codes, labels], 1))
+        hidden = nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (DECODER_CHANNELS, self.length))  # (B, C, L)
+        logits = self.columns(hidden)[:, :, : self.n_blocks].transpose(1, 2)  # (B, cells, 8 L) -> (B, n_blocks, cells)
+        return logits + PRIOR_SCALE * self.prior(labels).unflatten(1, (self.n_blocks, self.cells))
+
+
+class AutoEncoder(nn.Module):
+    """Records and labels -> logits, through a code."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, records: Tensor, labels: Tensor) -> Tensor:
+        return self.decoder(self.encoder(records, labels), labels)
+
+
+class Generator(nn.Module):
+    """Latent (B, LATENT_DIM) and labels (B, K) -> codes (B, CODE_DIM) in (-1, 1), by transposed convolutions."""
+
+    def __init__(self, classes: int):
+        super().__init__()
+        self.length = CODE_DIM // 8
+        self.inner = nn.Linear(LATENT_DIM + classes, 2 * GENERATOR_CHANNELS * self.length)
+        specs = (
+            ConvSpec(GENERATOR_CHANNELS, 4, 2, 1, norm=True),
+            ConvSpec(GENERATOR_CHANNELS, 4, 2, 1, norm=True),
+            ConvSpec(1, 4, 2, 1),
+        )
+        self.codes = conv_stack(2 * GENERATOR_CHANNELS, specs, nn.Tanh(), transposed=True, norm=group_norm)
+
+    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        hidden = nn.functional.leaky_relu(self.inner(torch.cat([latent, labels], 1)), 0.2)
+        hidden = hidden.unflatten(1, (2 * GENERATOR_CHANNELS, self.length))  # (B, C, CODE_DIM / 8)
+        return self.codes(hidden).squeeze(1)  # (B, 1, CODE_DIM) -> (B, CODE_DIM)
+
+
+class Critic(nn.Module):
+    """Records (B, F) and labels (B, K) -> scores (B,); the labels are channels that are constant along the record."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.trunk, channels, length = trunk(1 + classes, width)
+        self.out = nn.Conv1d(channels, 1, length)
+
+    def forward(self, records: Tensor, labels: Tensor) -> Tensor:
+        along = labels.unsqueeze(2).expand(-1, -1, records.shape[1])  # (B, K) -> (B, K, F)
+        return self.out(self.trunk(torch.cat([2 * records.unsqueeze(1) - 1, along], 1))).flatten(1).squeeze(1)
+
+
+class AutoNetworks(Networks):
+    """Networks for any record layout."""
+
+    latent_dim = LATENT_DIM
+
+    def __init__(self, blocks: Sequence[Block], n_classes: int):
+        super().__init__()
+        self.head = RecordHead(blocks)
+        width = blocks[-1].stop
+        decoder = Decoder(len(blocks), self.head.max_cells, n_classes)
+        self.autoencoder = AutoEncoder(Encoder(width, n_classes), decoder)
+        self.generator = Generator(n_classes)
+        self.critic = Critic(width, n_classes)
+
+    def reconstruction_loss(self, output: Tensor, records: Tensor) -> Tensor:
+        """Negative log likelihood of each record under the decoder's distributions; (B,)."""
+        return self.head.nll(output, records)
+
+    def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
+        """Records drawn from the decoder's distributions."""
+        return self.head.draw(self.autoencoder.decoder(codes, labels), randomness)
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """All parameters of the decoder."""
+        return list(self.autoencoder.decoder.parameters())

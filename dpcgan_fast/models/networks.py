@@ -1,0 +1,44 @@
+"""What training and sampling need of a set of networks, whichever preset they come from."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Networks(nn.Module, ABC):
+    """An autoencoder, a generator of codes, and a critic.
+
+    The autoencoder and the critic see real records; no module in them may mix rows. The generator and the decoder learn
+    from the critic, and from the autoencoder's own private training. Nothing here knows of privacy.
+
+    records: (B, F) in [0, 1]; labels: (B, K) one-hot, with K = 0 where the label is part of the record
+    """
+
+    autoencoder: nn.Module  # forward(records, labels) -> what `reconstruction_loss` takes
+    generator: nn.Module
+    critic: nn.Module  # forward(records, labels) -> (B,)
+    latent_dim: int
+
+    @abstractmethod
+    def reconstruction_loss(self, output: Tensor, records: Tensor) -> Tensor:
+        """Loss of each row, (B,), from the autoencoder's output."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
+        """Records (B, F) in [0, 1] from codes; the one path to records, in training and in sampling."""
+
+    @abstractmethod
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the generator's step fine-tunes."""
+
+    def generate(self, labels: Tensor, randomness: torch.Generator) -> Tensor:
+        """Synthetic records (B, F), one for each row of labels.
+
+        randomness: a generator on the device of the networks; it never touches data
+        """
+        latent = torch.randn(len(labels), self.latent_dim, generator=randomness, device=labels.device)
+        return self.decode(self.generator(latent, labels), labels, randomness)
+
+    def after_critic_step(self) -> None:
+        """Called after each update of the critic; the published nets clamp its weights here."""

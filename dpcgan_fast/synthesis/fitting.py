@@ -1,0 +1,303 @@
+"""Fitting, from a table to a trained run folder: everything that happens between the schema and the model file."""
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dpcgan_fast import ops
+from dpcgan_fast.data.encoding import RecordCodec, table_columns
+from dpcgan_fast.data.reading import TableSource, read_table
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.units import UnitIndex, unit_ids
+from dpcgan_fast.errors import InputError, MachineError, PrivacyError, StoppedError
+from dpcgan_fast.models import Networks, is_conditional, make_networks
+from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.privacy import Ledger, account, noise_key
+from dpcgan_fast.privacy.ledger import charged
+from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
+from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
+from dpcgan_fast.synthesis.run_folder import RunFolder
+from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
+from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
+from dpcgan_fast.train.data import TrainingData
+from dpcgan_fast.train.plan import AUTOENCODER, CRITIC, BudgetPlan, make_plan
+from dpcgan_fast.train.session import Progress, Session, Silent
+from dpcgan_fast.train.state import TrainState, make_optimizers
+from dpcgan_fast.train.stopping import StopRequest
+
+
+@dataclass
+class FitHooks:
+    """What a caller may watch or ask while a fit runs.
+
+    progress: told of phases and steps
+    stop:     asked after every step
+    dropped:  called once with the names of the data's columns that the schema does not name
+    """
+
+    progress: Progress = field(default_factory=Silent)
+    stop: StopRequest = field(default_factory=StopRequest)
+    dropped: Any = None
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """The table as it was read, and the unit of each row."""
+
+    table: pa.Table
+    ids: np.ndarray | None
+    where: str
+
+
+def pick_device(asked: str) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`.
+
+    Raises InputError for another name, MachineError if `cuda` is asked for and cannot be used, saying why.
+    """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InputError("There is no such device", f"--device {asked}", "Choose auto, cpu or cuda.")
+    missing = None
+    if not torch.cuda.is_available():
+        missing = "torch sees no GPU"
+    elif not ops.has_cuda_kernels():
+        missing = "this build has no CUDA kernels: " + str(ops.native_module().build_info()["cuda_reason"])
+    if asked == "cuda" and missing is not None:
+        raise MachineError(f"The GPU cannot be used: {missing}", "--device cuda", "Use --device cpu.")
+    return torch.device("cpu" if asked == "cpu" or missing is not None else "cuda")
+
+
+def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
+    """Reads the columns that the schema names. Raises InputError if one is missing or the table cannot be read."""
+    where = str(source) if isinstance(source, (str, Path)) else "data"
+    table, extra = read_table(source, table_columns(schema))
+    if extra and hooks.dropped is not None:
+        hooks.dropped(extra)
+    return RawTable(table, unit_ids(table, schema, where), where)
+
+
+def _networks(schema: Schema, settings: TrainSettings, device: torch.device) -> tuple[RecordCodec, Networks]:
+    """The codec of a complete schema and fresh networks for it; the global random state stays as it was."""
+    codec = RecordCodec(schema, joint=not is_conditional(settings.preset))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
+        return codec, make_networks(settings.preset, codec.blocks, codec.n_classes).to(device)
+
+
+def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, float]:
+    """Expected batch sizes: public, or the public sample rate times a paid number of units."""
+    divisors = {}
+    for name, batch in ((AUTOENCODER, settings.autoencoder_batch), (CRITIC, settings.critic_batch)):
+        units = settings.n_units if settings.n_units is not None else released.n_units
+        assert units is not None
+        divisors[name] = settings.sample_rate(batch) * units
+    return divisors
+
+
+def _state(
+    schema: Schema, settings: TrainSettings, released: ReleasedFacts, networks: Networks, n_classes: int,
+    device: torch.device,
+) -> TrainState:  # fmt: skip
+    label = schema.label_column()
+    rates = released.rates or (list(label.rates) if label is not None and label.rates is not None else [1.0] * n_classes)
+    randomness = torch.Generator(device)
+    randomness.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
+    return TrainState(
+        networks,
+        make_optimizers(networks, settings),
+        torch.tensor(rates, device=device),
+        _divisors(settings, released),
+        randomness,
+    )
+
+
+def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
+    """Everything that can be refused without the data, and the budget plan. Raises InputError or PrivacyError."""
+    schema.require_complete()
+    if not is_conditional(settings.preset) and any(c.categories == "private" for c in schema.columns):
+        raise InputError(
+            "The published presets take records of a fixed length, so category lists must be public",
+            f"preset {settings.preset}",
+            "Write the categories into the schema, or use --preset auto.",
+        )
+    releases = planned_releases(schema, settings.delta)
+    return make_plan(settings, releases, unit_name(schema))
+
+
+def start(
+    source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device, hooks: FitHooks
+) -> RunFolder:
+    """Trains in a new run folder. If something fails before the first mechanism, no folder is left behind."""
+    plan = check_before_reading(schema, settings)
+    if all(not names == "private" for names in (c.categories for c in schema.columns)):
+        _dry_networks(schema, settings)
+    raw = read_raw(source, schema, hooks)
+    _dry_encoding(raw, schema)
+    folder = RunFolder.create(out)
+    try:
+        folder.write_config(
+            {"settings": settings.to_dict(), "user_schema": schema.model_dump(mode="json"), "finished": False}
+        )
+        ledger = Ledger(folder.ledger, create=True)
+    except BaseException:
+        folder.remove()
+        raise
+    with ledger:
+        key = noise_key(settings.seed)
+        released = make_releases(raw.table, raw.ids, schema, plan, ledger, key, raw.where)
+        complete = schema.with_released(released.bounds, released.categories)
+        folder.write(folder.schema, complete.to_json())
+        codec, networks = _networks(complete, settings, device)
+        state = _state(schema, settings, released, networks, codec.n_classes, device)
+        session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
+        folder.write_config(
+            {**folder.read_config(), "released": _released_values(released), "device": str(device.type)}
+        )
+        session.save()
+        _train(session)
+        finish(folder, session, schema, released, stopped="")
+    return folder
+
+
+def _dry_networks(schema: Schema, settings: TrainSettings) -> None:
+    """Refuses a preset that does not fit the schema before anything touches the data."""
+    public = schema.with_released(
+        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"}, {}
+    )
+    _networks(public, settings, torch.device("cpu"))
+
+
+def _dry_encoding(raw: RawTable, schema: Schema) -> None:
+    """Reads every cell as its type says, so that a cell that cannot be read is an error before the budget is touched."""
+    public = schema.with_released(
+        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"},
+        {c.name: ("a", "b") for c in schema.columns if c.categories == "private"},
+    )
+    RecordCodec(public).encode(raw.table, raw.where)
+
+
+def _session(
+    folder: RunFolder, settings: TrainSettings, plan: BudgetPlan, raw: RawTable, codec: RecordCodec, state: TrainState,
+    ledger: Ledger, key: NoiseKey, schema: Schema, hooks: FitHooks, device: torch.device,
+) -> Session:  # fmt: skip
+    encoded = codec.encode(raw.table, raw.where)
+    index = UnitIndex.from_ids(raw.ids, encoded.kept, schema.max_rows_per_unit)
+    conditional = is_conditional(settings.preset)
+    data = TrainingData.from_encoded(encoded, index, codec.n_classes, conditional, schema.unit is None, device)
+    return Session(
+        settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop
+    )
+
+
+def _train(session: Session) -> None:
+    train_autoencoder(session)
+    train_gan(session)
+
+
+def resume(
+    source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device, hooks: FitHooks
+) -> RunFolder:
+    """Goes on with a stopped run. Steps that the ledger charges are spent, whether or not a checkpoint has them.
+
+    Raises InputError if schema or settings are not those of the run, PrivacyError if the ledger is broken, older than
+    the checkpoint, or has no budget left for what is missing.
+    """
+    folder = RunFolder.open(out)
+    config = folder.read_config()
+    _check_same_run(config, schema, settings, folder)
+    with Ledger(folder.ledger) as ledger:
+        if config["finished"]:
+            raise PrivacyError("The run is finished and its budget is spent", str(out), "Start a new run.")
+        plan = check_before_reading(schema, settings)
+        paths = checkpoint_paths(folder.checkpoints)
+        if not paths:
+            raise PrivacyError(
+                "The run stopped before its first checkpoint, and what was released then is lost",
+                str(folder.checkpoints),
+                "Start a new run in a new folder; what this one spent stays spent.",
+            )
+        checkpoint = read_checkpoint(paths[-1])
+        _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
+        released = ReleasedFacts(**config["released"])
+        released.bounds = {name: (low, high) for name, (low, high) in released.bounds.items()}
+        released.categories = {name: tuple(names) for name, names in released.categories.items()}
+        complete = schema.with_released(released.bounds, released.categories)
+        codec, networks = _networks(complete, settings, device)
+        state = _state(schema, settings, released, networks, codec.n_classes, device)
+        state.restore(checkpoint.tensors, checkpoint.values)
+        key = noise_key(settings.seed, checkpoint.values["noise_position"] or 0)
+        raw = read_raw(source, schema, hooks)
+        session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
+        _charge_torn_line(session)
+        _train(session)
+        missing = sum(plan.mechanism(name).steps - steps for name, steps in state.steps.items())
+        note = f"{missing} steps were lost to a crash; they stay charged." if missing else ""
+        finish(folder, session, schema, released, stopped=note)
+    return folder
+
+
+def _charge_torn_line(session: Session) -> None:
+    """A line that a crash tore may have been a reservation: a block is charged in its place, and never taken."""
+    if not session.ledger.torn:
+        return
+    name = AUTOENCODER if session.state.steps[AUTOENCODER] < session.plan.autoencoder.steps else CRITIC
+    mechanism = session.plan.mechanism(name)
+    left = mechanism.steps - session.ledger.charged_steps(name)
+    if left > 0:
+        block = mechanism.with_steps(min(left, session.settings.checkpoint_interval))
+        seq = session.ledger.reserve(block, session.noise_key.key_id)
+        session.ledger.close(seq, block.steps)
+
+
+def _check_same_run(config: dict[str, Any], schema: Schema, settings: TrainSettings, folder: RunFolder) -> None:
+    if Schema.from_dict(config["user_schema"], str(folder.config)) != schema:
+        raise InputError("The schema is not that of the run", str(folder.path), "Resume with the same schema file.")
+    before, now = config["settings"], settings.to_dict()
+    changed = sorted(name for name in now if before.get(name) != now[name])
+    if changed:
+        raise InputError(
+            f"Settings differ from those of the run: {', '.join(changed)}",
+            str(folder.path),
+            "Resume with the options that the run was started with.",
+        )
+
+
+def _check_ledger_is_as_new(ledger: Ledger, values: dict[str, Any], path: Path) -> None:
+    seq, head = values["ledger_seq"], values["ledger_head"]
+    if seq >= len(ledger.lines) or (seq >= 0 and ledger.lines[seq].hash != head):
+        raise PrivacyError(
+            "The ledger is older than the checkpoint, or belongs to another run",
+            f"{ledger.path}, {path.name}",
+            "Restore the ledger; without it nobody knows what was spent.",
+        )
+
+
+def _released_values(released: ReleasedFacts) -> dict[str, Any]:
+    return {
+        "rates": released.rates,
+        "n_units": released.n_units,
+        "bounds": {name: list(bounds) for name, bounds in released.bounds.items()},
+        "categories": {name: list(names) for name, names in released.categories.items()},
+    }
+
+
+def finish(folder: RunFolder, session: Session, schema: Schema, released: ReleasedFacts, stopped: str) -> None:
+    """Writes the model, the privacy card and the final configuration."""
+    settings, state = session.settings, session.state
+    mechanisms = charged(session.ledger.lines)
+    spent = account(mechanisms, settings.delta)
+    privacy = statement(settings, schema, session.plan, released, mechanisms, spent, stopped)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}
+    content = pack(tensors, {"rates": state.rates.tolist()})
+    folder.write(folder.model, content)
+    folder.write(folder.card, privacy.pop("card"))
+    folder.write_config(
+        {**folder.read_config(), "finished": True, "privacy": privacy, "model_sha256": digest(content)}
+    )
+
+
+__all__ = ["FitHooks", "StoppedError", "check_before_reading", "pick_device", "resume", "start"]

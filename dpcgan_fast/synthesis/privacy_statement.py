@@ -1,0 +1,110 @@
+"""What a run says about privacy: the dictionary of `DPCGAN.privacy()` and the privacy card."""
+
+import math
+from typing import Any
+
+from dpcgan_fast.data.schema import PRIVATE, Schema
+from dpcgan_fast.privacy import Mechanism, PrivacySpent
+from dpcgan_fast.privacy.card import ASSUMPTIONS, CardFacts, privacy_card
+from dpcgan_fast.synthesis.releases import ReleasedFacts
+from dpcgan_fast.train.plan import BudgetPlan
+from dpcgan_fast.train.settings import TrainSettings
+
+
+def unit_name(schema: Schema) -> str:
+    """The unit as the ledger names it: the unit column, or "row"."""
+    return schema.unit if schema.unit is not None else "row"
+
+
+def unit_in_words(schema: Schema) -> str:
+    """What one unit is, in words."""
+    if schema.unit is None:
+        return (
+            "one row of the table. Rows of one person, should there be several, are not protected together: the "
+            "guarantee is then for each row, and not for the person"
+        )
+    rows = "one row" if schema.max_rows_per_unit == 1 else f"at most {schema.max_rows_per_unit} rows"
+    return f"one person: all rows with one value of `{schema.unit}`, of which {rows} are used"
+
+
+def _public_facts(schema: Schema) -> list[str]:
+    facts = [f"{len(schema.column_names())} columns, their names, order and types"]
+    given = [c.name for c in schema.columns if c.type == "numeric" and c.bounds != PRIVATE]
+    given += [s.name for s in schema.signals if s.bounds != PRIVATE]
+    if given:
+        facts.append(f"bounds of {len(given)} numeric columns or signals")
+    lists = [c.name for c in schema.columns if isinstance(c.categories, tuple)]
+    if lists:
+        facts.append(f"categories of {len(lists)} columns")
+    if schema.n_units is not None:
+        facts.append(f"number of units: {schema.n_units}")
+    label = schema.label_column()
+    if label is not None and label.rates is not None:
+        facts.append("class rates of the label: " + ", ".join(f"{rate:g}" for rate in label.rates))
+    return facts
+
+
+def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
+    lines = [f"preset {settings.preset}", f"max_grad_norm {plan.critic.max_grad_norm:g}"]
+    for mechanism in (plan.autoencoder, plan.critic):
+        lines.append(f"{mechanism.mechanism}: {mechanism.steps} steps, sample rate {mechanism.sample_rate:.6g}")
+    if plan.releases:
+        lines.append(f"releases before training: {settings.release_share:.3g} of epsilon")
+    lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
+    return lines
+
+
+def statement(
+    settings: TrainSettings, schema: Schema, plan: BudgetPlan, released: ReleasedFacts, mechanisms: list[Mechanism],
+    spent: PrivacySpent, stopped: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The privacy of a run as JSON values; `mechanisms` are the ledger's, `schema` is the user's."""
+    facts = CardFacts(
+        planned_epsilon=settings.epsilon,
+        delta=settings.delta,
+        spent=spent,
+        unit=unit_in_words(schema),
+        mechanisms=mechanisms,
+        public=_public_facts(schema),
+        paid=released.sentences(),
+        settings=_setting_lines(settings, plan),
+        seeded=settings.seed is not None,
+        stopped=stopped,
+    )
+    return {
+        "private": facts.private,
+        "epsilon": number(settings.epsilon),
+        "delta": settings.delta,
+        "epsilon_spent": number(spent.epsilon),
+        "epsilon_rdp": number(spent.epsilon_rdp),
+        "epsilon_pld": number(spent.epsilon_pld),
+        "accountant": spent.accountant,
+        "pld_interval": spent.pld_interval,
+        "unit": facts.unit,
+        "mechanisms": [mechanism_values(m) for m in mechanisms],
+        "seeded": facts.seeded,
+        "public": facts.public,
+        "paid": facts.paid,
+        "settings": facts.settings,
+        "notes": [*ASSUMPTIONS, *([stopped] if stopped else [])],
+        "card": privacy_card(facts),
+    }
+
+
+def mechanism_values(mechanism: Mechanism) -> dict[str, Any]:
+    """A mechanism as JSON values."""
+    return {
+        "mechanism": mechanism.mechanism,
+        "event": mechanism.event,
+        "sample_rate": mechanism.sample_rate,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "steps": mechanism.steps,
+        "max_grad_norm": number(mechanism.max_grad_norm),
+        "delta": mechanism.delta,
+        "unit": mechanism.unit,
+    }
+
+
+def number(value: float) -> float | str:
+    """A JSON number, or "inf"."""
+    return "inf" if math.isinf(value) else value

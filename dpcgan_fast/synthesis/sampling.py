@@ -1,0 +1,105 @@
+"""Synthetic tables from trained networks, in batches, so that a table may be larger than memory."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from dpcgan_fast.data.encoding import RecordCodec
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.models import Networks
+
+BATCH_ROWS = 8192
+_MOST_TRIES = 2000  # batches without the rows that are asked for, before giving up
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws rows from trained networks.
+
+    rates:       (K,) class rates for rows whose label is not asked for
+    conditional: whether the label is a condition of the networks; otherwise it is drawn with the record
+    """
+
+    networks: Networks
+    codec: RecordCodec
+    rates: torch.Tensor
+    conditional: bool
+
+    def batches(self, rows: int, where: Mapping[str, object], randomness: torch.Generator) -> Iterator[pa.Table]:
+        """Tables with `rows` rows in all. Where the label is a condition it is met by construction, else by rejection.
+
+        where: values that columns must have, by column name; numbers, or names of categories
+
+        Raises InputError for a column or value that the schema does not have, or if such rows do not come up.
+        """
+        if rows < 1:
+            raise InputError("The number of rows must be at least 1", f"-n {rows}", "Give a positive whole number.")
+        conditions = self._checked(where)
+        label = self.codec.schema.label
+        fixed = conditions.pop(label) if self.conditional and label in conditions else None
+        missing, tries = rows, 0
+        while missing > 0:
+            table = self._draw(BATCH_ROWS if conditions else min(missing, BATCH_ROWS), fixed, randomness)
+            for name, value in conditions.items():
+                table = table.filter(pc.equal(table[name], value))
+            tries = 0 if table.num_rows else tries + 1
+            if tries >= _MOST_TRIES:
+                raise InputError(
+                    f"No such row came up among {_MOST_TRIES * BATCH_ROWS} synthetic ones",
+                    ", ".join(f"--where {name}" for name in conditions),
+                    "Ask for something less rare.",
+                )
+            table = table.slice(0, missing)
+            missing -= table.num_rows
+            if table.num_rows:
+                yield table
+
+    def _draw(self, rows: int, label: str | None, randomness: torch.Generator) -> pa.Table:
+        classes = self.codec.n_classes if self.conditional else 0
+        device = self.rates.device
+        if classes == 0:
+            labels, one_hot = None, torch.zeros(rows, 0, device=device)
+        else:
+            if label is None:
+                drawn = torch.multinomial(self.rates, rows, replacement=True, generator=randomness)
+            else:
+                drawn = torch.full((rows,), self.codec.class_names.index(label), device=device)
+            labels, one_hot = drawn, F.one_hot(drawn, classes).float()
+        with torch.no_grad():
+            records = self.networks.generate(one_hot, randomness)
+        known = labels is not None and self.codec.schema.label is not None
+        return self.codec.decode(records.cpu().numpy(), labels.cpu().numpy() if known else None)
+
+    def _checked(self, where: Mapping[str, object]) -> dict[str, object]:
+        """Conditions as values of the decoded table's types; the label's as the name of its class."""
+        types = {field.name: field.type for field in self.codec.arrow_schema}
+        checked: dict[str, object] = {}
+        for name, value in where.items():
+            if name not in types:
+                raise InputError("There is no such column", f"--where {name}", "Give a column of the schema.")
+            if self.conditional and name == self.codec.schema.label:
+                if _text(value) not in self.codec.class_names:
+                    how = f"Choose one of {', '.join(self.codec.class_names)}."
+                    raise InputError("The label has no such class", f"--where {name}", how)
+                checked[name] = _text(value)
+                continue
+            try:
+                text = pa.types.is_string(types[name]) or pa.types.is_large_string(types[name])
+                checked[name] = pa.scalar(_text(value) if text else float(str(value)), types[name], from_pandas=False)
+            except (ValueError, TypeError, pa.ArrowInvalid):
+                raise InputError("The value does not fit the column", f"--where {name}", "Give a number.") from None
+        return checked
+
+
+def _text(value: object) -> str:
+    """A value as the text of a category: 1, 1.0 and True are "1"."""
+    if isinstance(value, (bool, np.bool_, int, np.integer)):
+        return str(int(value))
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)

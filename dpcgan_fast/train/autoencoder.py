@@ -1,0 +1,28 @@
+"""Private training of the autoencoder."""
+
+from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.train.plan import AUTOENCODER
+from dpcgan_fast.train.session import Session
+from dpcgan_fast.train.state import scale_learning_rate
+
+_LAST_RATE = 0.05  # the learning rate falls linearly to this share of itself
+
+
+def train_autoencoder(session: Session) -> None:
+    """Takes the autoencoder's private steps that the budget still holds."""
+    networks = session.state.networks
+    optimizer = session.state.optimizers[AUTOENCODER]
+    networks.autoencoder.train()
+    step = PrivateStep(
+        networks.autoencoder,
+        optimizer,
+        **session.private_step_settings(AUTOENCODER),
+        noise_key=session.noise_key,
+    )
+    total = session.settings.autoencoder_steps
+    for turn in session.private_steps(AUTOENCODER):
+        scale_learning_rate(optimizer, max(_LAST_RATE, 1 - turn.number / total))
+        for chunk in turn.chunks:
+            output = step(chunk.records, chunk.labels)
+            step.backward(networks.reconstruction_loss(output, chunk.records), chunk.units)
+        step.step()

@@ -1,0 +1,102 @@
+"""Adversarial training: a private critic, and a generator and decoder that see the data only through it."""
+
+import secrets
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.train.plan import CRITIC
+from dpcgan_fast.train.session import Session, Turn
+from dpcgan_fast.train.settings import CriticLoss
+from dpcgan_fast.train.state import scale_learning_rate
+
+_LAST_RATE = 0.1  # learning rates fall linearly to this share of themselves
+
+
+def real_loss(scores: Tensor, kind: CriticLoss) -> Tensor:
+    """The critic's loss on real rows, one a row; (B,) -> (B,)."""
+    return F.relu(1 - scores) if kind == "hinge" else -scores
+
+
+def fake_loss(scores: Tensor, kind: CriticLoss) -> Tensor:
+    """The critic's loss on fake rows, one a row; (B,) -> (B,)."""
+    return F.relu(1 + scores) if kind == "hinge" else scores
+
+
+def draw_labels(session: Session, count: int, randomness: torch.Generator) -> Tensor:
+    """One-hot labels (count, K) by the public or paid class rates; K = 0 where the label is part of the record."""
+    classes = session.data.labels.shape[1]
+    if classes == 0:
+        return torch.zeros(count, 0, device=session.data.labels.device)
+    drawn = torch.multinomial(session.state.rates, count, replacement=True, generator=randomness)
+    return F.one_hot(drawn, classes).float()
+
+
+def train_gan(session: Session) -> None:
+    """Takes the critic's private steps that the budget still holds, and the generator's free steps in between."""
+    settings, state = session.settings, session.state
+    networks = state.networks
+    networks.train()
+    step = PrivateStep(
+        networks.critic,
+        state.optimizers[CRITIC],
+        **session.private_step_settings(CRITIC),
+        noise_key=session.noise_key,
+    )
+    fakes_per_step = max(1, round(state.divisors[CRITIC]))
+    for turn in session.private_steps(CRITIC):
+        rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)
+        for optimizer in (state.optimizers[CRITIC], state.optimizers["generator"]):
+            scale_learning_rate(optimizer, rate)
+        if settings.paired_fakes:
+            _paired_backward(session, step, turn)
+        else:
+            _separate_backward(session, step, turn, fakes_per_step)
+        step.step()
+        networks.after_critic_step()
+        if (turn.number + 1) % settings.critic_per_generator == 0:
+            _generator_step(session, fakes_per_step)
+
+
+def _separate_backward(session: Session, step: PrivateStep, turn: Turn, fakes: int) -> None:
+    """Real rows clipped and noised; fakes touch no data: clipped on their own, in public number, without noise."""
+    kind = session.settings.critic_loss
+    for chunk in turn.chunks:
+        step.backward(real_loss(step(chunk.records, chunk.labels), kind), chunk.units)
+    randomness = session.state.randomness
+    labels = draw_labels(session, fakes, randomness)
+    with torch.no_grad():
+        records = session.state.networks.generate(labels, randomness)
+    step.backward(fake_loss(step(records, labels), kind), private=False)
+
+
+def _paired_backward(session: Session, step: PrivateStep, turn: Turn) -> None:
+    """The paper's joint form: every real row with a fake of its own, both in the unit's loss before clipping.
+
+    As many fakes are drawn as there are rows, which is private: their randomness is not the run's public one, whose
+    state is kept in checkpoints.
+    """
+    kind = session.settings.critic_loss
+    seed = secrets.randbits(63) if session.settings.seed is None else (session.settings.seed + turn.number) % 2**63
+    randomness = torch.Generator(session.data.records.device).manual_seed(seed)
+    for chunk in turn.chunks:
+        labels = draw_labels(session, len(chunk.records), randomness)
+        with torch.no_grad():
+            records = session.state.networks.generate(labels, randomness)
+        real, fake = step(chunk.records, chunk.labels), step(records, labels)
+        step.backward(real_loss(real, kind) + fake_loss(fake, kind), chunk.units)
+
+
+def _generator_step(session: Session, fakes: int) -> None:
+    """The generator, and the decoder at its small rate, move to where the critic scores higher: post-processing."""
+    networks, randomness = session.state.networks, session.state.randomness
+    optimizer = session.state.optimizers["generator"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    labels = draw_labels(session, fakes, randomness)
+    loss = -networks.critic(networks.generate(labels, randomness), labels).mean()
+    for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = grad
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

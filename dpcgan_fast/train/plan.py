@@ -1,0 +1,80 @@
+"""The budget plan: every mechanism of a run with its noise, fixed from public values before the first one runs."""
+
+from dataclasses import dataclass
+
+from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
+from dpcgan_fast.train.settings import TrainSettings
+
+AUTOENCODER, CRITIC = "autoencoder", "critic"
+
+
+@dataclass(frozen=True)
+class PlannedRelease:
+    """A one-shot release before training.
+
+    sensitivity: L2, of the released vector to one unit
+    delta:       spent by a threshold
+    """
+
+    name: str
+    sensitivity: float
+    delta: float = 0.0
+
+
+@dataclass(frozen=True)
+class BudgetPlan:
+    """Noise multipliers and mechanisms of a run.
+
+    release_noise_multiplier: of every release; 0 if there is none or epsilon is inf
+    noise_multiplier:         of autoencoder and critic alike
+    """
+
+    release_noise_multiplier: float
+    noise_multiplier: float
+    releases: tuple[Mechanism, ...]
+    autoencoder: Mechanism
+    critic: Mechanism
+
+    @property
+    def mechanisms(self) -> list[Mechanism]:
+        """Everything that will touch the data, in order."""
+        return [*self.releases, self.autoencoder, self.critic]
+
+    def mechanism(self, name: str) -> Mechanism:
+        """The planned mechanism of this name."""
+        return next(m for m in self.mechanisms if m.mechanism == name)
+
+
+def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], unit: str) -> BudgetPlan:
+    """Finds the noise: releases get their share of epsilon, autoencoder and critic what the composition leaves.
+
+    Raises ValueError if the thresholds' deltas leave nothing of delta.
+    """
+    clip = settings.max_grad_norm if settings.private else float("inf")
+
+    def released(noise: float) -> list[Mechanism]:
+        return [
+            Mechanism(r.name, "gaussian", 1.0, noise, 1, r.sensitivity, r.delta, unit) for r in releases
+        ]
+
+    def trained(noise: float) -> list[Mechanism]:
+        return [
+            Mechanism(name, "poisson_gaussian", settings.sample_rate(batch), noise, steps, clip, 0.0, unit)
+            for name, batch, steps in (
+                (AUTOENCODER, settings.autoencoder_batch, settings.autoencoder_steps),
+                (CRITIC, settings.critic_batch, settings.critic_steps),
+            )
+        ]
+
+    release_noise = 0.0
+    if releases and settings.private:
+        share = settings.release_share * settings.epsilon
+        release_noise = calibrate_noise_multiplier(released, share, settings.delta)
+    noise = calibrate_noise_multiplier(
+        lambda sigma: released(release_noise) + trained(sigma), settings.epsilon, settings.delta
+    )
+    plan = BudgetPlan(release_noise, noise, tuple(released(release_noise)), *trained(noise))
+    spent = account(plan.mechanisms, settings.delta).epsilon
+    if settings.private and spent > settings.epsilon:
+        raise AssertionError(f"the plan spends epsilon {spent}, more than {settings.epsilon}")
+    return plan

@@ -1,0 +1,138 @@
+"""One run while it trains: what is fixed, what changes, and the loop of private steps that the ledger allows."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from dpcgan_fast.errors import StoppedError
+from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.privacy import Ledger, PoissonSampler, rdp_epsilon, sampling_key
+from dpcgan_fast.train.checkpoint import Checkpoint, write_checkpoint
+from dpcgan_fast.train.data import Chunk, TrainingData
+from dpcgan_fast.train.plan import BudgetPlan
+from dpcgan_fast.train.settings import TrainSettings
+from dpcgan_fast.train.state import TrainState
+from dpcgan_fast.train.stopping import StopRequest
+
+_EPSILON_EVERY = 20  # private steps between two updates of the running epsilon
+
+
+class Progress(Protocol):
+    """What is told of a run while it goes on; all of it public."""
+
+    def start(self, phase: str, total: int, done: int) -> None:
+        """A phase of `total` private steps begins, or goes on after `done`."""
+
+    def advance(self, done: int, epsilon: float | None) -> None:
+        """`done` steps are taken; epsilon so far by Renyi DP, where it was computed anew."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def start(self, phase: str, total: int, done: int) -> None:
+        """Nothing."""
+
+    def advance(self, done: int, epsilon: float | None) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One private step: its number among the steps of its mechanism, and the rows that were drawn for it."""
+
+    number: int
+    chunks: list[Chunk]
+
+
+@dataclass
+class Session:
+    """A run while it trains.
+
+    noise_key: secret and fresh in every process; with a seed, the position is kept in the checkpoints
+    """
+
+    settings: TrainSettings
+    plan: BudgetPlan
+    data: TrainingData
+    state: TrainState
+    ledger: Ledger
+    noise_key: NoiseKey
+    checkpoints: Path
+    log: Path
+    progress: Progress = field(default_factory=Silent)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def running_epsilon(self) -> float:
+        """Epsilon of the steps taken so far, by Renyi DP, whatever the ledger still holds in reserve."""
+        taken = [*self.plan.releases]
+        taken += [self.plan.mechanism(name).with_steps(steps) for name, steps in self.state.steps.items()]
+        return rdp_epsilon(taken, self.settings.delta)
+
+    def save(self) -> None:
+        """Writes a checkpoint and a line of the log. Raises MachineError if the disk is full; both are then as before."""
+        values = {
+            **self.state.values(),
+            "ledger_seq": len(self.ledger.lines) - 1,
+            "ledger_head": self.ledger.head,
+            "noise_position": self.noise_key.position if self.noise_key.seeded else None,
+        }
+        write_checkpoint(self.checkpoints, sum(self.state.steps.values()), Checkpoint(self.state.tensors(), values))
+        epsilon = self.running_epsilon() if self.settings.private else "inf"
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"steps": self.state.steps, "epsilon_rdp": epsilon}) + "\n")
+
+    def private_steps(self, name: str) -> Iterator[Turn]:
+        """The steps of a mechanism that the budget still holds, each with a fresh Poisson draw.
+
+        A block is reserved in the ledger, durably, before its first step; after its last one a checkpoint is written
+        and the block is closed. If the caller fails inside a block, the block stays charged in full.
+        Raises StoppedError after the checkpoint if a stop was asked for.
+        """
+        mechanism = self.plan.mechanism(name)
+        key = sampling_key(name, self.settings.seed)
+        sampler = PoissonSampler(self.data.index.n_units, mechanism.sample_rate, key)
+        self.progress.start(name, mechanism.steps, self.state.steps[name])
+        while True:
+            reserved = self._reserve(name)
+            if reserved is None:
+                return
+            seq, block = reserved
+            done = 0
+            while done < block and not self.stop.requested:
+                number = self.state.steps[name]
+                yield Turn(number, self.data.chunks(sampler.draw(number)))
+                done += 1
+                self.state.steps[name] = number + 1
+                epsilon = self.running_epsilon() if (number + 1) % _EPSILON_EVERY == 0 else None
+                self.progress.advance(number + 1, epsilon)
+            self.save()
+            self.ledger.close(seq, done)
+            if self.stop.requested:
+                raise StoppedError(
+                    f"Stopped by {self.stop.signal_name}", str(self.checkpoints.parent), "Go on with --resume."
+                )
+
+    def _reserve(self, name: str) -> tuple[int, int] | None:
+        """Seq and size of the next block, or None if the mechanism's steps are all charged."""
+        mechanism = self.plan.mechanism(name)
+        interrupted = self.ledger.open_reservation(name)
+        if interrupted is not None and self.settings.seed is not None:
+            # The same key takes the same steps on the same draws: a repetition, which releases nothing new.
+            return interrupted.seq, interrupted.mechanism.steps
+        left = mechanism.steps - self.ledger.charged_steps(name)
+        if left <= 0:
+            return None
+        block = min(left, self.settings.checkpoint_interval)
+        return self.ledger.reserve(mechanism.with_steps(block), self.noise_key.key_id), block
+
+    def private_step_settings(self, name: str) -> dict[str, float]:
+        """What `PrivateStep` takes for a mechanism: the very values that were accounted."""
+        mechanism = self.plan.mechanism(name)
+        return {
+            "max_grad_norm": mechanism.max_grad_norm,
+            "noise_multiplier": mechanism.noise_multiplier,
+            "expected_batch_size": self.state.divisors[name],
+        }

@@ -1,0 +1,151 @@
+"""Everything that is chosen before the first mechanism: all of it from public facts, none of it from the data."""
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from dpcgan_fast.errors import InputError, PrivacyError
+
+Preset = Literal["auto", "rdpcgan-uci", "rdpcgan-mimic"]
+PRESETS: tuple[Preset, ...] = ("auto", "rdpcgan-uci", "rdpcgan-mimic")
+CriticLoss = Literal["hinge", "wasserstein"]
+
+DEFAULT_SAMPLE_RATE = 0.02  # where the number of units is not public
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of one run; see `default_settings` for how they follow from the preset and the public facts.
+
+    n_units:             public number of units, or None: then sample rates are public constants
+    *_batch:             expected batch sizes, in units; with n_units None they are None and follow a paid noisy count
+    *_steps:             numbers of private steps; critic_steps is what `--steps` sets
+    critic_per_generator: critic steps for one generator step
+    paired_fakes:        the paper's joint form: a fake for every real row, inside the unit's loss before clipping
+    release_share:       share of epsilon for statistics that are released before training
+    checkpoint_interval: private steps between two checkpoints, and at most as many are reserved in the ledger at once
+    """
+
+    preset: Preset
+    epsilon: float
+    delta: float
+    n_units: int | None
+    autoencoder_batch: int | None
+    autoencoder_steps: int
+    autoencoder_lr: float
+    critic_batch: int | None
+    critic_steps: int
+    critic_per_generator: int
+    critic_lr: float
+    generator_lr: float
+    decoder_lr: float
+    beta1: float
+    beta2: float
+    critic_loss: CriticLoss
+    paired_fakes: bool = False
+    max_grad_norm: float = 1.0
+    release_share: float = 0.05
+    checkpoint_interval: int = 100
+    seed: int | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether noise is added at all."""
+        return math.isfinite(self.epsilon)
+
+    def sample_rate(self, batch: int | None) -> float:
+        """Poisson sample rate of a mechanism whose expected batch is `batch` units."""
+        if self.n_units is None or batch is None:
+            return DEFAULT_SAMPLE_RATE
+        return min(1.0, batch / self.n_units)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; infinity is the string "inf"."""
+        return {k: "inf" if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainSettings":
+        """The settings that `to_dict` wrote. Raises InputError if they are not."""
+        try:
+            known = {field.name for field in fields(cls)}
+            return cls(**{k: math.inf if v == "inf" else v for k, v in values.items() if k in known})
+        except TypeError:
+            raise InputError("The settings of the run do not fit", "config.json", "Start a new run.") from None
+
+
+def _auto_batch(n_units: int | None) -> int | None:
+    """About 2 sqrt(N), as a power of two from 64 to 1024: the noise of a mean gradient falls no further beyond it."""
+    if n_units is None:
+        return None
+    return min(1024, max(64, 2 ** round(math.log2(2 * math.sqrt(n_units)))))
+
+
+def _release_share(epsilon: float, n_units: int | None) -> float:
+    """As much as keeps class rates to about one part in a hundred, between 2 % and 25 % of epsilon."""
+    if n_units is None or math.isinf(epsilon):
+        return 0.1
+    return min(0.25, max(0.02, 370 / (epsilon * n_units)))
+
+
+def default_settings(
+    preset: Preset, epsilon: float, delta: float, n_units: int | None, steps: int | None = None,
+    seed: int | None = None, **changes: Any,
+) -> TrainSettings:  # fmt: skip
+    """Settings of a preset. `changes` overrides any of them by name; values of None are left out.
+
+    Raises InputError for values out of range, PrivacyError for a delta above 1 / n_units.
+    """
+    _check_budget(epsilon, delta, n_units)
+    if preset not in PRESETS:
+        raise InputError("There is no such preset", "--preset", f"Choose one of {', '.join(PRESETS)}.")
+    common = dict(preset=preset, epsilon=epsilon, delta=delta, n_units=n_units, seed=seed,
+                  release_share=_release_share(epsilon, n_units))  # fmt: skip
+    if preset == "auto":
+        batch = _auto_batch(n_units)
+        settings = TrainSettings(
+            **common, autoencoder_batch=batch, autoencoder_steps=400, autoencoder_lr=1e-2, critic_batch=batch,
+            critic_steps=1500, critic_per_generator=2, critic_lr=1e-3, generator_lr=1e-3, decoder_lr=1e-4, beta1=0.5,
+            beta2=0.99, critic_loss="hinge",
+        )  # fmt: skip
+    else:
+        uci = preset == "rdpcgan-uci"
+        settings = TrainSettings(
+            **common, autoencoder_batch=None if n_units is None else 64, autoencoder_steps=2000, autoencoder_lr=1e-3,
+            critic_batch=None if n_units is None else (128 if uci else 64), critic_steps=4000, critic_per_generator=1,
+            critic_lr=1e-3, generator_lr=1e-3, decoder_lr=1e-4, beta1=0.9, beta2=0.999, critic_loss="wasserstein",
+        )  # fmt: skip
+    overrides = {"critic_steps": steps, **changes}
+    settings = replace(settings, **{k: v for k, v in overrides.items() if v is not None})
+    _check_settings(settings)
+    return settings
+
+
+def _check_budget(epsilon: float, delta: float, n_units: int | None) -> None:
+    if not epsilon > 0:
+        raise InputError("epsilon must be greater than 0", f"--epsilon {epsilon:g}", "Give a positive number or inf.")
+    if not 0 < delta < 1:
+        raise InputError("delta must lie between 0 and 1", f"--delta {delta:g}", "1e-5 is usual; below 1 / units.")
+    if n_units is not None and delta > 1 / n_units:
+        raise PrivacyError(
+            f"delta is greater than 1 / n_units = {1 / n_units:.3g}: publishing one person's record at random would "
+            "meet such a guarantee",
+            f"--delta {delta:g}",
+            "Give a smaller delta.",
+        )
+
+
+def _check_settings(settings: TrainSettings) -> None:
+    counts = ("autoencoder_steps", "critic_steps", "critic_per_generator", "checkpoint_interval")
+    for name in (*counts, "autoencoder_batch", "critic_batch"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1", f"{name} {value}", "Give a positive whole number.")
+    if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
+        raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
+    if not 0 < settings.release_share < 1:
+        raise InputError("release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.05.")
+    for batch in (settings.autoencoder_batch, settings.critic_batch):
+        if batch is not None and settings.n_units is not None and batch > settings.n_units:
+            raise InputError(
+                "The expected batch is larger than n_units", f"batch {batch}", "Give a batch of at most n_units."
+            )

@@ -1,0 +1,100 @@
+"""The state of a training run: networks, optimizers, counters and public randomness, as named tensors."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.models.networks import Networks
+from dpcgan_fast.train.plan import AUTOENCODER, CRITIC
+from dpcgan_fast.train.settings import TrainSettings
+
+Values = dict[str, Any]
+
+
+@dataclass
+class TrainState:
+    """What training changes. Nothing here holds an un-noised gradient or a record.
+
+    rates:      (K,) class rates that fakes are drawn by: public or paid
+    divisors:   expected batch sizes, by mechanism: public or paid
+    steps:      private steps taken, by mechanism
+    randomness: of latent codes, fake labels and draws from the decoder; public
+    """
+
+    networks: Networks
+    optimizers: dict[str, torch.optim.Optimizer]
+    rates: Tensor
+    divisors: dict[str, float]
+    randomness: torch.Generator
+    steps: dict[str, int] = field(default_factory=lambda: {AUTOENCODER: 0, CRITIC: 0})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Networks, optimizers and randomness, contiguous and on the CPU."""
+        named = {f"networks.{name}": tensor for name, tensor in self.networks.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                named |= {f"optimizer.{name}.{index}.{key}": value for key, value in values.items()}
+        named["randomness"] = self.randomness.get_state()
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    def values(self) -> Values:
+        """Counters and released facts, as JSON values."""
+        return {"steps": dict(self.steps), "rates": self.rates.tolist(), "divisors": dict(self.divisors)}
+
+    def restore(self, tensors: dict[str, Tensor], values: Values) -> None:
+        """Takes over what `tensors` and `values` gave. Raises InputError if they belong to another model."""
+        try:
+            prefix = "networks."
+            networks = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            self.networks.load_state_dict(networks)
+            for name, optimizer in self.optimizers.items():
+                state: dict[int, dict[str, Tensor]] = {}
+                for key, tensor in tensors.items():
+                    if key.startswith(f"optimizer.{name}."):
+                        index, entry = key.removeprefix(f"optimizer.{name}.").split(".")
+                        state.setdefault(int(index), {})[entry] = tensor
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+            self.randomness.set_state(tensors["randomness"])
+            self.steps = {name: int(values["steps"][name]) for name in self.steps}
+            self.rates = torch.tensor(values["rates"], device=self.rates.device)
+            self.divisors = {name: float(divisor) for name, divisor in values["divisors"].items()}
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise InputError(
+                "The checkpoint does not fit the model", type(error).__name__, "Start a new run in a new folder."
+            ) from None
+
+
+def make_optimizers(networks: Networks, settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:
+    """Adam for the autoencoder, the critic, and the generator with the decoder at its own small rate."""
+    betas = (settings.beta1, settings.beta2)
+
+    def adam(parameters: Any, lr: float, own_betas: tuple[float, float] = betas) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=lr, betas=own_betas)
+
+    decoder = {"params": networks.decoder_parameters(), "lr": settings.decoder_lr}
+    return {
+        AUTOENCODER: adam(networks.autoencoder.parameters(), settings.autoencoder_lr, (0.9, 0.999)),
+        CRITIC: adam(networks.critic.parameters(), settings.critic_lr),
+        "generator": adam([{"params": networks.generator.parameters()}, decoder], settings.generator_lr),
+    }
+
+
+def scale_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's learning rate to `factor` times its first one."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def values_to_text(values: Values) -> str:
+    """JSON text for a file's metadata."""
+    return json.dumps(values, sort_keys=True)
