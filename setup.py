@@ -6,11 +6,29 @@ reason are compiled in, and `dpcgan doctor` prints them.
 """
 
 import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import torch
 from setuptools import setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+
+def toolkit_folder() -> str:
+    """The CUDA toolkit's folder, or an empty string. An nvcc on the path may be a wrapper, so it is asked."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return ""
+    plan = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE)
+    return str(Path(top[1]).resolve()) if top else ""
+
+
+if torch.version.cuda is not None and not os.environ.get("CUDA_HOME") and toolkit_folder():
+    os.environ["CUDA_HOME"] = toolkit_folder()  # read by the import below
+
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
@@ -48,12 +66,12 @@ def extension():
     if not with_cuda:
         return CppExtension("dpcgan_fast._C", sources, define_macros=define_macros, extra_compile_args={"cxx": cxx})
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    sources += sorted(str(path) for path in Path("csrc/cuda").glob("*.c*"))
+    sources += sorted(str(path) for pattern in ("*.cu", "*_op.cpp") for path in Path("csrc/cuda").glob(pattern))
     return CUDAExtension(
         "dpcgan_fast._C",
         sources,
         define_macros=[*define_macros, ("DPCGAN_WITH_CUDA", None)],
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20", "--expt-relaxed-constexpr"]},
+        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20"]},
     )
 
 

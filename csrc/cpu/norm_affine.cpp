@@ -25,6 +25,7 @@ struct Moments {
 
 template <class T>
 Moments moments(const T* values, int64_t size, double eps) {
+  if (size == 0) return {0.0, 0.0};
   double sum = 0;
   for (int64_t i = 0; i < size; ++i) sum += values[i];
   const double mean = sum / static_cast<double>(size);

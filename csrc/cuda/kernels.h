@@ -1,0 +1,78 @@
+// Launchers of the CUDA kernels, one a tensor op: device pointers and sizes in, work queued on `stream`.
+//
+// The kernels and launchers (*.cu) include no ATen header, so that one source compiles with nvcc for the device and
+// with a C++ compiler under the emulation of CUDA that the tests use. The *_op.cpp files check arguments, allocate,
+// launch, and register the ops.
+//
+// Every kernel strides over its grid, so that any number of blocks gives the same result, and no floating-point sum
+// depends on the order in which blocks run: results are bitwise reproducible. Sums are formed in double throughout.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../common/chacha20.h"
+#include "../common/conv_geometry.h"
+
+namespace dpcgan::cuda {
+
+// Rows by unit, as in check_units(); both null where each row is a unit of its own. On the device the values are not
+// checked, since that would need a synchronisation: a unit whose indices lie outside the batch gets a NaN norm, which
+// the clip factor drops.
+struct UnitIndex {
+  const int64_t* row_order;
+  const int64_t* unit_offsets;
+  int64_t units;
+};
+
+// Doubles of scratch memory that a launcher needs.
+int64_t conv_sq_norm_workspace(const ConvGeometry& conv, int64_t units, bool gram);
+int64_t conv_weighted_grad_workspace(const ConvGeometry& conv);
+int64_t layer_norm_workspace(int64_t rows, int64_t positions);
+int64_t rows_sq_norm_workspace(const int64_t* numel, int64_t tensors, int64_t units);
+int64_t rows_weighted_sum_workspace(int64_t rows, int64_t numel);
+
+// out: (units,)
+template <class T>
+void launch_conv_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, const UnitIndex& index, bool gram,
+                         double* workspace, double* out, cudaStream_t stream);
+
+// weight: (rows, O, C/groups, k)  bias: (rows, O or C or 0)
+template <class T>
+void launch_conv_per_sample_grad(const ConvGeometry& conv, const ConvOperands<T>& data, T* weight, T* bias,
+                                 cudaStream_t stream);
+
+// factor: (rows,)  weight: (O, C/groups, k)  bias: (O or C or 0)
+template <class T>
+void launch_conv_weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const double* factor,
+                               double* workspace, double* weight, double* bias, cudaStream_t stream);
+
+// x, g: (rows, channels, length), contiguous  weight, bias: (rows, channels)
+template <class T>
+void launch_group_norm_per_sample_grad(const T* x, const T* g, int64_t rows, int64_t channels, int64_t length,
+                                       int64_t groups, double eps, T* weight, T* bias, cudaStream_t stream);
+
+// x, g: (rows, positions, features), contiguous  weight, bias: (rows, features)
+template <class T>
+void launch_layer_norm_per_sample_grad(const T* x, const T* g, int64_t rows, int64_t positions, int64_t features,
+                                       double eps, double* workspace, T* weight, T* bias, cudaStream_t stream);
+
+// grads[i]: (rows, numel[i]), contiguous  out: (units,)
+template <class T>
+void launch_rows_sq_norm(const T* const* grads, const int64_t* numel, int64_t tensors, int64_t rows,
+                         const UnitIndex& index, double* workspace, double* out, cudaStream_t stream);
+
+// grad: (rows, numel), contiguous  factor: (rows,)  out: (numel,)
+template <class T>
+void launch_rows_weighted_sum(const T* grad, const double* factor, int64_t rows, int64_t numel, double* workspace,
+                              double* out, cudaStream_t stream);
+
+// sq_norm, factor: (units,)
+void launch_clip_factor(const double* sq_norm, int64_t units, double max_grad_norm, double* factor,
+                        cudaStream_t stream);
+
+// values: (numel,); element i takes normal i % 8 of the key's ChaCha20 block counter + i / 8
+template <class T>
+void launch_gaussian_noise(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter,
+                           cudaStream_t stream);
+
+}  // namespace dpcgan::cuda

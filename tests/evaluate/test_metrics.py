@@ -1,0 +1,171 @@
+"""`metrics.json`: its keys, its words, and what is null and why."""
+
+import json
+import math
+import stat
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.evaluate import Metrics, evaluate, independent_marginals
+from tests.evaluate.tables import patients, schema_of, shuffled_label, with_column
+
+PRIVACY: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5}
+TRAIN, TEST, SYNTHETIC = patients(600, 1), patients(400, 2), patients(500, 3)
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    return evaluate(SYNTHETIC, TEST, schema_of(), train=TRAIN, privacy=PRIVACY)
+
+
+def test_the_file_has_the_keys_of_the_contract(metrics, tmp_path):
+    metrics.write(tmp_path / "metrics.json")
+    values = json.loads((tmp_path / "metrics.json").read_text())
+    assert values["private"] is False
+    for key in ("tstr", "trtr", "baseline"):
+        for learner in ("gb", "rf", "lr"):
+            assert set(values[key][learner]) == {"auroc", "ap"}
+            assert all(0 <= score <= 1 for score in values[key][learner].values())
+    assert set(values["tstr"]) == set(values["trtr"]) == {"gb", "rf", "lr"}
+    assert isinstance(values["baseline"]["name"], str)
+    assert 0 <= values["marginal_tv_mean"] <= 1
+    assert 0 <= values["correlation_mae"] <= 2
+
+
+def test_the_file_says_that_it_is_not_private_and_only_its_owner_can_read_it(metrics, tmp_path):
+    path = tmp_path / "metrics.json"
+    metrics.write(path)
+    assert "not differentially private" in json.loads(path.read_text())["notice"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_distances_of_real_rows_and_of_the_baseline_stand_beside_the_models(metrics):
+    values = metrics.to_dict()
+    for source in (values, values["floor"], values["baseline"]):
+        for key in ("marginal_tv_mean", "correlation_mae", "c2st", "c2st_binned"):
+            assert isinstance(source[key], float)
+        assert set(source["marginal_tv"]) == {"age", "bmi", "sex", "smoker", "died"}
+    assert values["copies"]["synthetic"] < 0.1
+    assert values["rows"] == {"synthetic": 500, "test": 400, "train": 600}
+
+
+def test_rows_that_keep_a_relation_which_no_single_column_shows_beat_the_baseline():
+    def entangled(table: pa.Table) -> pa.Table:
+        return with_column(table, "died", (table["age"].to_numpy() > 57) ^ table["smoker"].to_numpy())
+
+    tables = [entangled(table) for table in (SYNTHETIC, TEST, TRAIN)]
+    metrics = evaluate(*tables[:2], schema_of(), train=tables[2], privacy=PRIVACY)
+    assert metrics.verdict["standing"] == "wins"
+
+
+def test_rows_with_torn_labels_lose_to_the_baseline():
+    metrics = evaluate(shuffled_label(SYNTHETIC), TEST, schema_of(), train=TRAIN, privacy=PRIVACY)
+    assert metrics.verdict["standing"] == "loses"
+    assert "loses to the baseline" in metrics.to_dict()["verdict"]["headline"]
+
+
+def test_the_notes_state_that_train_and_test_must_share_no_unit(metrics):
+    assert any("must share no unit" in note for note in metrics.notes)
+    assert not any(note.startswith("WARNING") for note in metrics.notes)
+
+
+def test_without_a_training_table_what_needs_one_is_null_and_a_note_says_why():
+    values = evaluate(SYNTHETIC, TEST, schema_of(), privacy=PRIVACY).to_dict()
+    assert values["trtr"] is values["baseline"] is values["floor"] is values["copies"] is None
+    assert values["tstr"]["gb"]["auroc"] > 0.7
+    assert any("no real training table was given" in note for note in values["notes"])
+
+
+def test_without_a_label_scores_are_null_and_a_note_says_why():
+    values = evaluate(SYNTHETIC, TEST, schema_of(label=None), train=TRAIN, privacy=PRIVACY).to_dict()
+    assert values["tstr"] is values["trtr"] is None
+    assert values["baseline"]["gb"] is None
+    assert isinstance(values["baseline"]["correlation_mae"], float)
+    assert any("no label" in note for note in values["notes"])
+
+
+def test_infinity_is_the_string_inf():
+    privacy = {"epsilon": "inf", "delta": None}
+    metrics = evaluate(SYNTHETIC, TEST, schema_of(), train=TRAIN, privacy=privacy)
+    values = json.loads(metrics.to_json())
+    assert values["epsilon"] == "inf"
+    assert values["baseline"]["noise_multiplier"] == 0
+
+
+def test_a_test_table_with_one_class_is_bad_input():
+    with pytest.raises(InputError, match="one class of the label only") as caught:
+        evaluate(SYNTHETIC, with_column(TEST, "died", np.zeros(400, int)), schema_of(), privacy=PRIVACY)
+    assert caught.value.exit_code == 2
+
+
+def test_a_synthetic_table_with_one_class_is_judged_and_a_note_says_so():
+    one_class = with_column(SYNTHETIC, "died", np.zeros(500, int))
+    metrics = evaluate(one_class, TEST, schema_of(), privacy=PRIVACY)
+    assert metrics.tstr is not None
+    assert metrics.tstr["gb"]["auroc"] == 0.5
+    assert any("constant guess" in note for note in metrics.notes)
+
+
+def test_an_empty_synthetic_table_is_judged_and_a_note_says_so():
+    metrics = evaluate(SYNTHETIC.slice(0, 0), TEST, schema_of(), train=TRAIN, privacy=PRIVACY)
+    assert metrics.marginal_tv_mean == 1
+    assert any("has no rows" in note for note in metrics.notes)
+
+
+def test_cells_of_text_are_read_as_numbers_are():
+    def as_text(table: pa.Table) -> pa.Table:
+        return pa.table({name: table[name].cast(pa.string()) for name in table.column_names})
+
+    schema = schema_of()
+    plain, text = (
+        evaluate(change(SYNTHETIC), change(TEST), schema, privacy=PRIVACY).to_dict()
+        for change in (lambda table: table, as_text)
+    )
+    assert plain == text
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_widest_bounds_and_values_overflow_nowhere():
+    wide = {"name": "age", "type": "numeric", "bounds": [-1.7e308, 1.7e308], "missing": True}
+    cells = [1.7e308, -1.7e308, math.inf, -math.inf, 0.0, 1e-300, None, math.nan]
+    synthetic, test, train = (
+        with_column(table, "age", (cells * 100)[: table.num_rows]) for table in (SYNTHETIC, TEST, TRAIN)
+    )
+    metrics = evaluate(synthetic, test, schema_of(columns=[wide]), train=train, privacy=PRIVACY)
+    assert metrics.marginal_tv_mean < 0.2
+
+
+def test_units_in_both_tables_are_warned_of():
+    schema = schema_of(unit="person", max_rows_per_unit=3)
+    train, test = (
+        table.append_column("person", pa.array(np.arange(table.num_rows) % 300 + first))
+        for table, first in ((TRAIN, 0), (TEST, 200))
+    )
+    metrics = evaluate(SYNTHETIC, test, schema, train=train, privacy=PRIVACY)
+    assert any(note.startswith("WARNING") and "units in common" in note for note in metrics.notes)
+
+
+def test_a_test_table_that_is_the_training_table_is_warned_of():
+    metrics = evaluate(SYNTHETIC, TRAIN, schema_of(), train=TRAIN, privacy=PRIVACY)
+    assert any(note.startswith("WARNING: 100% of the test rows") for note in metrics.notes)
+
+
+def test_synthetic_rows_that_copy_training_rows_are_warned_of():
+    metrics = evaluate(TRAIN.slice(0, 300), TEST, schema_of(), train=TRAIN, privacy=PRIVACY)
+    assert metrics.copies is not None
+    assert metrics.copies["synthetic"] == 1
+    assert any(note.startswith("WARNING: 100.0% of the synthetic rows are copies") for note in metrics.notes)
+
+
+def test_support2_baseline_keeps_most_of_what_real_rows_teach():
+    schema = support2_schema()
+    train, test = train_test_split(load_support2())
+    drawn = independent_marginals(train, schema, 3.0, 1e-5, train.num_rows, np.random.default_rng(0))
+    values = evaluate(drawn, test, schema, privacy=PRIVACY).to_dict()
+    assert values["tstr"]["gb"]["auroc"] > 0.82  # real rows give 0.90
+    assert values["marginal_tv_mean"] < 0.05

@@ -1,0 +1,56 @@
+"""Rows and units that two tables have in common."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpcgan_fast.evaluate.overlap import row_fingerprints, share_of_copies, shares_a_unit
+from tests.evaluate.tables import patients, schema_of, with_column
+
+
+def test_copies_are_found_cell_for_cell_and_nothing_else_is():
+    schema = schema_of()
+    train = patients(300, 0).drop_columns(["stage"])
+    others = patients(300, 1).drop_columns(["stage"])
+    rows = {tuple(row.values()) for row in train.to_pylist()}
+    equal = [tuple(row.values()) in rows for row in others.to_pylist()]
+    assert share_of_copies(others, train, schema) == pytest.approx(sum(equal) / 300)
+    mixed = pa.concat_tables([train.slice(0, 30), others.filter(~np.array(equal)).slice(0, 70)])
+    assert share_of_copies(mixed, train, schema) == pytest.approx(0.3)
+    assert share_of_copies(train.slice(0, 0), train, schema) == 0
+
+
+def test_one_changed_cell_makes_another_row():
+    table = patients(200, 0)
+    for name in ("age", "bmi", "sex", "smoker", "died"):
+        values = table[name].to_pylist()
+        changed = with_column(table, name, [values[-1], *values[:-1]])
+        same = sum(a == b for a, b in zip(values, changed[name].to_pylist(), strict=True))
+        found = row_fingerprints(table, schema_of()) == row_fingerprints(changed, schema_of())
+        assert found.sum() == same
+
+
+def test_missing_cells_are_equal_and_so_are_the_two_zeros():
+    schema = schema_of(columns=[{"name": "bmi", "type": "numeric", "bounds": [-1, 1], "missing": True}], label=None)
+    hashes = row_fingerprints(pa.table({"bmi": [None, float("nan"), 0.0, -0.0]}), schema)
+    assert hashes[0] == hashes[1]
+    assert hashes[2] == hashes[3]
+    assert hashes[0] != hashes[2]
+
+
+def test_different_rows_have_different_fingerprints():
+    table = patients(2000, 0).drop_columns(["stage"])
+    different = {tuple(row.values()) for row in table.to_pylist()}
+    assert len(np.unique(row_fingerprints(table, schema_of()))) == len(different)
+
+
+def test_a_unit_in_both_tables_is_noticed_where_both_tables_name_units():
+    schema = schema_of(unit="person")
+    first, second, third = (
+        patients(3, 0).append_column("person", pa.array(names))
+        for names in (["a", "b", "c"], ["d", " c", "e"], [*"xyz"])
+    )
+    assert shares_a_unit(first, second, schema)
+    assert not shares_a_unit(first, third, schema)
+    assert not shares_a_unit(first, patients(3, 0), schema)
+    assert not shares_a_unit(first, second, schema_of())

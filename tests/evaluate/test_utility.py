@@ -1,0 +1,119 @@
+"""Train on one table, test on another."""
+
+import numpy as np
+import pytest
+
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.evaluate import utility
+from tests.evaluate.tables import patients, schema_of, shuffled_label, with_column
+
+STAGE = {"name": "stage", "type": "categorical", "categories": ["low", "middle", "high"]}
+
+
+@pytest.fixture(scope="module")
+def test_table():
+    return patients(400, 2)
+
+
+def test_every_learner_learns_more_from_real_rows_than_from_torn_labels(test_table):
+    train = patients(600, 1)
+    scores = utility.train_and_test(train, test_table, schema_of())
+    torn = utility.train_and_test(shuffled_label(train), test_table, schema_of())
+    assert scores is not None
+    assert torn is not None
+    assert set(scores) == {"gb", "rf", "lr"}
+    for learner in scores:
+        assert set(scores[learner]) == {"auroc", "ap"}
+        assert scores[learner]["auroc"] > 0.8
+        assert scores[learner]["ap"] > 0.6
+        assert torn[learner]["auroc"] < scores[learner]["auroc"] - 0.1
+
+
+def test_the_same_tables_give_the_same_scores(test_table):
+    train = patients(200, 1)
+    assert utility.train_and_test(train, test_table, schema_of()) == utility.train_and_test(
+        train, test_table, schema_of()
+    )
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_a_training_table_with_one_class_scores_as_a_constant_guess(constant, test_table):
+    train = with_column(patients(100, 1), "died", np.full(100, constant))
+    scores = utility.train_and_test(train, test_table, schema_of())
+    rate = float(test_table["died"].to_numpy().mean())
+    assert scores is not None
+    for score in scores.values():
+        assert score == {"auroc": 0.5, "ap": pytest.approx(rate)}
+    assert "fewer than two classes" in " ".join(utility.training_notes(train, schema_of(), "synthetic"))
+
+
+def test_a_training_table_without_rows_scores_as_a_constant_guess(test_table):
+    scores = utility.train_and_test(patients(10, 1).slice(0, 0), test_table, schema_of())
+    assert scores is not None
+    assert scores["gb"]["auroc"] == 0.5
+
+
+def test_several_classes_are_averaged_each_against_the_rest(test_table):
+    scores = utility.train_and_test(patients(600, 1), test_table, schema_of(STAGE))
+    assert scores is not None
+    assert scores["gb"]["auroc"] > 0.75
+
+
+def test_a_class_that_the_training_table_lacks_is_a_constant_guess_for_that_class(test_table):
+    train = patients(600, 1)
+    train = train.filter(np.array(train["stage"].to_pylist()) != "high")
+    full = utility.train_and_test(patients(600, 1), test_table, schema_of(STAGE))
+    scores = utility.train_and_test(train, test_table, schema_of(STAGE))
+    assert scores is not None
+    assert full is not None
+    assert scores["gb"]["auroc"] < full["gb"]["auroc"]
+
+
+@pytest.mark.parametrize("positive", [["low"], ["low", "middle"]])
+def test_a_positive_class_makes_a_categorical_label_binary(positive, test_table):
+    scores = utility.train_and_test(patients(400, 1), test_table, schema_of({**STAGE, "positive": positive}))
+    assert scores is not None
+    assert scores["lr"]["auroc"] > 0.75
+
+
+def test_a_test_table_with_one_class_is_bad_input(test_table):
+    one_class = with_column(test_table, "died", np.ones(test_table.num_rows, int))
+    with pytest.raises(InputError, match="one class of the label only") as caught:
+        utility.train_and_test(test_table, one_class, schema_of())
+    assert caught.value.exit_code == 2
+
+
+def test_an_empty_test_table_is_bad_input(test_table):
+    with pytest.raises(InputError, match="no rows"):
+        utility.train_and_test(test_table, test_table.slice(0, 0), schema_of())
+
+
+def test_a_schema_without_a_label_has_no_scores(test_table):
+    assert utility.train_and_test(test_table, test_table, schema_of(label=None)) is None
+
+
+def test_rows_without_a_known_class_are_left_out_and_counted(test_table):
+    labels = test_table["died"].to_pylist()
+    labels[:7] = [None] * 7
+    table = with_column(test_table, "died", labels)
+    assert utility.train_and_test(patients(200, 1), table, schema_of()) is not None
+    assert utility.training_notes(table, schema_of(), "synthetic")[0].startswith("7 of the synthetic rows")
+
+
+def test_the_cap_on_training_rows_is_said(test_table, monkeypatch):
+    monkeypatch.setattr(utility, "TRAINING_ROWS", 100)
+    assert "sample of 100 of the 400 synthetic rows" in utility.training_notes(test_table, schema_of(), "synthetic")[0]
+
+
+def test_a_column_that_is_missing_throughout_is_no_obstacle(test_table):
+    train = with_column(patients(200, 1), "bmi", [None] * 200)
+    assert utility.train_and_test(train, test_table, schema_of()) is not None
+
+
+def test_the_uncertainty_of_an_auroc_is_that_of_simulated_test_tables():
+    rng = np.random.default_rng(0)
+    positives, negatives, runs = 60, 140, 2000
+    higher = rng.exponential(3.0, (runs, positives, 1)) > rng.exponential(1.0, (runs, 1, negatives))
+    aurocs = higher.mean(axis=(1, 2))  # of two exponentials, for which the formula is derived: 3 / (3 + 1)
+    width = utility.auroc_uncertainty(0.75, positives, negatives)
+    assert width == pytest.approx(1.96 * aurocs.std(), rel=0.08)

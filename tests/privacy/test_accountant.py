@@ -1,0 +1,143 @@
+"""Epsilon of compositions, against reference values, published values, and the definition."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from dpcgan_fast.data.datasets import data_folder
+from dpcgan_fast.privacy import Mechanism, account, rdp_epsilon
+from dpcgan_fast.privacy.accountant import pld_epsilon
+
+
+def poisson(sample_rate, noise, steps, delta=0.0):
+    event = "gaussian" if sample_rate == 1 else "poisson_gaussian"
+    return Mechanism("steps", event, sample_rate, noise, steps, 1.0, delta)
+
+
+def reference_rows():
+    """Values computed beforehand with dp-accounting 0.6.0; the file lies beside the shared data."""
+    folder = data_folder()
+    path = None if folder is None else folder.parent / "reference" / "accountant.csv"
+    if path is None or not path.exists():
+        return []
+    rows = [row for row in csv.DictReader(path.open()) if row["kind"] == "computed" and row["quantity"] == "eps"]
+    return [row for row in rows if row["accountant"] in ("RDP", "PLD") and row["q"] and float(row["T"]) > 0]
+
+
+@pytest.mark.skipif(not reference_rows(), reason="the shared reference values are not beside this checkout")
+@pytest.mark.parametrize("row", reference_rows(), ids=lambda row: f"{row['accountant']}-{row['id']}-{row['detail'][:30]}")
+def test_equals_the_reference_values(row):
+    mechanisms = [poisson(float(row["q"]), float(row["sigma"]), int(float(row["T"])))]
+    expected, delta = float(row["eps"]), float(row["delta"])
+    if row["accountant"] == "RDP":
+        got = rdp_epsilon(mechanisms, delta)
+    else:
+        interval = 1e-3 if ("0.001" in row["detail"] or "1e-3" in row["detail"]) else 1e-4
+        got = pld_epsilon(mechanisms, delta, interval)
+    assert got == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sample_rate", "noise", "steps", "rdp", "pld"),
+    [
+        (0.01, 1.1, 1000, 1.711770, 1.515370),
+        (250 / 60000, 1.1, 3600, 1.265491, 1.118498),
+        (1.0, 1.0, 1, 4.728507, 4.377178),
+    ],
+)
+def test_equals_values_that_were_noted_down(sample_rate, noise, steps, rdp, pld):
+    spent = account([poisson(sample_rate, noise, steps)], 1e-5)
+    assert spent.epsilon_rdp == pytest.approx(rdp, rel=1e-5)
+    assert spent.epsilon_pld == pytest.approx(pld, rel=1e-5)
+    assert spent.epsilon == min(spent.epsilon_rdp, spent.epsilon_pld)
+
+
+@pytest.mark.parametrize("noise", [0.7, 1.0, 4.0])
+def test_one_gaussian_equals_the_analytic_formula(noise):
+    """delta(eps) = Phi(1/2s - eps s) - e^eps Phi(-1/2s - eps s): Balle and Wang, arXiv 1805.06530, theorem 8."""
+    epsilon = account([poisson(1.0, noise, 1)], 1e-5).epsilon
+    delta = norm.cdf(0.5 / noise - epsilon * noise) - math.exp(epsilon) * norm.cdf(-0.5 / noise - epsilon * noise)
+    assert delta == pytest.approx(1e-5, rel=2e-2)
+    assert delta <= 1e-5, "an upper bound on epsilon spends at most delta"
+
+
+def test_a_composition_costs_more_than_each_part_and_at_most_their_sum():
+    parts = [poisson(1.0, 20.0, 1), poisson(0.02, 1.2, 300), poisson(0.05, 1.2, 800)]
+    whole = account(parts, 1e-5).epsilon
+    alone = [account([part], 1e-5).epsilon for part in parts]
+    assert max(alone) < whole < sum(alone) + 1e-9
+
+
+def test_blocks_of_one_mechanism_cost_what_the_whole_costs():
+    blocks = [poisson(0.02, 1.2, 100), poisson(0.02, 1.2, 150), poisson(0.02, 1.2, 50)]
+    assert account(blocks, 1e-5) == account([poisson(0.02, 1.2, 300)], 1e-5)
+
+
+def test_the_delta_of_a_threshold_is_deducted():
+    parts = [poisson(0.02, 1.2, 300)]
+    with_threshold = [*parts, poisson(1.0, 1e6, 1, delta=9e-6)]
+    assert account(with_threshold, 1e-5).epsilon == pytest.approx(account(parts, 1e-6).epsilon, rel=1e-3)
+    assert account([poisson(1.0, 5.0, 1, delta=1e-5)], 1e-5).epsilon == math.inf, "nothing of delta is left"
+
+
+@settings(max_examples=25)
+@given(
+    st.floats(0.001, 0.2), st.floats(0.6, 5.0), st.integers(1, 2000), st.sampled_from([1e-7, 1e-5, 1e-3]),
+    st.floats(1.05, 2.0),
+)  # fmt: skip
+def test_epsilon_rises_with_rate_and_steps_and_falls_with_noise_and_delta(rate, noise, steps, delta, factor):
+    epsilon = rdp_epsilon([poisson(rate, noise, steps)], delta)
+    assert rdp_epsilon([poisson(rate * factor, noise, steps)], delta) >= epsilon
+    assert rdp_epsilon([poisson(rate, noise, steps * 2)], delta) >= epsilon
+    assert rdp_epsilon([poisson(rate, noise * factor, steps)], delta) <= epsilon
+    assert rdp_epsilon([poisson(rate, noise, steps)], min(0.5, delta * 10)) <= epsilon
+
+
+def test_no_noise_costs_infinity_and_no_steps_cost_nothing():
+    assert account([poisson(0.01, 0.0, 1)], 1e-5).epsilon == math.inf
+    assert account([], 1e-5).epsilon == pytest.approx(0.0, abs=1e-9)
+    assert account([poisson(0.01, 0.0, 0)], 1e-5).epsilon == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, -1.0, math.nan])
+def test_a_bad_delta_is_refused(delta):
+    with pytest.raises(ValueError, match="Expected delta"):
+        account([poisson(0.01, 1.0, 1)], delta)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(sample_rate=0.0), dict(sample_rate=1.1), dict(sample_rate=math.nan), dict(noise_multiplier=-1.0),
+        dict(noise_multiplier=math.inf), dict(steps=-1), dict(delta=1.0), dict(event="laplace"),
+        dict(event="gaussian", sample_rate=0.5),
+    ],
+)  # fmt: skip
+def test_a_mechanism_out_of_range_is_refused(change):
+    good = dict(
+        mechanism="m", event="poisson_gaussian", sample_rate=0.1, noise_multiplier=1.0, steps=1, max_grad_norm=1.0
+    )
+    Mechanism(**good)
+    with pytest.raises(ValueError, match="Expected"):
+        Mechanism(**{**good, **change})
+
+
+def test_opacus_agrees_where_it_can():
+    """Opacus' RDP accountant on the same composition; its orders differ a little from dp-accounting's."""
+    accountants = pytest.importorskip("opacus.accountants", reason="Opacus comes with the dev extra")
+    theirs = accountants.RDPAccountant()
+    theirs.history = [(1.2, 0.02, 300), (1.2, 0.05, 800)]
+    ours = rdp_epsilon([poisson(0.02, 1.2, 300), poisson(0.05, 1.2, 800)], 1e-5)
+    assert ours == pytest.approx(theirs.get_epsilon(delta=1e-5), rel=1e-3)
+
+
+def test_the_shared_reference_is_where_the_project_expects_it():
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("no shared data beside this checkout")
+    assert Path(folder).is_dir()

@@ -1,0 +1,201 @@
+"""The CUDA kernels, executed on the CPU: against the references, for every order of threads, and under sanitizers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpcgan_fast.ops import _reference
+from tests.cuda_emulation import build, cases
+
+ROOT = Path(__file__).parents[1]
+# Order of threads and blocks, and a limit on the blocks of a grid: kernels stride over their grid, so that none may
+# change a bit of the result.
+ORDERS = [(0, 0), (1, 1), (2, 2), (3, 0), (4, 7), (5, 0)]
+# A thread order shows a missing barrier only by luck; this many orders leave none.
+PLANTED_ORDERS = 10
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler: g++ is not on the path, and CXX does not name one")
+
+
+@pytest.fixture(scope="session")
+def cuda(compiler, tmp_path_factory) -> build.EmulatedCuda:  # noqa: ARG001
+    """The emulated kernels, built once a session."""
+    return build.EmulatedCuda(build.build(tmp_path_factory.mktemp("cuda_emulation")))
+
+
+@pytest.fixture(scope="session")
+def sanitized(compiler, tmp_path_factory):  # noqa: ARG001
+    """Runs `tests.cuda_emulation.sanitized` on libraries built with the address and undefined-behaviour sanitizers."""
+    folder = build.build(tmp_path_factory.mktemp("cuda_sanitized"), sanitize=True)
+    runtime = subprocess.run(
+        [build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",  # Python frees little at its end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.cuda_emulation.sanitized", str(folder)]
+    return lambda what: subprocess.run(
+        [*command, what], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fills tensors that torch does not initialise with NaN, so that a kernel that leaves or reads a gap is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_kernels_match_the_reference_in_every_thread_order(cuda, op, dtype):
+    cuda.launches()
+    for call in cases.calls(op, dtype):
+        expected = cases.run(_reference, call)
+        first = None
+        for seed, max_blocks in ORDERS:
+            cuda.configure(seed, max_blocks)
+            got = cases.run(cuda.ops, call)
+            if first is None:
+                cases.assert_close(call, got, expected)
+                first = got
+            for a, b in zip(first, got, strict=True):
+                assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), f"{call.label} depends on the order"
+    assert cuda.launches() > 0
+
+
+@pytest.mark.usefixtures("cuda")
+def test_every_registered_op_has_a_cuda_kernel_and_cases():
+    names = [name.split("::") for name in torch._C._dispatch_get_all_op_names()]
+    assert {name for namespace, name in names if namespace == "dpcgan_fast_emulated"} == set(cases.OPS)
+    for op in cases.OPS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dpcgan_fast_emulated::{op}", "CPU"), op
+
+
+def test_gram_repeats_a_cancelling_unit_by_the_direct_kernel(cuda):
+    # The plain Gram sum of these has no correct digit, even in float64.
+    calls = [call for call in cases.calls("conv_sq_norm", torch.float64) if call.label == "cancelling, gram"]
+    for call in calls:
+        x, g, kernel, stride = call.args[:4]
+        positions = g.shape[2]
+        taps = x.unfold(2, kernel, stride)[:, :, :positions].permute(0, 2, 1, 3).flatten(2)  # (B, T, C k)
+        gram = ((taps @ taps.mT + 1) * (g.mT @ g)).sum((1, 2))
+        rows = _reference.conv_sq_norm(x, g, *call.args[2:9], None, None)[0]
+        assert ((gram - rows).abs() > rows / 2).all()
+        cases.assert_close(call, cases.run(cuda.ops, call), cases.run(_reference, call))
+
+
+def test_a_gradient_that_is_only_rounding_does_not_pass_for_zero(cuda):
+    # Summed from left to right g gives 0, in another order 2^-53.
+    x, g = torch.ones(1, 1, 3, dtype=torch.float64), torch.tensor([[[1.0, 2.0**-53, -1.0]]], dtype=torch.float64)
+    for mode in ("direct", "gram"):
+        sq_norm = cuda.ops.conv_sq_norm(x, g, 1, 1, 0, 1, 1, _reference.BIAS_NONE, mode)[0]
+        assert 2.0**-106 <= sq_norm.item() <= 2.0**-98
+
+
+@pytest.mark.parametrize(("order", "offsets", "outside"), cases.UNIT_INDICES)
+def test_unit_indices_outside_the_batch_give_nan(cuda, order, offsets, outside):
+    for norms in cuda.unchecked_norms(order, offsets):
+        assert tuple(np.isnan(norms)) == outside
+
+
+def test_ops_reject_what_does_not_fit(cuda):
+    x, g = torch.zeros(2, 3, 8), torch.zeros(2, 4, 6)
+    with pytest.raises(RuntimeError, match="conv_sq_norm: expected mode direct or gram, got fast"):
+        cuda.ops.conv_sq_norm(x, g, 3, 1, 0, 1, 1, 0, "fast")
+    with pytest.raises(RuntimeError, match="conv_per_sample_grad: expected x and g of one dtype"):
+        cuda.ops.conv_per_sample_grad(x, g.double(), 3, 1, 0, 1, 1, 0)
+    with pytest.raises(RuntimeError, match="conv_weighted_grad: expected factor"):
+        cuda.ops.conv_weighted_grad(x, g, torch.ones(3), None, 3, 1, 0, 1, 1, 0)
+    with pytest.raises(RuntimeError, match="rows_weighted_sum: expected factor"):
+        cuda.ops.rows_weighted_sum(x, torch.ones(2))
+    with pytest.raises(RuntimeError, match="gaussian_noise_: expected a finite std > 0, got 0"):
+        cuda.ops.gaussian_noise_([x], 0.0, torch.zeros(8, dtype=torch.int32), 0)
+
+
+# Without arguments it compiles all of csrc/cuda; the planted kernels show that the emulator runs what nvcc takes.
+@pytest.mark.parametrize(
+    ("arguments", "folder", "suffixes"),
+    [([], "csrc/cuda", (".cu", ".cpp")), (["tests/cuda_emulation/planted.cu"], "tests/cuda_emulation", (".cu",))],
+)
+def test_kernels_and_wrappers_compile_for_the_device(arguments, folder, suffixes):
+    command = [sys.executable, "csrc/check_cuda.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 2:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stdout
+    compiled = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("ok")}
+    assert compiled == {f"{folder}/{path.name}" for path in (ROOT / folder).iterdir() if path.suffix in suffixes}
+
+
+# What the emulation catches. Each kernel of planted.cu runs with and without its fault.
+
+
+def test_missing_barriers_are_caught(cuda):
+    x = np.random.default_rng(0).random((20, 200), dtype=np.float32)
+    expected = (x.astype(np.float64) ** 2).sum(1)
+    wrong_rows = {False: 0, True: 0}
+    wrong_reversals = {False: 0, True: 0}
+    for seed in range(PLANTED_ORDERS):
+        for fault in (False, True):
+            cuda.configure(seed)
+            out = np.zeros(20)
+            assert cuda.library.planted_row_sq_norm(x.ctypes, 20, 200, out.ctypes, fault)
+            wrong_rows[fault] += not np.allclose(out, expected, rtol=1e-12)
+            values = np.arange(96.0)
+            assert cuda.library.planted_reverse(values.ctypes, 5, fault)
+            wrong_reversals[fault] += not np.array_equal(values, np.arange(96.0)[::-1])
+    assert wrong_rows == {False: 0, True: PLANTED_ORDERS}
+    assert wrong_reversals == {False: 0, True: PLANTED_ORDERS}
+
+
+@pytest.mark.parametrize(("kernel", "arguments"), [("early_exit", (50,)), ("shuffle", ())])
+def test_barriers_and_shuffles_that_not_all_reach_fail_the_launch(cuda, kernel, arguments):
+    out = np.zeros(96)
+    for seed in range(PLANTED_ORDERS):
+        cuda.configure(seed)
+        planted = getattr(cuda.library, f"planted_{kernel}")
+        assert planted(out.ctypes, *arguments, False)
+        assert not planted(out.ctypes, *arguments, True)
+        assert planted(out.ctypes, *arguments, False), "the emulator must survive a failed launch"
+
+
+def test_shared_memory_that_is_not_set_is_caught(cuda):
+    buckets = np.random.default_rng(0).integers(0, 7, 300).astype(np.int32)
+    counts = np.zeros(7, dtype=np.int32)
+    for fault in (False, True):
+        assert cuda.library.planted_histogram(buckets.ctypes, 300, counts.ctypes, 7, fault)
+        assert np.array_equal(counts, np.bincount(buckets)) != fault
+
+
+def test_all_cases_are_clean_under_sanitizers(sanitized):
+    done = sanitized("cases")
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.stdout == f"ran {sum(len(cases.calls(op, torch.float32)) for op in cases.OPS)} cases\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "report"),
+    [("out_of_bounds", "heap-buffer-overflow"), ("shared_out_of_bounds", "global-buffer-overflow")],
+)
+def test_a_planted_write_out_of_bounds_is_reported(sanitized, fault, report):
+    done = sanitized(fault)
+    assert done.returncode != 0
+    assert f"AddressSanitizer: {report}" in done.stderr
+    assert "overrun_kernel" in done.stderr
