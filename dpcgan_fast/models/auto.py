@@ -1,9 +1,11 @@
 """Networks for records of any width and mixed types, conditional on the label.
 
-The autoencoder maps a record to a short code and back to one distribution a column (`heads.RecordHead`). Its decoder
-adds two sets of logits: those of a transposed convolution over the columns, which carry the dependence through the
-code, and those of a linear map of the label, which carry each class's own marginals and learn fast under noise. The
-generator makes codes; the critic sees records and labels. No module mixes rows.
+The autoencoder is variational (arXiv 1312.6114): it maps a record to a distribution over short codes near a standard
+normal, and a code back to one distribution a column (`heads.RecordHead`). Its decoder adds two sets of logits: those of
+a transposed convolution over the columns, which carry the dependence through the code, and those of a linear map of
+the label, which carry each class's own marginals and learn fast under noise. The generator starts as the identity, so
+that its first records are those of the autoencoder, and moves codes to where the critic scores higher. The critic sees
+records and labels. No module mixes rows.
 """
 
 import math
@@ -14,11 +16,10 @@ from torch import Tensor, nn
 
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.models.heads import RecordHead
-from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, group_norm, leaky_relu
+from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, leaky_relu
 from dpcgan_fast.models.networks import Networks
 
 CODE_DIM = 32
-LATENT_DIM = 32
 DECODER_CHANNELS = 32
 GENERATOR_CHANNELS = 32
 TRUNK_CHANNELS = (16, 32, 64, 64, 64, 64)
@@ -41,16 +42,17 @@ def trunk(in_channels: int, length: int) -> tuple[nn.Sequential, int, int]:
 
 
 class Encoder(nn.Module):
-    """Records (B, F) and labels (B, K) -> codes (B, CODE_DIM) in (-1, 1)."""
+    """Records (B, F) and labels (B, K) -> mean and log variance of the code, (B, CODE_DIM) each."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
         self.trunk, channels, length = trunk(1, width)
-        self.out = nn.Linear(channels * length + classes, CODE_DIM)
+        self.out = nn.Linear(channels * length + classes, 2 * CODE_DIM)
 
-    def forward(self, records: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, records: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(records.unsqueeze(1) - 0.5).flatten(1)  # (B, 1, F) -> (B, C L)
-        return torch.tanh(self.out(torch.cat([features, labels], 1)))
+        mean, log_variance = self.out(torch.cat([features, labels], 1)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-8.0, 4.0)
 
 
 class Decoder(nn.Module):
@@ -77,34 +79,34 @@ class Decoder(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """Records and labels -> logits, through a code."""
+    """Records, labels and standard normal noise (B, CODE_DIM) -> logits, and mean and log variance of the code."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, records: Tensor, labels: Tensor) -> Tensor:
-        return self.decoder(self.encoder(records, labels), labels)
+    def forward(self, records: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = self.encoder(records, labels)
+        return self.decoder(mean + torch.exp(0.5 * log_variance) * noise, labels), mean, log_variance
 
 
 class Generator(nn.Module):
-    """Latent (B, LATENT_DIM) and labels (B, K) -> codes (B, CODE_DIM) in (-1, 1), by transposed convolutions."""
+    """Latent (B, CODE_DIM) and labels (B, K) -> codes (B, CODE_DIM): the latent, moved by transposed convolutions."""
 
     def __init__(self, classes: int):
         super().__init__()
         self.length = CODE_DIM // 8
-        self.inner = nn.Linear(LATENT_DIM + classes, 2 * GENERATOR_CHANNELS * self.length)
-        specs = (
-            ConvSpec(GENERATOR_CHANNELS, 4, 2, 1, norm=True),
-            ConvSpec(GENERATOR_CHANNELS, 4, 2, 1, norm=True),
-            ConvSpec(1, 4, 2, 1),
-        )
-        self.codes = conv_stack(2 * GENERATOR_CHANNELS, specs, nn.Tanh(), transposed=True, norm=group_norm)
+        self.inner = nn.Linear(CODE_DIM + classes, 2 * GENERATOR_CHANNELS * self.length)
+        up = ConvSpec(GENERATOR_CHANNELS, 4, 2, 1, norm=True)
+        self.moves = conv_stack(2 * GENERATOR_CHANNELS, (up, up, ConvSpec(1, 4, 2, 1)), None, transposed=True)
+        last = self.moves[-1]
+        assert isinstance(last, nn.ConvTranspose1d)
+        nn.init.zeros_(last.weight)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
         hidden = nn.functional.leaky_relu(self.inner(torch.cat([latent, labels], 1)), 0.2)
         hidden = hidden.unflatten(1, (2 * GENERATOR_CHANNELS, self.length))  # (B, C, CODE_DIM / 8)
-        return self.codes(hidden).squeeze(1)  # (B, 1, CODE_DIM) -> (B, CODE_DIM)
+        return latent + self.moves(hidden).squeeze(1)  # (B, 1, CODE_DIM) -> (B, CODE_DIM)
 
 
 class Critic(nn.Module):
@@ -123,7 +125,7 @@ class Critic(nn.Module):
 class AutoNetworks(Networks):
     """Networks for any record layout."""
 
-    latent_dim = LATENT_DIM
+    latent_dim = CODE_DIM
 
     def __init__(self, blocks: Sequence[Block], n_classes: int):
         super().__init__()
@@ -134,9 +136,15 @@ class AutoNetworks(Networks):
         self.generator = Generator(n_classes)
         self.critic = Critic(width, n_classes)
 
-    def reconstruction_loss(self, output: Tensor, records: Tensor) -> Tensor:
-        """Negative log likelihood of each record under the decoder's distributions; (B,)."""
-        return self.head.nll(output, records)
+    def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:
+        """Standard normal noise of the codes, (B, CODE_DIM)."""
+        return torch.randn(rows, CODE_DIM, generator=randomness, device=randomness.device)
+
+    def autoencoder_loss(self, output: tuple[Tensor, Tensor, Tensor], records: Tensor) -> Tensor:
+        """Negative evidence lower bound of each row, in nats; (B,). Source: arXiv 1312.6114, equation 10."""
+        logits, mean, log_variance = output
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+        return self.head.nll(logits, records) + divergence
 
     def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
         """Records drawn from the decoder's distributions."""

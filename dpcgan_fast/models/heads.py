@@ -83,11 +83,11 @@ class RecordHead(nn.Module):
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
         soft = F.softmax((self.masked(logits) + gumbel) / TEMPERATURE, dim=2)
         hard = F.one_hot(soft.argmax(2), self.max_cells).to(soft.dtype)
-        chosen = hard + soft - soft.detach()  # (B, n_blocks, max_cells)
+        chosen = hard + (soft - soft.detach())  # (B, n_blocks, max_cells); the bracket is exactly zero
         records = torch.zeros(logits.shape[0], self.width, device=logits.device, dtype=logits.dtype)
         within = torch.rand(logits.shape[0], len(self.numeric), generator=generator, device=logits.device)
-        bins = torch.arange(NUMERIC_BINS, device=logits.device, dtype=logits.dtype)
-        numeric = ((chosen[:, self.numeric, :NUMERIC_BINS] * bins).sum(2) + within) / NUMERIC_BINS
+        cells = torch.arange(self.max_cells, device=logits.device, dtype=logits.dtype)
+        numeric = ((chosen[:, self.numeric] * cells).sum(2) + within) / NUMERIC_BINS
         records[:, self.numeric_positions] = numeric
         records[:, self.flag_positions] = chosen[:, self.flag, 1]
         records[:, self.one_hot_positions] = chosen[:, self.one_hot_blocks, self.one_hot_cells]

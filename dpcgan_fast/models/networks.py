@@ -1,6 +1,7 @@
 """What training and sampling need of a set of networks, whichever preset they come from."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,17 @@ class Networks(nn.Module, ABC):
     records: (B, F) in [0, 1]; labels: (B, K) one-hot, with K = 0 where the label is part of the record
     """
 
-    autoencoder: nn.Module  # forward(records, labels) -> what `reconstruction_loss` takes
+    autoencoder: nn.Module  # forward(records, labels, noise) -> what `autoencoder_loss` takes
     generator: nn.Module
     critic: nn.Module  # forward(records, labels) -> (B,)
     latent_dim: int
 
+    def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:
+        """Noise (B, ...) that the autoencoder's forward takes; none by default."""
+        return torch.zeros(rows, 0, device=randomness.device)
+
     @abstractmethod
-    def reconstruction_loss(self, output: Tensor, records: Tensor) -> Tensor:
+    def autoencoder_loss(self, output: Any, records: Tensor) -> Tensor:
         """Loss of each row, (B,), from the autoencoder's output."""
 
     @abstractmethod

@@ -85,13 +85,13 @@ class _OnRecords(nn.Module):
         super().__init__()
         self.stacks = nn.Sequential(*stacks)
 
-    def forward(self, records: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, records: Tensor, *_: Tensor) -> Tensor:
         return self.stacks(records.unsqueeze(1)).squeeze(1)  # (B, F) -> (B, 1, F) -> (B, 1, F') -> (B, F')
 
 
 class _Critic(_OnRecords):
-    def forward(self, records: Tensor, labels: Tensor) -> Tensor:
-        return super().forward(records, labels).squeeze(1)  # (B, 1) -> (B,)
+    def forward(self, records: Tensor, *_: Tensor) -> Tensor:
+        return super().forward(records).squeeze(1)  # (B, 1) -> (B,)
 
 
 class _Generator(nn.Module):
@@ -119,7 +119,7 @@ class PublishedNetworks(Networks):
         self.generator = _Generator(generator)
         self.critic = _Critic(conv_stack(1, spec.critic, None))
 
-    def reconstruction_loss(self, output: Tensor, records: Tensor) -> Tensor:
+    def autoencoder_loss(self, output: Tensor, records: Tensor) -> Tensor:
         """Squared error or binary cross-entropy, summed over features; (B,)."""
         loss = F.binary_cross_entropy if self.binary else F.mse_loss
         return loss(output, records, reduction="none").sum(1)

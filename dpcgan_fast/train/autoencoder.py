@@ -22,7 +22,9 @@ def train_autoencoder(session: Session) -> None:
     total = session.settings.autoencoder_steps
     for turn in session.private_steps(AUTOENCODER):
         scale_learning_rate(optimizer, max(_LAST_RATE, 1 - turn.number / total))
+        randomness = session.private_randomness(turn)
         for chunk in turn.chunks:
-            output = step(chunk.records, chunk.labels)
-            step.backward(networks.reconstruction_loss(output, chunk.records), chunk.units)
+            noise = networks.autoencoder_noise(len(chunk.records), randomness)
+            output = step(chunk.records, chunk.labels, noise)
+            step.backward(networks.autoencoder_loss(output, chunk.records), chunk.units)
         step.step()

@@ -1,7 +1,5 @@
 """Adversarial training: a private critic, and a generator and decoder that see the data only through it."""
 
-import secrets
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -75,12 +73,10 @@ def _separate_backward(session: Session, step: PrivateStep, turn: Turn, fakes: i
 def _paired_backward(session: Session, step: PrivateStep, turn: Turn) -> None:
     """The paper's joint form: every real row with a fake of its own, both in the unit's loss before clipping.
 
-    As many fakes are drawn as there are rows, which is private: their randomness is not the run's public one, whose
-    state is kept in checkpoints.
+    As many fakes are drawn as there are rows, which is private, so their randomness is not the run's public one.
     """
     kind = session.settings.critic_loss
-    seed = secrets.randbits(63) if session.settings.seed is None else (session.settings.seed + turn.number) % 2**63
-    randomness = torch.Generator(session.data.records.device).manual_seed(seed)
+    randomness = session.private_randomness(turn)
     for chunk in turn.chunks:
         labels = draw_labels(session, len(chunk.records), randomness)
         with torch.no_grad():

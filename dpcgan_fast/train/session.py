@@ -1,10 +1,13 @@
 """One run while it trains: what is fixed, what changes, and the loop of private steps that the ledger allows."""
 
 import json
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from dpcgan_fast.errors import StoppedError
 from dpcgan_fast.ops import NoiseKey
@@ -127,6 +130,14 @@ class Session:
             return None
         block = min(left, self.settings.checkpoint_interval)
         return self.ledger.reserve(mechanism.with_steps(block), self.noise_key.key_id), block
+
+    def private_randomness(self, turn: Turn) -> torch.Generator:
+        """Randomness for what has as many rows as were drawn; it is not the run's public one, whose state is kept in
+        checkpoints and would tell how often it was used.
+        """
+        seed = self.settings.seed
+        fresh = secrets.randbits(63) if seed is None else (seed + 1) * 1_000_003 + turn.number
+        return torch.Generator(self.data.records.device).manual_seed(fresh % 2**63)
 
     def private_step_settings(self, name: str) -> dict[str, float]:
         """What `PrivateStep` takes for a mechanism: the very values that were accounted."""

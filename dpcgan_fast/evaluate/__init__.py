@@ -1,0 +1,12 @@
+"""How good a synthetic table is, judged on real held-out rows; nothing here is differentially private.
+
+The exception is the baseline, which is a private mechanism: what it releases is, its judgement is not.
+"""
+
+from dpcgan_fast.evaluate.baseline import independent_marginals as independent_marginals
+from dpcgan_fast.evaluate.fidelity import Fidelity as Fidelity
+from dpcgan_fast.evaluate.fidelity import fidelity as fidelity
+from dpcgan_fast.evaluate.metrics import NOTICE as NOTICE
+from dpcgan_fast.evaluate.metrics import Metrics as Metrics
+from dpcgan_fast.evaluate.metrics import evaluate as evaluate
+from dpcgan_fast.evaluate.utility import train_and_test as train_and_test

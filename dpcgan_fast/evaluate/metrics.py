@@ -1,0 +1,209 @@
+"""All evaluation figures of one synthetic table: what `metrics.json` holds."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.evaluate.baseline import BASELINE_NAME, independent_marginals, noise_multiplier
+from dpcgan_fast.evaluate.columns import typed_table
+from dpcgan_fast.evaluate.features import target
+from dpcgan_fast.evaluate.fidelity import fidelity
+from dpcgan_fast.evaluate.learners import LEARNERS
+from dpcgan_fast.evaluate.overlap import share_of_copies, shares_a_unit
+from dpcgan_fast.evaluate.utility import (
+    TEST_ROWS,
+    TRAINING_ROWS,
+    Scores,
+    auroc_uncertainty,
+    check_test_table,
+    train_and_test,
+    training_notes,
+)
+from dpcgan_fast.evaluate.verdict import judge
+from dpcgan_fast.files import write_whole
+
+NOTICE = (
+    "These evaluation figures are computed on real held-out records and are not differentially private: do not release "
+    "them with the synthetic table."
+)
+DISJOINT = (
+    "The training table and the test table must share no unit (no person): the figures assume it, and nothing in them "
+    "proves it."
+)
+_SAME_TABLE = 0.5
+_COPIED = 0.01
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Evaluation figures; `to_json` gives the text of `metrics.json`.
+
+    private:          always False: the figures come from real held-out rows
+    epsilon, delta:   the model's, which the baseline is given too; epsilon may be inf, and then delta may be None
+    tstr:             scores trained on synthetic rows, tested on real ones; None without a label
+    trtr:             trained on real rows; None without a label or a training table
+    baseline:         the yardstick's name, scores and distances; None without a training table
+    score_kind:       "an AUROC", or how it is averaged over classes
+    marginal_tv_mean, correlation_mae, c2st, c2st_binned, marginal_tv: see `fidelity.Fidelity`
+    floor:            the same distances of real training rows from the test rows; None without a training table
+    copies:           share of synthetic, and for comparison of test rows, that equal a training row cell for cell
+    rows:             number of rows of each table
+    uncertainty:      half the width of a 95 % interval of the first AUROC, which the test table's size alone decides
+    verdict:          standing against the baseline, a headline, and sentences (see `verdict.Verdict`)
+    notes:            what a reader must know about how the figures came about
+    """
+
+    notice: str
+    private: bool
+    epsilon: float
+    delta: float | None
+    verdict: dict[str, Any]
+    tstr: Scores | None
+    trtr: Scores | None
+    baseline: dict[str, Any] | None
+    score_kind: str
+    marginal_tv_mean: float
+    correlation_mae: float
+    c2st: float | None
+    c2st_binned: float | None
+    marginal_tv: dict[str, float]
+    floor: dict[str, Any] | None
+    copies: dict[str, float] | None
+    rows: dict[str, int | None]
+    uncertainty: float | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON values; infinity is the string "inf"."""
+        return {**asdict(self), "epsilon": "inf" if self.epsilon == math.inf else self.epsilon}
+
+    def to_json(self) -> str:
+        """The text of `metrics.json`."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    def write(self, path: str | Path) -> None:
+        """Writes `metrics.json`, readable by its owner alone. Raises MachineError if the machine cannot write."""
+        write_whole(path, self.to_json(), private=True)
+
+
+def evaluate(
+    synthetic: pa.Table, test: pa.Table, schema: Schema, *, train: pa.Table | None = None, privacy: Mapping[str, Any]
+) -> Metrics:
+    """Judges synthetic rows against real held-out rows; the result is not differentially private.
+
+    synthetic, test: rows with the schema's columns; the test rows took no part in training
+    schema:          the run's own, with released values in place of "private" ones
+    train:           the real training rows, with the unit's column if the schema has one: they give the real-to-real
+                     figures and the baseline, both None without them
+    privacy:         the model's statement; "epsilon" (or "inf") and "delta" are used, for the baseline
+
+    Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
+    """
+    synthetic, test = typed_table(synthetic, schema, "--synthetic"), typed_table(test, schema, "--real")
+    check_test_table(test, schema)
+    epsilon, delta = float(privacy["epsilon"]), privacy.get("delta")
+    distances = fidelity(synthetic, test, schema)
+    notes = [DISJOINT, *training_notes(synthetic, schema, "synthetic")]
+    if synthetic.num_rows == 0:
+        notes.append("The synthetic table has no rows: its distances are the largest there are.")
+    if schema.label is None:
+        notes.append("tstr and trtr are null: the schema has no label, so that there is nothing to predict.")
+    if test.num_rows > TEST_ROWS:
+        notes.append(f"The scores are computed on a fixed random sample of {TEST_ROWS:,} of the test rows.")
+    trtr, baseline, floor, copies = None, None, None, None
+    if train is None:
+        notes.append(
+            "trtr, baseline and floor are null: no real training table was given (--train), so that the synthetic rows "
+            "can be compared neither with real training data nor with a baseline."
+        )
+    else:
+        train = typed_table(train, schema, "--train")
+        trtr = train_and_test(train, test, schema)
+        baseline = _baseline(train, test, schema, epsilon, delta, rows=synthetic.num_rows)
+        floor = {"name": "real training rows against real test rows", **asdict(fidelity(train, test, schema))}
+        copies = {
+            "synthetic": share_of_copies(synthetic, train, schema),
+            "test": share_of_copies(test, train, schema),
+        }
+        notes += [*training_notes(train, schema, "real training"), *_overlap_notes(train, test, schema, copies)]
+    tstr = train_and_test(synthetic, test, schema)
+    figures: dict[str, Any] = {
+        "epsilon": epsilon,
+        "tstr": tstr,
+        "trtr": trtr,
+        "baseline": baseline,
+        "score_kind": _score_kind(test, schema),
+        **asdict(distances),
+        "floor": floor,
+        "uncertainty": _uncertainty(tstr, test, schema),
+    }
+    return Metrics(
+        notice=NOTICE,
+        private=False,
+        delta=delta,
+        verdict=asdict(judge(figures)),
+        copies=copies,
+        rows={
+            "synthetic": synthetic.num_rows,
+            "test": test.num_rows,
+            "train": None if train is None else train.num_rows,
+        },
+        notes=tuple(notes),
+        **figures,
+    )
+
+
+def _baseline(
+    train: pa.Table, test: pa.Table, schema: Schema, epsilon: float, delta: float | None, rows: int
+) -> dict[str, Any]:
+    """The yardstick's scores and distances, from as many rows as the synthetic table has."""
+    rows = min(max(rows, 1), TRAINING_ROWS)
+    table = independent_marginals(train, schema, epsilon, delta, rows, np.random.default_rng(0))
+    scores: Mapping[str, Any] = train_and_test(table, test, schema) or dict.fromkeys(LEARNERS)
+    return {
+        "name": BASELINE_NAME,
+        **scores,
+        **asdict(fidelity(table, test, schema)),
+        "rows": rows,
+        "noise_multiplier": noise_multiplier(epsilon, delta),
+    }
+
+
+def _overlap_notes(train: pa.Table, test: pa.Table, schema: Schema, copies: dict[str, float]) -> list[str]:
+    notes = []
+    if shares_a_unit(train, test, schema):
+        notes.append(
+            "WARNING: the training and the test table have units in common, so that the figures are better than the "
+            f"truth. Split the table by {schema.unit} and train again."
+        )
+    if copies["test"] > _SAME_TABLE:
+        notes.append(
+            f"WARNING: {copies['test']:.0%} of the test rows also stand, cell for cell, in the training table. Unless "
+            "the table has few different rows, they were not held out, and the figures are better than the truth."
+        )
+    if copies["synthetic"] > copies["test"] + _COPIED:
+        notes.append(
+            f"WARNING: {copies['synthetic']:.1%} of the synthetic rows are copies, cell for cell, of training rows "
+            f"(of the real test rows {copies['test']:.1%} are). The synthetic table may hold real records."
+        )
+    return notes
+
+
+def _score_kind(test: pa.Table, schema: Schema) -> str:
+    truth = target(test, schema)
+    return "an AUROC" if truth is None or len(truth.names) == 1 else "a mean AUROC (each class against the rest)"
+
+
+def _uncertainty(tstr: Scores | None, test: pa.Table, schema: Schema) -> float | None:
+    truth = target(test, schema)
+    if tstr is None or truth is None or len(truth.names) > 1:
+        return None
+    rate, rows = truth.is_class(0)[truth.known].mean(), min(int(truth.known.sum()), TEST_ROWS)
+    return auroc_uncertainty(tstr["gb"]["auroc"], rate * rows, (1 - rate) * rows)

@@ -1,0 +1,134 @@
+"""What the figures mean in words: against the baseline of the same epsilon, and against real data."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Standing = Literal["loses", "level", "wins", "unknown"]
+
+# One run and one split cannot tell apart AUROCs within 0.01; correlation errors repeat to within 0.005.
+AUROC_MARGIN = 0.01
+CORRELATION_MARGIN = 0.005
+HEADLINE_LEARNER = "gb"
+NEAR_CHANCE = 0.55
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first words of the report.
+
+    standing:   how the model compares with the baseline; "unknown" if there is no baseline
+    headline:   one sentence that says so
+    prediction: sentences on the scores of classifiers; empty without a label
+    likeness:   sentences on distances from real rows
+    """
+
+    standing: Standing
+    headline: str
+    prediction: tuple[str, ...]
+    likeness: tuple[str, ...]
+
+
+def judge(values: Mapping[str, Any]) -> Verdict:
+    """The verdict on the figures of `metrics.json`.
+
+    With a label, gradient boosting's AUROC decides: it is the strongest of the three learners on most tables, and
+    averaging in a learner that fails on real data too (a linear one on waveforms) would hide differences. Without a
+    label, the correlation error decides.
+    """
+    tstr, baseline = values["tstr"], values["baseline"]
+    if not baseline:
+        standing: Standing = "unknown"
+    elif tstr:
+        standing = _standing(tstr[HEADLINE_LEARNER]["auroc"] - baseline[HEADLINE_LEARNER]["auroc"], AUROC_MARGIN)
+    else:
+        standing = _standing(baseline["correlation_mae"] - values["correlation_mae"], CORRELATION_MARGIN)
+    return Verdict(
+        standing,
+        _headline(standing, bool(tstr), values["epsilon"]),
+        tuple(_prediction_sentences(values)) if tstr else (),
+        tuple(_likeness_sentences(values)),
+    )
+
+
+def _standing(lead: float, margin: float) -> Standing:
+    return "loses" if lead < -margin else "wins" if lead > margin else "level"
+
+
+def _headline(standing: Standing, has_label: bool, epsilon: float) -> str:
+    goal = "as training data for a classifier" if has_label else "at keeping the relations between columns"
+    rival = (
+        "independent histograms without noise"
+        if epsilon == math.inf
+        else (f"independent noisy histograms at the same epsilon of {epsilon:.3g}")
+    )
+    return {
+        "loses": f"The model loses to the baseline {goal}: {rival} do better.",
+        "level": f"The model does not beat the baseline {goal}: {rival} do as well.",
+        "wins": f"The model beats the baseline {goal}: {rival} do worse.",
+        "unknown": "The model is compared neither with a baseline nor with real training data, because no training "
+        "table was given.",
+    }[standing]
+
+
+def _prediction_sentences(values: Mapping[str, Any]) -> list[str]:
+    tstr, trtr, baseline = values["tstr"], values["trtr"], values["baseline"]
+    score, kind = tstr[HEADLINE_LEARNER]["auroc"], values["score_kind"]
+    chance = ", which is close to a coin toss (0.5)" if score < NEAR_CHANCE else ""
+    sentences = [
+        f"A gradient boosting classifier that learned from the synthetic rows alone reaches {kind} of {score:.3f} on "
+        f"real held-out rows{chance}."
+    ]
+    if trtr:
+        real = trtr[HEADLINE_LEARNER]["auroc"]
+        gap = round(real, 3) - round(score, 3)
+        cost = f"the synthetic rows cost {gap:.3f}" if gap >= 0.0005 else "the synthetic rows cost nothing here"
+        sentences.append(f"It reaches {real:.3f} when it learns from the real training rows: {cost}.")
+        if real < NEAR_CHANCE:
+            sentences.append("The label can hardly be predicted even from real rows, so that these scores say little.")
+    if baseline:
+        other = baseline[HEADLINE_LEARNER]["auroc"]
+        close = ", a difference that one run cannot tell from chance" if abs(score - other) <= AUROC_MARGIN else ""
+        sentences.append(f"It reaches {other:.3f} when it learns from the baseline's rows{close}.")
+        worse = [
+            name
+            for name in ("rf", "lr")
+            if tstr[name]["auroc"] < baseline[name]["auroc"] - AUROC_MARGIN and trtr[name]["auroc"] >= NEAR_CHANCE
+        ]
+        if worse:
+            names = {"rf": "a random forest", "lr": "logistic regression"}
+            sentences.append(f"With {' and with '.join(names[name] for name in worse)} the baseline does better.")
+    if (values["uncertainty"] or 0) > AUROC_MARGIN:
+        sentences.append(
+            "The size of the test table alone makes such a figure uncertain by about "
+            f"±{values['uncertainty']:.2f} (95%)."
+        )
+    return sentences
+
+
+def _likeness_sentences(values: Mapping[str, Any]) -> list[str]:
+    return [
+        _against(
+            "Averaged over the columns, {} of the rows would have to change their value for a column's distribution to "
+            "match that of the real test rows",
+            values,
+            "marginal_tv_mean",
+            lambda share: f"{share:.1%}",
+        ),
+        _against(
+            "Correlations between columns are off by {} on average",
+            values,
+            "correlation_mae",
+            lambda error: f"{error:.3f}",
+        ),
+    ]
+
+
+def _against(sentence: str, values: Mapping[str, Any], key: str, written: Callable[[float], str]) -> str:
+    others = [
+        f"{name} {written(source[key])}"
+        for name, source in (("real training rows:", values["floor"]), ("baseline:", values["baseline"]))
+        if source
+    ]
+    return sentence.format(written(values[key])) + (f" ({'; '.join(others)})" if others else "") + "."
