@@ -60,3 +60,13 @@ def write_whole(path: str | Path, content: bytes | str, private: bool = False) -
     """Writes a file whole or not at all. Raises MachineError if the machine cannot write."""
     with written_whole(path, private) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Adds a line to a file that only its owner can read. Raises MachineError if the machine cannot write."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
+    except OSError as error:
+        raise machine_error(error, path) from error

@@ -46,14 +46,14 @@ def train(
     delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}. auto fits any table.")] = "auto",
-    steps: Annotated[int | None, typer.Option(help="Critic steps. [default: auto 1500, rdpcgan 4000]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Critic steps. [default: auto 400, rdpcgan 4000]")] = None,
     seed: Annotated[int | None, typer.Option(help="Reproducible noise; marks the run NOT private.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in --out.")] = False,
     device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(help="Expected batch in units, of both phases. [default: auto about 2 sqrt(n_units), rdpcgan 128 or 64]")
     ] = None,
-    autoencoder_steps: Annotated[int | None, typer.Option(help="[default: auto 400, rdpcgan 2000]")] = None,
+    autoencoder_steps: Annotated[int | None, typer.Option(help="[default: auto 600, rdpcgan 2000]")] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm of a unit's gradient.")] = 1.0,
     release_share: Annotated[
         float | None, typer.Option(help="Share of epsilon for class rates, bounds and lists. [default: 0.02 to 0.25, less for more units]")

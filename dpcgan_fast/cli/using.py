@@ -23,7 +23,7 @@ from dpcgan_fast.report import write_report
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.stopping import stop_on_signals
 
-_QUICK = {"steps": 300, "autoencoder_steps": 150}
+_QUICK = {"steps": 100, "autoencoder_steps": 200}
 
 
 def sample(

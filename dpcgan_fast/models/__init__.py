@@ -1,6 +1,9 @@
 """Networks: the published presets, and nets for any table. No module here knows of privacy."""
 
+import secrets
 from collections.abc import Sequence
+
+import torch
 
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.errors import InputError
@@ -16,11 +19,19 @@ def is_conditional(preset: str) -> bool:
     return preset not in _PUBLISHED
 
 
-def make_networks(preset: str, blocks: Sequence[Block], n_classes: int) -> Networks:
-    """Fresh networks for records with this layout.
+def make_networks(preset: str, blocks: Sequence[Block], n_classes: int, seed: int | None = None) -> Networks:
+    """Fresh networks for records with this layout; torch's global random state stays as it was.
+
+    seed: of the initial weights; None for another draw every time
 
     Raises InputError if a published preset does not fit the record's length.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(secrets.randbits(63) if seed is None else seed)
+        return _make_networks(preset, blocks, n_classes)
+
+
+def _make_networks(preset: str, blocks: Sequence[Block], n_classes: int) -> Networks:
     if preset not in _PUBLISHED:
         return AutoNetworks(blocks, n_classes)
     spec = _PUBLISHED[preset]

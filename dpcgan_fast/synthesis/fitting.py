@@ -81,11 +81,9 @@ def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
 
 
 def _networks(schema: Schema, settings: TrainSettings, device: torch.device) -> tuple[RecordCodec, Networks]:
-    """The codec of a complete schema and fresh networks for it; the global random state stays as it was."""
+    """The codec of a complete schema and fresh networks for it."""
     codec = RecordCodec(schema, joint=not is_conditional(settings.preset))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
-        return codec, make_networks(settings.preset, codec.blocks, codec.n_classes).to(device)
+    return codec, make_networks(settings.preset, codec.blocks, codec.n_classes, settings.seed).to(device)
 
 
 def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, float]:

@@ -5,7 +5,7 @@ from dpcgan_fast.train.plan import AUTOENCODER
 from dpcgan_fast.train.session import Session
 from dpcgan_fast.train.state import scale_learning_rate
 
-_LAST_RATE = 0.05  # the learning rate falls linearly to this share of itself
+_LAST_RATE = 0.02  # the learning rate falls linearly to this share of itself
 
 
 def train_autoencoder(session: Session) -> None:

@@ -1,6 +1,7 @@
 """One run while it trains: what is fixed, what changes, and the loop of private steps that the ledger allows."""
 
 import json
+import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Protocol
 import torch
 
 from dpcgan_fast.errors import StoppedError
+from dpcgan_fast.files import append_line
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, PoissonSampler, rdp_epsilon, sampling_key
 from dpcgan_fast.train.checkpoint import Checkpoint, write_checkpoint
@@ -19,7 +21,7 @@ from dpcgan_fast.train.settings import TrainSettings
 from dpcgan_fast.train.state import TrainState
 from dpcgan_fast.train.stopping import StopRequest
 
-_EPSILON_EVERY = 20  # private steps between two updates of the running epsilon
+_EPSILON_UPDATES = 25  # of the running epsilon in a phase; each costs some tens of milliseconds
 
 
 class Progress(Protocol):
@@ -84,8 +86,7 @@ class Session:
         }
         write_checkpoint(self.checkpoints, sum(self.state.steps.values()), Checkpoint(self.state.tensors(), values))
         epsilon = self.running_epsilon() if self.settings.private else "inf"
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"steps": self.state.steps, "epsilon_rdp": epsilon}) + "\n")
+        append_line(self.log, json.dumps({"steps": self.state.steps, "epsilon_rdp": epsilon}))
 
     def private_steps(self, name: str) -> Iterator[Turn]:
         """The steps of a mechanism that the budget still holds, each with a fresh Poisson draw.
@@ -98,6 +99,7 @@ class Session:
         key = sampling_key(name, self.settings.seed)
         sampler = PoissonSampler(self.data.index.n_units, mechanism.sample_rate, key)
         self.progress.start(name, mechanism.steps, self.state.steps[name])
+        update_every = math.ceil(mechanism.steps / _EPSILON_UPDATES)
         while True:
             reserved = self._reserve(name)
             if reserved is None:
@@ -109,7 +111,7 @@ class Session:
                 yield Turn(number, self.data.chunks(sampler.draw(number)))
                 done += 1
                 self.state.steps[name] = number + 1
-                epsilon = self.running_epsilon() if (number + 1) % _EPSILON_EVERY == 0 else None
+                epsilon = self.running_epsilon() if (number + 1) % update_every == 0 else None
                 self.progress.advance(number + 1, epsilon)
             self.save()
             self.ledger.close(seq, done)

@@ -103,8 +103,8 @@ def default_settings(
     if preset == "auto":
         batch = _auto_batch(n_units)
         settings = TrainSettings(
-            **common, autoencoder_batch=batch, autoencoder_steps=400, autoencoder_lr=1e-2, critic_batch=batch,
-            critic_steps=1500, critic_per_generator=2, critic_lr=1e-3, generator_lr=1e-3, decoder_lr=1e-4, beta1=0.5,
+            **common, autoencoder_batch=batch, autoencoder_steps=600, autoencoder_lr=1e-2, critic_batch=batch,
+            critic_steps=400, critic_per_generator=2, critic_lr=1e-3, generator_lr=2e-4, decoder_lr=2e-5, beta1=0.5,
             beta2=0.99, critic_loss="hinge",
         )  # fmt: skip
     else:

@@ -1,0 +1,200 @@
+"""Every command on good input: what it prints, and what it writes."""
+
+import json
+import math
+
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from dpcgan_fast.cli import run
+from dpcgan_fast.privacy import Mechanism, account
+from tests.tables import make_table, schema_values
+
+TRAIN_OPTIONS = ["--epsilon", "3", "--delta", "1e-4", "--steps", "4", "--autoencoder-steps", "4", "--batch-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with a table as CSV, a schema, and a trained run."""
+    folder = tmp_path_factory.mktemp("cli")
+    pyarrow.csv.write_csv(make_table(), folder / "train.csv")
+    pyarrow.csv.write_csv(make_table(200, seed=1), folder / "test.csv")
+    (folder / "schema.json").write_text(json.dumps(schema_values()))
+    arguments = ["train", folder / "train.csv", "--schema", folder / "schema.json", "--out", folder / "run", *TRAIN_OPTIONS]
+    assert run([str(a) for a in arguments]) == 0
+    return folder
+
+
+def json_of(capsys) -> dict:
+    """The one JSON object that stdout holds, and nothing else."""
+    return json.loads(capsys.readouterr().out)
+
+
+def independent_epsilon(ledger_text: str, delta: float) -> tuple[float, float]:
+    """Epsilon of a ledger by dp-accounting alone, as a reviewer would compute it."""
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
+
+    lines = [json.loads(line) for line in ledger_text.splitlines()]
+    done = {line["closes"]: line["steps"] for line in lines if line["event"] == "close"}
+    rdp, pld = RdpAccountant(), PLDAccountant(value_discretization_interval=1e-4)
+    steps: dict[tuple, int] = {}
+    for line in lines:
+        if line["event"] in ("gaussian", "poisson_gaussian"):
+            key = (line["event"], line["sample_rate"], line["noise_multiplier"])
+            steps[key] = steps.get(key, 0) + done.get(line["seq"], line["steps"])
+            delta -= line["delta"]
+    for (event, rate, noise), count in steps.items():
+        gaussian = dp_accounting.GaussianDpEvent(noise)
+        dp_event = gaussian if event == "gaussian" else dp_accounting.PoissonSampledDpEvent(rate, gaussian)
+        for accountant in (rdp, pld):
+            accountant.compose(dp_event, count)
+    return rdp.get_epsilon(delta), pld.get_epsilon(delta)
+
+
+def test_the_ledger_recomputes_by_dp_accounting_alone(workplace, capsys):
+    assert run(["account", str(workplace / "run"), "--json"]) == 0
+    stated = json_of(capsys)
+    rdp, pld = independent_epsilon((workplace / "run" / "ledger.jsonl").read_text(), 1e-4)
+    assert stated["epsilon_rdp"] == pytest.approx(rdp, rel=1e-9)
+    assert stated["epsilon_pld"] == pytest.approx(pld, rel=1e-9)
+    assert stated["epsilon"] == min(stated["epsilon_rdp"], stated["epsilon_pld"]) <= 3.0
+    assert stated["delta"] == 1e-4
+    assert {m["mechanism"] for m in stated["mechanisms"]} == {"label histogram", "autoencoder", "critic"}
+
+
+def test_account_of_numbers(capsys):
+    numbers = ["account", "--sample-rate", "0.01", "--steps", "1000", "--delta", "1e-5", "--json"]
+    assert run([*numbers, "--noise-multiplier", "1.1"]) == 0
+    values = json_of(capsys)
+    assert {
+        "epsilon_rdp", "epsilon_pld", "epsilon", "delta", "noise_multiplier", "sample_rate", "steps"
+    } <= set(values)  # fmt: skip
+    assert values["epsilon_rdp"] == pytest.approx(1.711770, rel=1e-5)
+    assert values["epsilon_pld"] == pytest.approx(1.515370, rel=1e-5)
+    assert run([*numbers, "--epsilon", "1.5"]) == 0
+    solved = json_of(capsys)
+    mechanism = Mechanism("m", "poisson_gaussian", 0.01, solved["noise_multiplier"], 1000, 1.0)
+    assert account([mechanism], 1e-5).epsilon <= 1.5
+    assert solved["noise_multiplier"] == pytest.approx(1.1, rel=0.02)
+
+
+def test_account_without_json_is_for_people(workplace, capsys):
+    assert run(["account", str(workplace / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "by Renyi DP" in printed
+    assert "label histogram: 1 x Gaussian" in printed
+
+
+def test_account_notices_a_rolled_back_ledger(workplace, capsys):
+    assert run(["account", str(workplace / "run"), "--json"]) == 0
+    head = json_of(capsys)["ledger_head"]
+    assert run(["account", str(workplace / "run"), "--expect-head", head]) == 0
+    assert run(["account", str(workplace / "run"), "--expect-head", "f" * 64]) == 3
+
+
+def test_train_with_json_prints_one_object(workplace, capsys, tmp_path):
+    arguments = ["train", workplace / "train.csv", "--schema", workplace / "schema.json", "--out", tmp_path / "r"]
+    assert run([str(a) for a in [*arguments, *TRAIN_OPTIONS, "--json"]]) == 0
+    values = json_of(capsys)
+    assert values["private"] is True
+    assert values["epsilon_spent"] <= 3.0
+
+
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
+def test_sample_writes_the_format_of_the_ending(workplace, tmp_path, ending):
+    out = tmp_path / f"rows{ending}"
+    arguments = ["sample", workplace / "run", "-n", "60", "--out", out, "--where", "died=1", "--seed", "1"]
+    assert run([str(a) for a in arguments]) == 0
+    table = pyarrow.parquet.read_table(out) if ending == ".parquet" else pyarrow.csv.read_csv(out)
+    assert table.num_rows == 60
+    assert set(table["died"].to_pylist()) == {1}
+    assert table.column_names == ["age", "sodium", "sex", "smoker", "died"]
+
+
+def test_evaluate_writes_metrics_and_a_report(workplace, tmp_path, capsys):
+    arguments = ["evaluate", workplace / "run", "--real", workplace / "test.csv", "--out", tmp_path / "e"]
+    assert run([str(a) for a in [*arguments, "--train", workplace / "train.csv"]]) == 0
+    out = capsys.readouterr()
+    assert "not differentially private" in out.err
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert metrics["private"] is False
+    for key in ("tstr", "trtr", "baseline"):
+        assert {"gb", "rf", "lr"} <= set(metrics[key])
+        assert set(metrics[key]["gb"]) >= {"auroc", "ap"}
+    assert metrics["baseline"]["name"]
+    assert 0 <= metrics["marginal_tv_mean"] <= 1
+    assert metrics["correlation_mae"] >= 0
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "not differentially private" in page
+    assert run([str(a) for a in [*arguments[:-1], tmp_path / "f"]]) == 0
+    metrics = json.loads((tmp_path / "f" / "metrics.json").read_text())
+    assert metrics["trtr"] is None
+    assert metrics["baseline"] is None
+
+
+def test_evaluate_takes_a_synthetic_file(workplace, tmp_path, capsys):
+    assert run(["sample", str(workplace / "run"), "-n", "80", "--out", str(tmp_path / "s.csv")]) == 0
+    capsys.readouterr()
+    arguments = ["evaluate", workplace / "run", "--real", workplace / "test.csv", "--synthetic", tmp_path / "s.csv"]
+    assert run([str(a) for a in [*arguments, "--out", tmp_path / "e", "--json"]]) == 0
+    assert json_of(capsys)["rows"]["synthetic"] == 80
+
+
+def test_schema_drafts_what_training_refuses_until_it_is_filled_in(workplace, tmp_path, capsys):
+    out = tmp_path / "schema.json"
+    assert run(["schema", str(workplace / "train.csv"), "--out", str(out)]) == 0
+    assert "outside the privacy claim" in capsys.readouterr().err
+    draft = json.loads(out.read_text())
+    assert draft["unit"] == "?"
+    types = {column["name"]: column["type"] for column in draft["columns"]}
+    assert types == {"age": "numeric", "sodium": "numeric", "sex": "categorical", "smoker": "binary", "died": "binary"}
+    arguments = ["train", workplace / "train.csv", "--schema", out, "--out", tmp_path / "run", *TRAIN_OPTIONS]
+    assert run([str(a) for a in arguments]) == 2
+    assert run(["schema", str(workplace / "train.csv"), "--out", str(out)]) == 2, "nothing is overwritten"
+
+
+def test_doctor_says_what_is_in_the_build_and_why(capsys):
+    assert run(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "CUDA kernels" in printed
+    assert "vector width" in printed
+    assert "conv1d: " in printed
+    assert run(["doctor", "--json"]) == 0
+    assert {"versions", "build", "machine", "kernels"} == set(json_of(capsys))
+
+
+def test_bench_checks_before_it_times_and_describes_the_machine(tmp_path, capsys, monkeypatch):
+    from dpcgan_fast.bench import step as step_module
+
+    monkeypatch.setattr(step_module, "BENCH_NETS", step_module.BENCH_NETS[:1])
+    assert run(["bench", "--out", str(tmp_path / "b.json"), "--calls", "2"]) == 0
+    values = json.loads((tmp_path / "b.json").read_text())
+    (row,) = values["results"]
+    assert row["agreement_with_torch_func"] < 1e-4
+    assert row["ratio_to_plain"]["plain step (eager)"] == 1.0
+    assert math.isfinite(row["ratio_to_plain"]["dpcgan_fast"])
+    assert values["machine"]["processor"]
+    capsys.readouterr()
+
+
+def test_version_and_help(capsys):
+    import dpcgan_fast
+
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == dpcgan_fast.__version__
+    assert run(["--help"]) == 0
+    helped = capsys.readouterr().out
+    for command in ("demo", "schema", "train", "sample", "evaluate", "account", "bench", "doctor"):
+        assert command in helped
+        assert run([command, "--help"]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--json", "--paired-fakes"])
+def test_flags_take_no_value(workplace, tmp_path, flag, capsys):
+    """`--flag False` must not turn the flag on."""
+    arguments = ["train", workplace / "train.csv", "--schema", workplace / "schema.json", "--out", tmp_path / "r"]
+    assert run([str(a) for a in [*arguments, *TRAIN_OPTIONS, flag, "False"]]) == 2
+    assert "error:" in capsys.readouterr().err

@@ -1,0 +1,145 @@
+"""Sampling, saving and loading."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.synthesis import DPCGAN
+from dpcgan_fast.synthesis import sampling as sampling_module
+from tests.tables import FEW_STEPS, make_schema, make_table
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    fitted = DPCGAN(make_schema(), 3.0, 1e-4, device="cpu", **FEW_STEPS)
+    return fitted.fit(make_table(), tmp_path_factory.mktemp("model") / "run")
+
+
+def test_rows_have_the_schemas_columns_types_and_bounds(model):
+    table = model.sample(500)
+    assert table.column_names == ["age", "sodium", "sex", "smoker", "died"]
+    assert table.schema == model.arrow_schema
+    age = np.array(table["age"])
+    assert table["age"].type == pa.int64()
+    assert age.min() >= 0
+    assert age.max() <= 110
+    assert set(table["sex"].to_pylist()) <= {"F", "M"}
+    assert set(table["died"].to_pylist()) <= {0, 1}
+    assert table["sodium"].null_count > 0, "missing cells are reproduced"
+
+
+def test_a_condition_on_the_label_is_met_by_every_row(model):
+    for value in (1, 1.0, True, "1", np.int64(1)):
+        assert set(model.sample(40, where={"died": value})["died"].to_pylist()) == {1}
+
+
+def test_conditions_on_other_columns_are_met_by_rejection(model):
+    table = model.sample(40, where={"sex": "F", "smoker": 0, "died": 0})
+    assert table.num_rows == 40
+    assert set(table["sex"].to_pylist()) == {"F"}
+    assert set(table["smoker"].to_pylist()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"heart": 1}, r"There is no such column \(--where heart\)"),
+        ({"died": 2}, r"The label has no such class \(--where died\). Choose one of 0, 1"),
+        ({"age": "old"}, r"The value does not fit the column \(--where age\)"),
+    ],
+)
+def test_conditions_that_cannot_be_are_refused(model, where, message):
+    with pytest.raises(InputError, match=message):
+        model.sample(5, where=where)
+
+
+def test_rows_that_do_not_come_up_end_with_an_error(model, monkeypatch):
+    monkeypatch.setattr(sampling_module, "_MOST_TRIES", 2)
+    monkeypatch.setattr(sampling_module, "BATCH_ROWS", 100)
+    with pytest.raises(InputError, match="No such row came up among 200"):
+        model.sample(5, where={"sodium": 123.456})
+
+
+@pytest.mark.parametrize("rows", [0, -5])
+def test_the_number_of_rows_must_be_positive(model, rows):
+    with pytest.raises(InputError, match="must be at least 1"):
+        model.sample(rows)
+
+
+def test_batches_bound_the_memory_and_add_up(model, monkeypatch):
+    monkeypatch.setattr(sampling_module, "BATCH_ROWS", 64)
+    sizes = [batch.num_rows for batch in model.sample_batches(300)]
+    assert sum(sizes) == 300
+    assert max(sizes) <= 64
+
+
+def test_a_seed_makes_a_draw_reproducible_and_none_does_not(model):
+    assert model.sample(20, seed=1).equals(model.sample(20, seed=1))
+    assert not model.sample(20, seed=1).equals(model.sample(20, seed=2))
+    assert not model.sample(20).equals(model.sample(20))
+
+
+def test_a_saved_model_is_the_model(model, tmp_path):
+    model.save(tmp_path / "copy")
+    loaded = DPCGAN.load(tmp_path / "copy", device="cpu")
+    assert loaded.sample(30, seed=1).equals(model.sample(30, seed=1))
+    assert loaded.privacy() == model.privacy()
+    assert loaded.privacy_card() == model.privacy_card()
+    assert loaded.schema == model.schema
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(InputError, match="There is something at the output path already"):
+        model.save(tmp_path / "copy")
+
+
+def test_a_model_without_a_folder_lives_in_a_private_one_until_it_is_saved(tmp_path):
+    fitted = DPCGAN(make_schema(), 3.0, 1e-4, device="cpu", **FEW_STEPS).fit(make_table())
+    assert fitted.folder.stat().st_mode & 0o077 == 0
+    fitted.save(tmp_path / "kept")
+    assert DPCGAN.load(tmp_path / "kept").sample(3).num_rows == 3
+
+
+def test_the_random_state_of_sampling_is_its_own(model):
+    """Sampling draws from the label rates that were released, not from the labels of the data."""
+    rates = np.mean(np.array(model.sample(4000)["died"]))
+    released = json.loads((model.folder / "config.json").read_text())["released"]["rates"]
+    assert rates == pytest.approx(released[1], abs=0.04)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "schema.json"])
+def test_a_damaged_run_is_refused(model, tmp_path, file):
+    model.save(tmp_path / "copy")
+    path = tmp_path / "copy" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(bytes(content))
+    if file == "model.safetensors":
+        with pytest.raises(InputError, match="checksum does not match"):
+            DPCGAN.load(tmp_path / "copy")
+    path.write_bytes(b"{")
+    with pytest.raises(InputError):
+        DPCGAN.load(tmp_path / "copy")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="This is no run folder"):
+        DPCGAN.load(tmp_path)
+
+
+@pytest.mark.parametrize("call", [lambda m: m.sample(1), lambda m: m.privacy(), lambda m: m.save("x"), lambda m: m.folder])
+def test_a_model_that_is_not_fitted_says_so(call):
+    with pytest.raises(InputError, match="The model is not fitted"):
+        call(DPCGAN(make_schema(), 3.0, 1e-4))
+
+
+def test_data_frames_are_tables_too(tmp_path):
+    fitted = DPCGAN(make_schema(), 3.0, 1e-4, device="cpu", **FEW_STEPS)
+    assert fitted.fit(make_table().to_pandas(), tmp_path / "run").sample(3).num_rows == 3
+
+
+def test_without_a_label_there_is_one_class(tmp_path):
+    fitted = DPCGAN(make_schema(label=None), 3.0, 1e-4, device="cpu", **FEW_STEPS)
+    table = fitted.fit(make_table(), tmp_path / "run").sample(20)
+    assert set(table["died"].to_pylist()) <= {0, 1}

@@ -1,0 +1,51 @@
+"""A small made-up patient table and its schema, for tests that need a whole run."""
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.data.schema import Schema
+
+ROWS = 400
+
+
+def schema_values(**changes):
+    values = {
+        "version": 1,
+        "unit": None,
+        "n_units": ROWS,
+        "label": "died",
+        "columns": [
+            {"name": "age", "type": "numeric", "bounds": [0, 110], "integer": True},
+            {"name": "sodium", "type": "numeric", "bounds": [110, 170], "missing": True},
+            {"name": "sex", "type": "categorical", "categories": ["F", "M"], "unknown": "first"},
+            {"name": "smoker", "type": "binary", "missing": True},
+            {"name": "died", "type": "binary"},
+        ],
+    }
+    return {**values, **changes}
+
+
+def make_schema(**changes) -> Schema:
+    return Schema.from_dict(schema_values(**changes))
+
+
+def make_table(rows=ROWS, seed=0, patients=None) -> pa.Table:
+    """Deaths depend on age; with `patients`, a column `patient` says whose row it is."""
+    rng = np.random.default_rng(seed)
+    age = rng.integers(20, 95, rows)
+    died = (rng.random(rows) < 0.1 + 0.5 * (age > 60)).astype(int)
+    sodium = rng.normal(140, 5, rows) + 2 * died
+    columns = {
+        "age": pa.array(age),
+        "sodium": pa.array(sodium, mask=rng.random(rows) < 0.2),
+        "sex": pa.array(rng.choice(["F", "M"], rows)),
+        "smoker": pa.array(rng.integers(0, 2, rows), mask=rng.random(rows) < 0.1),
+        "died": pa.array(died),
+    }
+    if patients is not None:
+        columns = {"patient": pa.array([f"p{i}" for i in rng.integers(0, patients, rows)]), **columns}
+    return pa.table(columns)
+
+
+# Few steps: what is tested is that everything happens, not how good the model is.
+FEW_STEPS = {"steps": 6, "autoencoder_steps": 6, "autoencoder_batch": 32, "critic_batch": 32, "checkpoint_interval": 4}

@@ -1,0 +1,49 @@
+"""Training data: chunks are cut between units and lose no row."""
+
+import numpy as np
+import pytest
+import torch
+
+from dpcgan_fast.data.encoding import EncodedRecords
+from dpcgan_fast.data.units import UnitIndex
+from dpcgan_fast.train import data as train_data
+from dpcgan_fast.train.data import TrainingData
+
+
+def training_data(units, rows_are_units=False, labels=None, conditional=True):
+    units = np.asarray(units)
+    records = np.arange(len(units), dtype=np.float32)[:, None]
+    encoded = EncodedRecords(records, labels, np.ones(len(units), bool))
+    index = UnitIndex.from_ids(None if rows_are_units else units, encoded.kept, 100)
+    return TrainingData.from_encoded(encoded, index, 3, conditional, rows_are_units, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 100])
+def test_chunks_hold_whole_units_and_all_rows(monkeypatch, limit):
+    monkeypatch.setattr(train_data, "MAX_CHUNK_ROWS", limit)
+    units = [0, 0, 1, 2, 2, 2, 2, 3, 4, 4]
+    data = training_data(units)
+    chunks = data.chunks(np.array([0, 2, 3, 4]))
+    seen = torch.cat([chunk.records[:, 0] for chunk in chunks]).tolist()
+    assert sorted(seen) == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    ids = [set(chunk.units.tolist()) for chunk in chunks]
+    assert sum(len(i) for i in ids) == len(set().union(*ids)) == 4, "no unit is in two chunks"
+    for chunk in chunks:
+        assert len(chunk.records) <= limit or len(set(chunk.units.tolist())) == 1
+
+
+def test_rows_that_are_units_need_no_ids():
+    chunks = training_data(np.arange(5), rows_are_units=True).chunks(np.array([1, 3]))
+    assert chunks[0].units is None
+    assert chunks[0].records[:, 0].tolist() == [1, 3]
+
+
+def test_an_empty_draw_has_no_chunks():
+    assert training_data([0, 1]).chunks(np.array([], dtype=np.int64)) == []
+
+
+def test_labels_are_one_hot_or_one_class_or_nothing():
+    labels = np.array([2, 0], dtype=np.int64)
+    assert training_data([0, 1], labels=labels).labels.tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert training_data([0, 1]).labels.tolist() == [[1], [1]]
+    assert training_data([0, 1], labels=labels, conditional=False).labels.shape == (2, 0)
