@@ -31,7 +31,8 @@ dpcgan::ChaChaKey key_from_bytes(const py::bytes& bytes) {
 }
 
 py::array_t<int64_t> poisson_sample(const py::bytes& key, uint64_t step, int64_t units, double sample_rate) {
-  if (units < 0 || units >= (int64_t{1} << 48)) throw std::invalid_argument("poisson_sample: expected 0 <= units < 2^48");
+  if (units < 0 || units >= (int64_t{1} << 48))
+    throw std::invalid_argument("poisson_sample: expected 0 <= units < 2^48");
   if (!(sample_rate > 0 && sample_rate <= 1))
     throw std::invalid_argument("poisson_sample: expected sample_rate in (0, 1], got " + std::to_string(sample_rate));
   const std::vector<int64_t> drawn = dpcgan::cpu::poisson_sample(key_from_bytes(key), step, units, sample_rate);

@@ -49,8 +49,17 @@ ConvGeometry check_conv(const char* op, const at::Tensor& x, const at::Tensor& g
               " to divide the channels of x and g, got ", x.size(1), " and ", g.size(1));
   TORCH_CHECK(bias_role >= 0 && bias_role <= 2, op, ": expected bias_role in {0 none, 1 grad, 2 input}, got ",
               bias_role);
-  return ConvGeometry{x.size(0), x.size(1), x.size(2), g.size(1), g.size(2),
-                      kernel_size, stride, padding, dilation, groups, static_cast<BiasRole>(bias_role)};
+  return ConvGeometry{x.size(0),
+                      x.size(1),
+                      x.size(2),
+                      g.size(1),
+                      g.size(2),
+                      kernel_size,
+                      stride,
+                      padding,
+                      dilation,
+                      groups,
+                      static_cast<BiasRole>(bias_role)};
 }
 
 OperandStrides operand_strides(const at::Tensor& operand) {
@@ -85,10 +94,10 @@ int64_t check_units(const char* op, const std::optional<at::Tensor>& row_order,
 }
 
 void check_row_factor(const char* op, const at::Tensor& factor, int64_t rows, const at::Device& device) {
-  TORCH_CHECK(factor.dim() == 1 && factor.numel() == rows && factor.scalar_type() == at::kDouble &&
-                  factor.is_contiguous(),
-              op, ": expected factor to be a contiguous float64 vector of shape (", rows, ",), got shape ",
-              factor.sizes(), " of dtype ", factor.scalar_type());
+  TORCH_CHECK(
+      factor.dim() == 1 && factor.numel() == rows && factor.scalar_type() == at::kDouble && factor.is_contiguous(), op,
+      ": expected factor to be a contiguous float64 vector of shape (", rows, ",), got shape ", factor.sizes(),
+      " of dtype ", factor.scalar_type());
   TORCH_CHECK(factor.device() == device, op, ": expected factor on ", device, ", got ", factor.device());
 }
 

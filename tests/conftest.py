@@ -1,4 +1,4 @@
-"""Shared fixtures: which back ends run, tolerances by dtype, and float64 oracles that share no code with the kernels."""
+"""Shared fixtures: which back ends run, and the tolerances of a result by its dtype."""
 
 import os
 

@@ -67,12 +67,21 @@ def test_ops_and_engine_import_without_the_accountant_and_the_product():
     assert printed.strip() == "[]"
 
 
-FORBIDDEN = ("pickle", "joblib", "torch.load(", "allow_pickle=True", "yaml.load", "torch.randn(", "torch.normal(", ".normal_(")
+FORBIDDEN = (
+    "pickle",
+    "joblib",
+    "torch.load(",
+    "allow_pickle=True",
+    "yaml.load",
+    "torch.randn(",
+    "torch.normal(",
+    ".normal_(",
+)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_loads_code_from_files_or_draws_noise_from_torch(path):
-    """Latent codes and the codes of the autoencoder come from torch.randn, initial weights from normal_: not DP noise."""
+    """Latent codes and the autoencoder's codes come from torch.randn, initial weights from normal_: no DP noise."""
     text = path.read_text().replace("safetensors.torch.load(", "")
     allowed = {"models/networks.py": ["torch.randn("], "models/auto.py": [".normal_(", "torch.randn("]}
     for word in FORBIDDEN:

@@ -6,23 +6,29 @@
 
 namespace dpcgan {
 
-constexpr int kChaChaWords = 16;     // 32-bit words that one block yields
-constexpr int kChaChaKeyWords = 8;   // 256-bit key
+constexpr int kChaChaWords = 16;    // 32-bit words that one block yields
+constexpr int kChaChaKeyWords = 8;  // 256-bit key
 constexpr int kChaChaDoubleRounds = 10;
 
 struct ChaChaKey {
   uint32_t word[kChaChaKeyWords];
 };
 
-DPCGAN_HOST_DEVICE uint32_t rotate_left(uint32_t value, int bits) {
-  return (value << bits) | (value >> (32 - bits));
-}
+DPCGAN_HOST_DEVICE uint32_t rotate_left(uint32_t value, int bits) { return (value << bits) | (value >> (32 - bits)); }
 
 DPCGAN_HOST_DEVICE void chacha_quarter_round(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
-  a += b; d ^= a; d = rotate_left(d, 16);
-  c += d; b ^= c; b = rotate_left(b, 12);
-  a += b; d ^= a; d = rotate_left(d, 8);
-  c += d; b ^= c; b = rotate_left(b, 7);
+  a += b;
+  d ^= a;
+  d = rotate_left(d, 16);
+  c += d;
+  b ^= c;
+  b = rotate_left(b, 12);
+  a += b;
+  d ^= a;
+  d = rotate_left(d, 8);
+  c += d;
+  b ^= c;
+  b = rotate_left(b, 7);
 }
 
 // Writes kBlocks consecutive blocks from `counter` on, word-major: out[w][lane] is word w of block counter + lane.

@@ -38,12 +38,8 @@ struct ConvGeometry {
     return bias == BiasRole::kNone ? 0 : bias == BiasRole::kGrad ? g_channels : x_channels;
   }
   // Position in x that tap j reads at t; outside [0, x_length) it is padding, that is, zero.
-  DPCGAN_HOST_DEVICE int64_t x_position(int64_t t, int64_t j) const {
-    return stride * t + dilation * j - padding;
-  }
-  DPCGAN_HOST_DEVICE bool inside(int64_t position) const {
-    return position >= 0 && position < x_length;
-  }
+  DPCGAN_HOST_DEVICE int64_t x_position(int64_t t, int64_t j) const { return stride * t + dilation * j - padding; }
+  DPCGAN_HOST_DEVICE bool inside(int64_t position) const { return position >= 0 && position < x_length; }
 };
 
 // Element strides of a (rows, channels, length) operand, so that Linear's (rows, length, channels) needs no copy.
@@ -62,10 +58,11 @@ struct ConvOperands {
 };
 
 // Polyphase view of x for the Gram norm:
-//   sum_j x[s t + j] x[s t' + j] = sum_{m < folds} S[t + m, t' + m],  S[q, q'] = sum_{phase} x[s q + phase] x[s q' + phase]
+//   sum_j x[s t + j] x[s t' + j] = sum_{m < folds} S[t + m, t' + m],  S[q, q'] = sum_{phase} x[s q + phase] x[s q' +
+//   phase]
 // which needs no unfolding and costs `phases` products a pair where unfolding costs kernel_size.
-// A dilated kernel has no such fold; there every tap is a phase of its own and folds = 1. So it is, too, with more folds
-// than the caller has room for.
+// A dilated kernel has no such fold; there every tap is a phase of its own and folds = 1. So it is, too, with more
+// folds than the caller has room for.
 struct PolyphaseGeometry {
   int64_t phases;       // products for one (q, q') and channel
   int64_t folds;        // shifted adds, ceil(k / s)
@@ -73,8 +70,8 @@ struct PolyphaseGeometry {
   int64_t columns;      // Q, columns of the polyphase view
 
   DPCGAN_HOST_DEVICE explicit PolyphaseGeometry(const ConvGeometry& conv, int64_t max_folds = INT64_MAX) {
-    const bool folded = conv.dilation == 1 && conv.stride < conv.kernel_size &&
-                        ceil_div(conv.kernel_size, conv.stride) <= max_folds;
+    const bool folded =
+        conv.dilation == 1 && conv.stride < conv.kernel_size && ceil_div(conv.kernel_size, conv.stride) <= max_folds;
     phases = folded ? conv.stride : conv.kernel_size;
     folds = folded ? ceil_div(conv.kernel_size, conv.stride) : 1;
     last_phases = folded ? conv.kernel_size - (folds - 1) * conv.stride : conv.kernel_size;

@@ -45,8 +45,9 @@ DPCGAN_HOST_DEVICE double fast_log(double value) {
   const double z = s * s;
   const double w = z * z;
   const double odd = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
-  const double even = z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 +
-                      w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+  const double even =
+      z * (6.666666666666735130e-01 +
+           w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
   const double half_square = 0.5 * f * f;
   const double e = static_cast<double>(exponent);
   return e * 6.93147180369123816490e-01 -
@@ -56,19 +57,26 @@ DPCGAN_HOST_DEVICE double fast_log(double value) {
 // sin and cos of 2 pi u. The quadrant comes from the integer, so the argument reduction is exact.
 // Polynomials of FreeBSD's k_sin.c and k_cos.c (Sun Microsystems, 1993) on [-pi/4, pi/4].
 DPCGAN_HOST_DEVICE void sincos_turn(Uniform53 u, double& sine, double& cosine) {
-  const int32_t eighth = 1 << 24;                      // an eighth of a turn, in units of 2^-27 turns
-  const int32_t rotated = u.high + eighth;             // < 2^28
+  const int32_t eighth = 1 << 24;           // an eighth of a turn, in units of 2^-27 turns
+  const int32_t rotated = u.high + eighth;  // < 2^28
   const int32_t quadrant = (rotated >> 25) & 3;
   const int32_t rest = (rotated & ((1 << 25) - 1)) - eighth;  // in [-2^24, 2^24)
-  const double x = (static_cast<double>(rest) + static_cast<double>(u.low) * 0x1p-26) *
-                   (6.283185307179586476925 * 0x1p-27);
+  const double x =
+      (static_cast<double>(rest) + static_cast<double>(u.low) * 0x1p-26) * (6.283185307179586476925 * 0x1p-27);
   const double z = x * x;
-  const double s = x + x * z * (-1.66666666666666324348e-01 + z * (8.33333333332248946124e-03 +
-                   z * (-1.98412698298579493134e-04 + z * (2.75573137070700676789e-06 +
-                   z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
-  const double c = 1.0 - 0.5 * z + z * z * (4.16666666666666019037e-02 + z * (-1.38888888888741095749e-03 +
-                   z * (2.48015872894767294178e-05 + z * (-2.75573143513906633035e-07 +
-                   z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11)))));
+  const double s = x + x * z *
+                           (-1.66666666666666324348e-01 +
+                            z * (8.33333333332248946124e-03 +
+                                 z * (-1.98412698298579493134e-04 +
+                                      z * (2.75573137070700676789e-06 +
+                                           z * (-2.50507602534068634195e-08 + z * 1.58969099521155010221e-10)))));
+  const double c = 1.0 - 0.5 * z +
+                   z * z *
+                       (4.16666666666666019037e-02 +
+                        z * (-1.38888888888741095749e-03 +
+                             z * (2.48015872894767294178e-05 +
+                                  z * (-2.75573143513906633035e-07 +
+                                       z * (2.08757232129817482790e-09 + z * -1.13596475577881948265e-11)))));
   const bool swapped = (quadrant & 1) != 0;
   const double a = swapped ? c : s;
   const double b = swapped ? s : c;

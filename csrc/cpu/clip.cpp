@@ -1,4 +1,6 @@
 // Clip factors, and norms and weighted sums of materialised per-sample gradients.
+#include "../common/clip.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "../checks.h"
-#include "../common/clip.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -35,8 +36,8 @@ DPCGAN_INLINE double sq_norm_of_sum(const T* grads, int64_t numel, const int64_t
 }
 
 template <class T>
-void add_rows_sq_norm(const T* grads, int64_t rows, int64_t numel, const int64_t* order, const int64_t* offsets, int64_t units,
-                      double* out) {
+void add_rows_sq_norm(const T* grads, int64_t rows, int64_t numel, const int64_t* order, const int64_t* offsets,
+                      int64_t units, double* out) {
   const int64_t unit_work = units == 0 ? 0 : numel * ceil_div(rows, units);
   at::parallel_for(0, units, grain_size(unit_work), [&](int64_t begin, int64_t end) {
     double sum[kColumnBlock];

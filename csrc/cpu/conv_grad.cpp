@@ -35,11 +35,13 @@ void per_sample_grad(const ConvGeometry& conv, const ConvOperands<T>& data, T* w
         for (int64_t group = 0; group < conv.groups; ++group) {
           T* out = weight + n * conv.weight_numel() + group * conv.g_group_channels() * conv.taps();
           pack_rows(conv, data, group, &n, 1, nullptr, VectorOf<T, kBytes>::kLanes, packed);
-          contract<T, kBytes>(conv, packed, [&](int64_t o, int64_t tap, int64_t outputs, int64_t taps, const T* tile,
-                                                int64_t tile_stride) DPCGAN_INLINE_BODY {
-            for (int64_t i = 0; i < outputs; ++i)
-              for (int64_t l = 0; l < taps; ++l) out[(o + i) * conv.taps() + tap + l] = tile[i * tile_stride + l];
-          });
+          contract<T, kBytes>(conv, packed,
+                              [&](int64_t o, int64_t tap, int64_t outputs, int64_t taps, const T* tile,
+                                  int64_t tile_stride) DPCGAN_INLINE_BODY {
+                                for (int64_t i = 0; i < outputs; ++i)
+                                  for (int64_t l = 0; l < taps; ++l)
+                                    out[(o + i) * conv.taps() + tap + l] = tile[i * tile_stride + l];
+                              });
         }
       });
       std::fill(bias_sum.begin(), bias_sum.end(), 0.0);
@@ -58,11 +60,13 @@ void add_block(const ConvGeometry& conv, const ConvOperands<T>& data, const int6
     for (int64_t group = 0; group < conv.groups; ++group) {
       double* group_out = out + group * conv.g_group_channels() * conv.taps();
       pack_rows(conv, data, group, rows, count, factor, VectorOf<Sum, kBytes>::kLanes, packed);
-      contract<Sum, kBytes>(conv, packed, [&](int64_t o, int64_t tap, int64_t outputs, int64_t taps, const Sum* tile,
-                                              int64_t tile_stride) DPCGAN_INLINE_BODY {
-        for (int64_t i = 0; i < outputs; ++i)
-          for (int64_t l = 0; l < taps; ++l) group_out[(o + i) * conv.taps() + tap + l] += tile[i * tile_stride + l];
-      });
+      contract<Sum, kBytes>(conv, packed,
+                            [&](int64_t o, int64_t tap, int64_t outputs, int64_t taps, const Sum* tile,
+                                int64_t tile_stride) DPCGAN_INLINE_BODY {
+                              for (int64_t i = 0; i < outputs; ++i)
+                                for (int64_t l = 0; l < taps; ++l)
+                                  group_out[(o + i) * conv.taps() + tap + l] += tile[i * tile_stride + l];
+                            });
     }
   });
 }
@@ -143,8 +147,8 @@ std::tuple<at::Tensor, at::Tensor> conv_per_sample_grad_cpu(const at::Tensor& x,
 std::tuple<at::Tensor, at::Tensor> conv_weighted_grad_cpu(const at::Tensor& x, const at::Tensor& g,
                                                           const at::Tensor& factor,
                                                           const std::optional<at::Tensor>& cancelled,
-                                                          int64_t kernel_size, int64_t stride, int64_t padding, int64_t dilation,
-                                                          int64_t groups, int64_t bias_role) {
+                                                          int64_t kernel_size, int64_t stride, int64_t padding,
+                                                          int64_t dilation, int64_t groups, int64_t bias_role) {
   const ConvGeometry conv =
       check_conv("conv_weighted_grad", x, g, kernel_size, stride, padding, dilation, groups, bias_role);
   check_row_factor("conv_weighted_grad", factor, conv.rows, x.device());

@@ -52,10 +52,12 @@ NormAndBound direct_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& dat
   simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
     pack_rows(conv, data, group, unit.rows, unit.count, nullptr, VectorOf<Sum, kBytes>::kLanes, packed);
-    contract<Sum, kBytes>(conv, packed, [&](int64_t, int64_t, int64_t outputs, int64_t taps, const Sum* tile,
-                                            int64_t tile_stride) DPCGAN_INLINE_BODY {
-      for (int64_t i = 0; i < outputs; ++i) result.sq_norm += sum_of_squares(tile + i * tile_stride, taps);
-    });
+    contract<Sum, kBytes>(conv, packed,
+                          [&](int64_t, int64_t, int64_t outputs, int64_t taps, const Sum* tile, int64_t tile_stride)
+                              DPCGAN_INLINE_BODY {
+                                for (int64_t i = 0; i < outputs; ++i)
+                                  result.sq_norm += sum_of_squares(tile + i * tile_stride, taps);
+                              });
     for (int64_t t = 0; t < packed.positions; ++t)
       result.bound += std::sqrt(sum_of_squares(packed.taps.data() + t * packed.tap_stride, packed.tap_stride) *
                                 sum_of_squares(packed.outputs.data() + t * packed.output_stride, packed.output_stride));

@@ -12,7 +12,7 @@ from dpcgan_fast.data.datasets import load_support2, support2_schema
 from dpcgan_fast.data.writing import TableWriter
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 
-_STEPS = {"steps": 200, "autoencoder_steps": 200}
+_STEPS: dict[str, Any] = {"steps": 200, "autoencoder_steps": 200}
 
 
 @dataclass

@@ -8,9 +8,8 @@ import typer
 from dpcgan_fast.cli.console import result, result_json
 from dpcgan_fast.cli.training import Json
 from dpcgan_fast.errors import InputError, PrivacyError
-from dpcgan_fast.privacy import Mechanism, PrivacySpent
+from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier
 from dpcgan_fast.privacy import account as compose
-from dpcgan_fast.privacy import calibrate_noise_multiplier
 from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis.privacy_statement import mechanism_values, number
 from dpcgan_fast.synthesis.run_folder import RunFolder
@@ -27,7 +26,8 @@ def account(
         float | None, typer.Option(help="Target, in place of --noise-multiplier: solves for the noise multiplier.")
     ] = None,
     expect_head: Annotated[
-        str | None, typer.Option(help="Hash of the ledger's last line as noted before: exit 3 if it is not in the ledger.")
+        str | None,
+        typer.Option(help="Hash of the ledger's last line as noted before: exit 3 if it is not in the ledger."),
     ] = None,
     as_json: Json = False,
 ) -> None:

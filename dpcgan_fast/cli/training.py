@@ -18,7 +18,9 @@ from dpcgan_fast.train.settings import PRESETS
 from dpcgan_fast.train.stopping import stop_on_signals
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda. auto takes a GPU if there is one and this build has kernels for it.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu or cuda. auto takes a GPU if there is one and this build has kernels for it.")
+]
 
 
 def schema(
@@ -35,7 +37,9 @@ def schema(
         raise InputError("There is a file at the output path already", str(out), "Choose another name.")
     write_whole(out, json.dumps(draft, indent=1, ensure_ascii=False) + "\n")
     say("The draft was made by reading the data, outside the privacy claim; the claim begins with the filled schema.")
-    say('Fill in every null, with a public value or "private", and "unit": a column name, or null for one row a person.')
+    say(
+        'Fill in every null, with a public value or "private", and "unit": a column name, or null for one row a person.'
+    )
     result(str(out))
 
 
@@ -51,12 +55,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in --out.")] = False,
     device: Device = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(help="Expected batch in units, of both phases. [default: auto about 2 sqrt(n_units), rdpcgan 128 or 64]")
+        int | None,
+        typer.Option(
+            help="Expected batch in units, of both phases. [default: auto about 2 sqrt(n_units), rdpcgan 128 or 64]"
+        ),
     ] = None,
     autoencoder_steps: Annotated[int | None, typer.Option(help="[default: auto 600, rdpcgan 2000]")] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm of a unit's gradient.")] = 1.0,
     release_share: Annotated[
-        float | None, typer.Option(help="Share of epsilon for class rates, bounds and lists. [default: 0.02 to 0.25, less for more units]")
+        float | None,
+        typer.Option(
+            help="Share of epsilon for class rates, bounds and lists. [default: 0.02 to 0.25, less for more units]"
+        ),
     ] = None,
     paired_fakes: Annotated[
         bool, typer.Option("--paired-fakes", help="The paper's joint form: a fake inside each unit's loss.")

@@ -31,7 +31,8 @@ def sample(
     rows: Annotated[int, typer.Option("-n", help="Number of rows.")],
     out: Annotated[Path, typer.Option(help="File to write; .csv, .csv.gz or .parquet.")],
     where: Annotated[
-        list[str] | None, typer.Option(help="column=value, repeatable. A label of preset auto is met exactly, all else by rejection.")
+        list[str] | None,
+        typer.Option(help="column=value, repeatable. A label of preset auto is met exactly, all else by rejection."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Reproducible draw; costs no privacy.")] = None,
     device: Device = "auto",
@@ -63,9 +64,12 @@ def evaluate(
     real: Annotated[Path, typer.Option(help="Real held-out rows that took no part in training.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")],
     train: Annotated[
-        Path | None, typer.Option(help="Real training rows, for real-to-real figures and the baseline of equal epsilon.")
+        Path | None,
+        typer.Option(help="Real training rows, for real-to-real figures and the baseline of equal epsilon."),
     ] = None,
-    synthetic: Annotated[Path | None, typer.Option(help="Synthetic table; without it one is drawn from the run.")] = None,
+    synthetic: Annotated[
+        Path | None, typer.Option(help="Synthetic table; without it one is drawn from the run.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare synthetic with real held-out rows. The figures are NOT differentially private: do not release them."""
@@ -76,7 +80,9 @@ def evaluate(
     if synthetic is not None:
         synthetic_table = read_table(synthetic, schema.column_names())[0]
     else:
-        synthetic_table = model.sample(train_table.num_rows if train_table is not None else max(test_table.num_rows, 1000))
+        synthetic_table = model.sample(
+            train_table.num_rows if train_table is not None else max(test_table.num_rows, 1000)
+        )
     metrics, page = evaluate_run(model, schema, synthetic_table, test_table, train_table, out)
     if as_json:
         result_json(metrics.to_dict())
@@ -105,7 +111,9 @@ def evaluate_run(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("dpcgan-demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps: everything runs, but the model is worse.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer steps: everything runs, but the model is worse.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train on the embedded SUPPORT2 data at epsilon 3 and delta 1e-5, sample, evaluate, and write a report."""

@@ -74,4 +74,3 @@ def add_clipped_sum(
         for parameter, grad in gradient.weighted(row_factor, layer_cancelled).items():
             total[parameter] = grad if parameter not in total else total[parameter].add_(grad)
     return tuple(reports)
-

@@ -143,4 +143,4 @@ def mark_used(call: ForwardCall) -> None:
     for use in call.uses:
         for edge in use.edges:
             if edge is not None:
-                edge.node.metadata[_USED] = True
+                edge.node.metadata[_USED] = True  # type: ignore[index]  its stub calls the property a method

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of a forward
+
 _PROBE_ROWS = 4
 _RNN_KIN = (nn.RNNBase, nn.MultiheadAttention)
 _OVER_ROWS = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
@@ -42,8 +44,9 @@ def refuse_mixing_modules(root: nn.Module) -> None:
             raise _refusal(name, module, reason)
 
 
-def _run(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Any:
+def _run(root: nn.Module, inputs: Inputs, device: torch.device) -> Any:
     """A forward that leaves buffers and the random state as they were."""
+    args, kwargs = inputs
     buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -60,7 +63,7 @@ def _same_other_rows(first: Any, second: Any) -> bool:
     )
 
 
-def _outputs_by_module(root: nn.Module, args: tuple, kwargs: dict, device: torch.device) -> dict[str, Any]:
+def _outputs_by_module(root: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Any]:
     outputs: dict[str, Any] = {}
     handles = [
         module.register_forward_hook(lambda _m, _a, out, name=name: outputs.setdefault(name, out))
@@ -68,7 +71,7 @@ def _outputs_by_module(root: nn.Module, args: tuple, kwargs: dict, device: torch
         if not list(module.children())
     ]
     try:
-        _run(root, args, kwargs, device)
+        _run(root, inputs, device)
     finally:
         for handle in handles:
             handle.remove()
@@ -98,9 +101,9 @@ def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     original = mapped(lambda x: x[:_PROBE_ROWS].detach(), (args, kwargs))
     perturbed = mapped(changed, (args, kwargs))
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    if _same_other_rows(_run(root, *original, device), _run(root, *perturbed, device)):
+    if _same_other_rows(_run(root, original, device), _run(root, perturbed, device)):
         return True
-    before, after = (_outputs_by_module(root, *inputs, device) for inputs in (original, perturbed))
+    before, after = (_outputs_by_module(root, inputs, device) for inputs in (original, perturbed))
     modules = dict(root.named_modules())
     guilty = next((name for name in before if not _same_other_rows(before[name], after[name])), "")
     raise _refusal(guilty, modules[guilty], "its output for one row changes with another row's input")

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
@@ -206,15 +206,14 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     """
     use.check_unchanged()
     module = use.module
-    own: dict[str, nn.Parameter] = {
-        name: p for name, p in module.named_parameters() if p in trainable
-    }
+    own: dict[str, nn.Parameter] = {name: p for name, p in module.named_parameters() if p in trainable}
     if _has_rule(use) and "weight" in own:
         x, g = _floats(use.args[0].detach()), _floats(grads[0])  # type: ignore[arg-type]
         _check_rows(use, x, rows)
         if type(module) in _CONV_RULES:
             return _CONV_RULES[type(module)](module, x, g.to(x.dtype), own.get("bias"))
-        pair = dict(zip(("weight", "bias"), _affine_grads(module, x, g.to(x.dtype)), strict=True))
+        weight_grad, bias_grad = _affine_grads(module, x, g.to(x.dtype))
+        pair: dict[str, Tensor] = {"weight": weight_grad, "bias": bias_grad}
         reason = "an affine pair is no larger than one position of its input"
         return MaterialisedGradient(_AFFINE_RULES[type(module)], reason, {p: pair[name] for name, p in own.items()})
     per_sample = per_sample_fallback(use, grads, own, rows)

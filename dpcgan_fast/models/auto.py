@@ -81,6 +81,9 @@ class Decoder(nn.Module):
 class AutoEncoder(nn.Module):
     """Records, labels and standard normal noise (B, CODE_DIM) -> logits, and mean and log variance of the code."""
 
+    encoder: Encoder
+    decoder: Decoder
+
     def __init__(self, encoder: Encoder, decoder: Decoder):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
@@ -126,6 +129,9 @@ class AutoNetworks(Networks):
     """Networks for any record layout."""
 
     latent_dim = CODE_DIM
+    autoencoder: AutoEncoder
+    generator: Generator
+    critic: Critic
 
     def __init__(self, blocks: Sequence[Block], n_classes: int):
         super().__init__()

@@ -10,7 +10,7 @@ LEAKY_SLOPE = 0.2
 
 @dataclass(frozen=True)
 class ConvSpec:
-    """One convolution or transposed convolution: output channels, kernel, stride, padding, and whether a norm follows."""
+    """A convolution or transposed convolution: output channels, kernel, stride, padding, and whether a norm follows."""
 
     channels: int
     kernel: int
@@ -44,8 +44,14 @@ def leaky_relu() -> nn.Module:
     return nn.LeakyReLU(LEAKY_SLOPE)
 
 
-def conv_stack(in_channels: int, specs: Sequence[ConvSpec], last: nn.Module | None, transposed: bool = False,
-               norm=group_norm, between=leaky_relu) -> nn.Sequential:
+def conv_stack(
+    in_channels: int,
+    specs: Sequence[ConvSpec],
+    last: nn.Module | None,
+    transposed: bool = False,
+    norm=group_norm,
+    between=leaky_relu,
+) -> nn.Sequential:
     """Convolution, norm where asked for, activation; the last convolution is followed by `last` alone.
 
     in:  (B, in_channels, L)

@@ -16,9 +16,10 @@ class Networks(nn.Module, ABC):
     records: (B, F) in [0, 1]; labels: (B, K) one-hot, with K = 0 where the label is part of the record
     """
 
-    autoencoder: nn.Module  # forward(records, labels, noise) -> what `autoencoder_loss` takes
-    generator: nn.Module
-    critic: nn.Module  # forward(records, labels) -> (B,)
+    # Modules, whose types the subclasses narrow.
+    autoencoder: Any  # forward(records, labels, noise) -> what `autoencoder_loss` takes
+    generator: Any  # forward(latent, labels) -> codes
+    critic: Any  # forward(records, labels) -> (B,)
     latent_dim: int
 
     def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:

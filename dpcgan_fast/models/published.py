@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpcgan_fast.models.layers import ConvSpec, batch_norm, conv_stack, leaky_relu
@@ -63,7 +63,8 @@ MIMIC = PublishedSpec(
     ),
     encoder_last=nn.Tanh,
     decoder=(
-        _conv(64, 5), _conv_norm(32, 5, 4), _conv_norm(16, 7, 4), _conv_norm(8, 7, 3), _conv_norm(4, 7, 2), _conv(1, 3, 2)
+        _conv(64, 5), _conv_norm(32, 5, 4), _conv_norm(16, 7, 4), _conv_norm(8, 7, 3), _conv_norm(4, 7, 2),
+        _conv(1, 3, 2),
     ),
     decoder_between=nn.ReLU,
     generator=(
@@ -80,6 +81,8 @@ MIMIC = PublishedSpec(
 
 class _OnRecords(nn.Module):
     """Convolutions over a record as a signal of one channel; the labels are part of the record and not used."""
+
+    stacks: nn.Sequential
 
     def __init__(self, *stacks: nn.Module):
         super().__init__()
@@ -107,6 +110,8 @@ class PublishedNetworks(Networks):
     """Autoencoder, generator and critic of one `PublishedSpec`."""
 
     latent_dim = LATENT_DIM
+    autoencoder: _OnRecords
+    critic: _Critic
 
     def __init__(self, spec: PublishedSpec):
         super().__init__()

@@ -6,19 +6,20 @@ and meant for checks. A missing extension is an error that says how to build it:
 
 import os
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from dpcgan_fast.ops import _reference
 
+native: ModuleType | None = None
+_import_error: ImportError | None = None
 try:
-    from dpcgan_fast import _C as native
+    native = import_module("dpcgan_fast._C")
 except ImportError as error:
-    native = None
-    _import_error: ImportError | None = error
-else:
-    _import_error = None
+    _import_error = error
 
 _BACKENDS = ("native", "reference")
 

@@ -4,10 +4,11 @@ Names and argument order are those of `csrc/registration.cpp`. Nothing here shar
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 BIAS_NONE, BIAS_FROM_GRAD, BIAS_FROM_INPUT = 0, 1, 2
@@ -38,7 +39,11 @@ def _conv_grads(
         grad = g.double().reshape(rows, groups, outputs // groups, positions)
         weight = torch.einsum("bgot,bgckt->bgock", grad, taps)
         weight = weight.reshape(rows, outputs, channels // groups, kernel_size)
-    bias = {BIAS_NONE: x.new_zeros(rows, 0).double(), BIAS_FROM_GRAD: g.double().sum(2), BIAS_FROM_INPUT: x.double().sum(2)}
+    bias = {
+        BIAS_NONE: x.new_zeros(rows, 0).double(),
+        BIAS_FROM_GRAD: g.double().sum(2),
+        BIAS_FROM_INPUT: x.double().sum(2),
+    }
     return weight, bias[bias_role]
 
 
@@ -114,7 +119,7 @@ def rows_sq_norm(grads: list[Tensor], row_order: Tensor | None = None, unit_offs
         rows = grad.double().reshape(grad.shape[0], math.prod(grad.shape[1:]))
         if row_order is not None and unit_offsets is not None:
             bounds = unit_offsets.tolist()
-            units = [rows[row_order[a:b]].sum(0) for a, b in zip(bounds, bounds[1:], strict=False)]
+            units = [rows[row_order[a:b]].sum(0) for a, b in pairwise(bounds)]
             rows = torch.stack(units) if units else rows[:0]
         squares = rows.square().sum(1)
         total = squares if total is None else total + squares

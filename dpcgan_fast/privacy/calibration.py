@@ -41,7 +41,9 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
     lower = upper - 0.05
     while coarse_excess(lower) < 0 and lower > _SMALLEST_LOG:
         lower -= 0.1
-    log_sigma = brentq(coarse_excess, lower, upper, xtol=1e-4) if coarse_excess(lower) > 0 else lower
+    log_sigma: float = lower
+    if coarse_excess(lower) > 0:
+        log_sigma = float(brentq(coarse_excess, lower, upper, xtol=1e-4))  # type: ignore[arg-type]  no full_output
     slope = (coarse_excess(log_sigma + 0.01) - coarse_excess(log_sigma - 0.01)) / 0.02
     for _ in range(_FINE_ROUNDS):
         excess = math.log(account(composition(_rounded_up(math.exp(log_sigma))), delta).epsilon / epsilon)

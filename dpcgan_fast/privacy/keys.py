@@ -1,4 +1,4 @@
-"""Keys of the noise and of the Poisson draws. Without a seed they come from the operating system, and stay in memory."""
+"""Keys of the noise and of the Poisson draws: without a seed, from the operating system, and in memory alone."""
 
 import secrets
 

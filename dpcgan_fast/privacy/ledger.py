@@ -22,7 +22,9 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 
 FIRST_PREV = "0" * 64
 CLOSE_EVENT = "close"
-_REFUSED = "The privacy spent can no longer be shown, so nothing may be trained on; restore the file, or start a new run."
+_REFUSED = (
+    "The privacy spent can no longer be shown, so nothing may be trained on; restore the file, or start a new run."
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ class Ledger:
         except FileNotFoundError:
             raise PrivacyError("The ledger is missing", str(self.path), _REFUSED) from None
         except FileExistsError:
-            raise PrivacyError("There is a ledger already", str(self.path), "Choose a new folder for the run.") from None
+            raise PrivacyError(
+                "There is a ledger already", str(self.path), "Choose a new folder for the run."
+            ) from None
         except OSError as error:
             raise machine_error(error, self.path) from error
         try:

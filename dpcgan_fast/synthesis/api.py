@@ -52,7 +52,13 @@ class DPCGAN:
     ):  # fmt: skip
         self.schema = schema
         self.settings: TrainSettings = default_settings(
-            preset, float(epsilon), float(delta), schema.n_units, steps, seed, **changes  # type: ignore[arg-type]
+            preset,
+            float(epsilon),
+            float(delta),
+            schema.n_units,
+            steps,
+            seed,
+            **changes,  # type: ignore[arg-type]
         )
         self._device_name = device
         self._folder: RunFolder | None = None

@@ -101,7 +101,9 @@ def _state(
     device: torch.device,
 ) -> TrainState:  # fmt: skip
     label = schema.label_column()
-    rates = released.rates or (list(label.rates) if label is not None and label.rates is not None else [1.0] * n_classes)
+    rates = released.rates or (
+        list(label.rates) if label is not None and label.rates is not None else [1.0] * n_classes
+    )
     randomness = torch.Generator(device)
     randomness.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
     return TrainState(
@@ -131,7 +133,7 @@ def start(
 ) -> RunFolder:
     """Trains in a new run folder. If something fails before the first mechanism, no folder is left behind."""
     plan = check_before_reading(schema, settings)
-    if all(not names == "private" for names in (c.categories for c in schema.columns)):
+    if all(column.categories != "private" for column in schema.columns):
         _dry_networks(schema, settings)
     raw = read_raw(source, schema, hooks)
     _dry_encoding(raw, schema)
@@ -170,7 +172,7 @@ def _dry_networks(schema: Schema, settings: TrainSettings) -> None:
 
 
 def _dry_encoding(raw: RawTable, schema: Schema) -> None:
-    """Reads every cell as its type says, so that a cell that cannot be read is an error before the budget is touched."""
+    """Reads every cell as its type says, so that an unreadable one is an error before the budget is touched."""
     public = schema.with_released(
         {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"},
         {c.name: ("a", "b") for c in schema.columns if c.categories == "private"},
@@ -186,9 +188,7 @@ def _session(
     index = UnitIndex.from_ids(raw.ids, encoded.kept, schema.max_rows_per_unit)
     conditional = is_conditional(settings.preset)
     data = TrainingData.from_encoded(encoded, index, codec.n_classes, conditional, schema.unit is None, device)
-    return Session(
-        settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop
-    )
+    return Session(settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop)
 
 
 def _train(session: Session) -> None:
@@ -293,9 +293,7 @@ def finish(folder: RunFolder, session: Session, schema: Schema, released: Releas
     content = pack(tensors, {"rates": state.rates.tolist()})
     folder.write(folder.model, content)
     folder.write(folder.card, privacy.pop("card"))
-    folder.write_config(
-        {**folder.read_config(), "finished": True, "privacy": privacy, "model_sha256": digest(content)}
-    )
+    folder.write_config({**folder.read_config(), "finished": True, "privacy": privacy, "model_sha256": digest(content)})
 
 
 __all__ = ["FitHooks", "StoppedError", "check_before_reading", "pick_device", "resume", "start"]

@@ -50,7 +50,9 @@ class ReleasedFacts:
 
 def _private_numbers(schema: Schema) -> list[str]:
     """Names of columns and signals whose bounds are private."""
-    return [c.name for c in schema.columns if c.bounds == PRIVATE] + [s.name for s in schema.signals if s.bounds == PRIVATE]
+    return [c.name for c in schema.columns if c.bounds == PRIVATE] + [
+        s.name for s in schema.signals if s.bounds == PRIVATE
+    ]
 
 
 def _private_categories(schema: Schema) -> list[str]:
@@ -124,7 +126,9 @@ def make_releases(
     with _Releaser(plan, ledger, key) as releaser:
         numbers = _private_numbers(schema)
         if numbers:
-            facts.bounds = dict(zip(numbers, _release_bounds(table, numbers, weights, schema, releaser, where), strict=True))
+            facts.bounds = dict(
+                zip(numbers, _release_bounds(table, numbers, weights, schema, releaser, where), strict=True)
+            )
         for name in _private_categories(schema):
             facts.categories[name] = _release_categories(table[name], name, weights, schema, releaser)
         if _rates_are_private(schema):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.errors import InputError
@@ -41,12 +41,12 @@ class Sampler:
             raise InputError("The number of rows must be at least 1", f"-n {rows}", "Give a positive whole number.")
         conditions = self._checked(where)
         label = self.codec.schema.label
-        fixed = conditions.pop(label) if self.conditional and label in conditions else None
+        fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
         missing, tries = rows, 0
         while missing > 0:
             table = self._draw(BATCH_ROWS if conditions else min(missing, BATCH_ROWS), fixed, randomness)
             for name, value in conditions.items():
-                table = table.filter(pc.equal(table[name], value))
+                table = table.filter(pc.field(name) == value)
             tries = 0 if table.num_rows else tries + 1
             if tries >= _MOST_TRIES:
                 raise InputError(
@@ -72,8 +72,9 @@ class Sampler:
             labels, one_hot = drawn, F.one_hot(drawn, classes).float()
         with torch.no_grad():
             records = self.networks.generate(one_hot, randomness)
-        known = labels is not None and self.codec.schema.label is not None
-        return self.codec.decode(records.cpu().numpy(), labels.cpu().numpy() if known else None)
+        if labels is None or self.codec.schema.label is None:
+            return self.codec.decode(records.cpu().numpy())
+        return self.codec.decode(records.cpu().numpy(), labels.cpu().numpy())
 
     def _checked(self, where: Mapping[str, object]) -> dict[str, object]:
         """Conditions as values of the decoded table's types; the label's as the name of its class."""

@@ -1,6 +1,5 @@
 """Private training of the autoencoder."""
 
-from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.train.plan import AUTOENCODER
 from dpcgan_fast.train.session import Session
 from dpcgan_fast.train.state import scale_learning_rate
@@ -13,12 +12,7 @@ def train_autoencoder(session: Session) -> None:
     networks = session.state.networks
     optimizer = session.state.optimizers[AUTOENCODER]
     networks.autoencoder.train()
-    step = PrivateStep(
-        networks.autoencoder,
-        optimizer,
-        **session.private_step_settings(AUTOENCODER),
-        noise_key=session.noise_key,
-    )
+    step = session.private_step(AUTOENCODER, networks.autoencoder)
     total = session.settings.autoencoder_steps
     for turn in session.private_steps(AUTOENCODER):
         scale_learning_rate(optimizer, max(_LAST_RATE, 1 - turn.number / total))

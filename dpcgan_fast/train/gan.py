@@ -1,7 +1,7 @@
 """Adversarial training: a private critic, and a generator and decoder that see the data only through it."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from dpcgan_fast.engine import PrivateStep
@@ -37,12 +37,7 @@ def train_gan(session: Session) -> None:
     settings, state = session.settings, session.state
     networks = state.networks
     networks.train()
-    step = PrivateStep(
-        networks.critic,
-        state.optimizers[CRITIC],
-        **session.private_step_settings(CRITIC),
-        noise_key=session.noise_key,
-    )
+    step = session.private_step(CRITIC, networks.critic)
     fakes_per_step = max(1, round(state.divisors[CRITIC]))
     for turn in session.private_steps(CRITIC):
         rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)

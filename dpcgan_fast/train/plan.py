@@ -58,9 +58,7 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
     clip = settings.max_grad_norm if settings.private else float("inf")
 
     def released(noise: float) -> list[Mechanism]:
-        return [
-            Mechanism(r.name, "gaussian", 1.0, noise, 1, r.sensitivity, r.delta, unit) for r in releases
-        ]
+        return [Mechanism(r.name, "gaussian", 1.0, noise, 1, r.sensitivity, r.delta, unit) for r in releases]
 
     def trained(noise: float) -> list[Mechanism]:
         return [

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
+from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.errors import StoppedError
 from dpcgan_fast.files import append_line
 from dpcgan_fast.ops import NoiseKey
@@ -77,7 +79,7 @@ class Session:
         return rdp_epsilon(taken, self.settings.delta)
 
     def save(self) -> None:
-        """Writes a checkpoint and a line of the log. Raises MachineError if the disk is full; both are then as before."""
+        """Writes a checkpoint and a line of the log. Raises MachineError if the disk is full."""
         values = {
             **self.state.values(),
             "ledger_seq": len(self.ledger.lines) - 1,
@@ -141,11 +143,14 @@ class Session:
         fresh = secrets.randbits(63) if seed is None else (seed + 1) * 1_000_003 + turn.number
         return torch.Generator(self.data.records.device).manual_seed(fresh % 2**63)
 
-    def private_step_settings(self, name: str) -> dict[str, float]:
-        """What `PrivateStep` takes for a mechanism: the very values that were accounted."""
+    def private_step(self, name: str, module: nn.Module) -> PrivateStep:
+        """The step of a mechanism, with the very noise and clipping that are accounted."""
         mechanism = self.plan.mechanism(name)
-        return {
-            "max_grad_norm": mechanism.max_grad_norm,
-            "noise_multiplier": mechanism.noise_multiplier,
-            "expected_batch_size": self.state.divisors[name],
-        }
+        return PrivateStep(
+            module,
+            self.state.optimizers[name],
+            max_grad_norm=mechanism.max_grad_norm,
+            noise_multiplier=mechanism.noise_multiplier,
+            expected_batch_size=self.state.divisors[name],
+            noise_key=self.noise_key,
+        )

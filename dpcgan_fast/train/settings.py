@@ -67,8 +67,9 @@ class TrainSettings:
     def from_dict(cls, values: dict[str, Any]) -> "TrainSettings":
         """The settings that `to_dict` wrote. Raises InputError if they are not."""
         try:
-            known = {field.name for field in fields(cls)}
-            return cls(**{k: math.inf if v == "inf" else v for k, v in values.items() if k in known})
+            names = {field.name for field in fields(cls)}
+            known: dict[str, Any] = {k: math.inf if v == "inf" else v for k, v in values.items() if k in names}
+            return cls(**known)
         except TypeError:
             raise InputError("The settings of the run do not fit", "config.json", "Start a new run.") from None
 
@@ -88,7 +89,7 @@ def _release_share(epsilon: float, n_units: int | None) -> float:
 
 
 def default_settings(
-    preset: Preset, epsilon: float, delta: float, n_units: int | None, steps: int | None = None,
+    preset: str, epsilon: float, delta: float, n_units: int | None, steps: int | None = None,
     seed: int | None = None, **changes: Any,
 ) -> TrainSettings:  # fmt: skip
     """Settings of a preset. `changes` overrides any of them by name; values of None are left out.
@@ -98,7 +99,7 @@ def default_settings(
     _check_budget(epsilon, delta, n_units)
     if preset not in PRESETS:
         raise InputError("There is no such preset", "--preset", f"Choose one of {', '.join(PRESETS)}.")
-    common = dict(preset=preset, epsilon=epsilon, delta=delta, n_units=n_units, seed=seed,
+    common: dict[str, Any] = dict(preset=preset, epsilon=epsilon, delta=delta, n_units=n_units, seed=seed,
                   release_share=_release_share(epsilon, n_units))  # fmt: skip
     if preset == "auto":
         batch = _auto_batch(n_units)
@@ -143,7 +144,9 @@ def _check_settings(settings: TrainSettings) -> None:
     if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
     if not 0 < settings.release_share < 1:
-        raise InputError("release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.05.")
+        raise InputError(
+            "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.05."
+        )
     for batch in (settings.autoencoder_batch, settings.critic_batch):
         if batch is not None and settings.n_units is not None and batch > settings.n_units:
             raise InputError(

@@ -21,7 +21,15 @@ def workplace(tmp_path_factory):
     pyarrow.csv.write_csv(make_table(), folder / "train.csv")
     pyarrow.csv.write_csv(make_table(200, seed=1), folder / "test.csv")
     (folder / "schema.json").write_text(json.dumps(schema_values()))
-    arguments = ["train", folder / "train.csv", "--schema", folder / "schema.json", "--out", folder / "run", *TRAIN_OPTIONS]
+    arguments = [
+        "train",
+        folder / "train.csv",
+        "--schema",
+        folder / "schema.json",
+        "--out",
+        folder / "run",
+        *TRAIN_OPTIONS,
+    ]
     assert run([str(a) for a in arguments]) == 0
     return folder
 

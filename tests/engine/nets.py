@@ -75,8 +75,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dilated and grouped": (
         lambda: sequential(
             nn.Conv1d(2, 4, 3, padding=2, dilation=2, bias=False), nn.SiLU(),
-            nn.ConvTranspose1d(4, 6, 3, stride=2, dilation=2, groups=2), nn.InstanceNorm1d(6, affine=True), nn.Flatten(),
-            nn.Linear(6 * 43, 3),
+            nn.ConvTranspose1d(4, 6, 3, stride=2, dilation=2, groups=2), nn.InstanceNorm1d(6, affine=True),
+            nn.Flatten(), nn.Linear(6 * 43, 3),
         ),
         (2, 20),
     ),

@@ -52,7 +52,8 @@ class TestClippedSum:
 
     @pytest.mark.parametrize("name", NETS)
     @pytest.mark.parametrize("mode", MODES)
-    def test_in_float32(self, name, mode, simd_level):
+    @pytest.mark.usefixtures("simd_level")
+    def test_in_float32(self, name, mode):
         build, shape = NETS[name]
         module, x = build(), torch.rand(17, *shape)
         expected = clipped_sum_by_microbatches(module, x, 0.5)
@@ -482,7 +483,7 @@ class TestMisuse:
 
         step = sgd_step(Tied())
         losses = row_losses(step(torch.rand(4, 6)))
-        with pytest.raises(ValueError, match="'encode.weight' is used outside"):
+        with pytest.raises(ValueError, match=r"'encode\.weight' is used outside"):
             step.backward(losses)
 
     def test_an_input_changed_in_place_after_its_use(self):

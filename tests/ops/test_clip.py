@@ -41,7 +41,8 @@ def per_sample_grads(rows, dtype, device="cpu"):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [0, 1, 2, 65])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_clip_and_sum_equals_the_definition(device, simd_level, dtype, rows, grouped):
+@pytest.mark.usefixtures("simd_level")
+def test_clip_and_sum_equals_the_definition(device, dtype, rows, grouped):
     grads = per_sample_grads(rows, dtype, device)
     units = torch.randint(0, max(1, rows // 2), (rows,)).to(device) if grouped else None
     sums, norms = ops.clip_and_sum(grads, 30.0, units)

@@ -239,7 +239,10 @@ BAD_ARGUMENTS = [
     (dict(mode="fast"), "expected mode direct or gram, got fast"),
     (dict(row_order=torch.tensor([0, 1])), "expected row_order and unit_offsets both or neither"),
     (dict(row_order=torch.tensor([0, 9]), unit_offsets=torch.tensor([0, 2])), r"expected row_order in \[0, 2\), got 9"),
-    (dict(row_order=torch.tensor([0, 1]), unit_offsets=torch.tensor([0, 1])), "expected unit_offsets to run from 0 to 2"),
+    (
+        dict(row_order=torch.tensor([0, 1]), unit_offsets=torch.tensor([0, 1])),
+        "expected unit_offsets to run from 0 to 2",
+    ),
     (dict(row_order=torch.tensor([0, 1]), unit_offsets=torch.tensor([0, 3, 2])), "expected unit_offsets not to fall"),
     (dict(row_order=torch.tensor([0.0, 1]), unit_offsets=torch.tensor([0, 2])), "contiguous int64 vector"),
 ]

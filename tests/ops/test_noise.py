@@ -43,7 +43,8 @@ def test_the_key_stream_equals_the_reference_also_past_32_bit_counters():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("std", [1.0, 1.1, 3.7e-5, 2.0**10])
-def test_noise_equals_the_reference(device, simd_level, dtype, std):
+@pytest.mark.usefixtures("simd_level")
+def test_noise_equals_the_reference(device, dtype, std):
     key = torch.arange(8, dtype=torch.int32)
     shapes = [(3, 5), (), (0,), (257,)]
     start = [torch.randn(shape, dtype=dtype) for shape in shapes]
@@ -206,4 +207,6 @@ def test_tensors_that_do_not_fit_are_refused():
 
 def test_opcheck(device):
     key = torch.arange(8, dtype=torch.int32)
-    opcheck(kernels.gaussian_noise_.default, ([torch.zeros(5, device=device), torch.zeros(3, device=device)], 1.0, key, 0))
+    opcheck(
+        kernels.gaussian_noise_.default, ([torch.zeros(5, device=device), torch.zeros(3, device=device)], 1.0, key, 0)
+    )

@@ -21,7 +21,9 @@ def microbatch_grads(layer, x, grad_out):
     return [torch.stack(grads) for grads in zip(*rows, strict=True)]
 
 
-@pytest.mark.parametrize(("channels", "groups", "length"), [(8, 2, 13), (8, 8, 5), (6, 1, 7), (4, 4, (3, 5)), (3, 1, ())])
+@pytest.mark.parametrize(
+    ("channels", "groups", "length"), [(8, 2, 13), (8, 8, 5), (6, 1, 7), (4, 4, (3, 5)), (3, 1, ())]
+)
 def test_group_norm_equals_autograd_row_by_row(device, channels, groups, length):
     shape = length if isinstance(length, tuple) else (length,)
     x, grad_out = 3 * torch.randn(5, channels, *shape) + 1, torch.randn(5, channels, *shape)
@@ -67,7 +69,9 @@ def test_opcheck(device):
 
 def test_bad_arguments_are_refused_by_name():
     x = torch.zeros(2, 6, 9)
-    with pytest.raises(RuntimeError, match="group_norm_per_sample_grad: expected groups=4 to divide the channels, got 6"):
+    with pytest.raises(
+        RuntimeError, match="group_norm_per_sample_grad: expected groups=4 to divide the channels, got 6"
+    ):
         kernels.group_norm_per_sample_grad(x, x, 4, 1e-5)
     with pytest.raises(RuntimeError, match="expected g of the shape of x"):
         kernels.group_norm_per_sample_grad(x, torch.zeros(2, 6, 8), 2, 1e-5)

@@ -30,7 +30,9 @@ def reference_rows():
 
 
 @pytest.mark.skipif(not reference_rows(), reason="the shared reference values are not beside this checkout")
-@pytest.mark.parametrize("row", reference_rows(), ids=lambda row: f"{row['accountant']}-{row['id']}-{row['detail'][:30]}")
+@pytest.mark.parametrize(
+    "row", reference_rows(), ids=lambda row: f"{row['accountant']}-{row['id']}-{row['detail'][:30]}"
+)
 def test_equals_the_reference_values(row):
     mechanisms = [poisson(float(row["q"]), float(row["sigma"]), int(float(row["T"])))]
     expected, delta = float(row["eps"]), float(row["delta"])

@@ -76,7 +76,9 @@ def test_bounds_of_a_column_that_noise_hides_are_a_public_default():
 def test_a_category_that_one_unit_holds_appears_with_probability_delta(delta):
     mechanism = Mechanism("categories: x", "gaussian", 1.0, 2.0, 1, 1.0, delta)
     key, trials = NoiseKey(7), 4000
-    seen = sum("rare" in releases.thresholded_categories(["rare"], np.array([1.0]), mechanism, 1, key) for _ in range(trials))
+    seen = sum(
+        "rare" in releases.thresholded_categories(["rare"], np.array([1.0]), mechanism, 1, key) for _ in range(trials)
+    )
     assert abs(seen - trials * delta) < 6 * math.sqrt(trials * delta * (1 - delta)) + 1
 
 

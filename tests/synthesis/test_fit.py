@@ -42,7 +42,7 @@ def stopping_hooks(phase, steps):
     return FitHooks(progress=StopAfter(stop, phase, steps), stop=stop)
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Stands for a process that dies."""
 
 
@@ -54,7 +54,7 @@ class CrashAfter(Silent):
     def advance(self, done, epsilon):  # noqa: ARG002
         self.taken += 1
         if self.taken == self.steps:
-            raise Crash
+            raise CrashError
 
 
 class TestRunFolder:
@@ -136,19 +136,17 @@ class TestWhatTouchesTheData:
         assert len(draws) == 1 + 6 + 6, "one release, and once for every step"
 
     def test_training_uses_the_very_noise_clip_and_rate_that_the_ledger_states(self, tmp_path, monkeypatch):
-        import dpcgan_fast.train.autoencoder as autoencoder_module
-        import dpcgan_fast.train.gan as gan_module
+        import dpcgan_fast.train.session as session_module
         from dpcgan_fast.privacy import PoissonSampler
 
         made, drawn = [], []
-        real = autoencoder_module.PrivateStep
+        real = session_module.PrivateStep
 
         def spy(module, optimizer, **settings):
             made.append(settings)
             return real(module, optimizer, **settings)
 
-        for module in (autoencoder_module, gan_module):
-            monkeypatch.setattr(module, "PrivateStep", spy)
+        monkeypatch.setattr(session_module, "PrivateStep", spy)
         real_draw = PoissonSampler.draw
         monkeypatch.setattr(
             PoissonSampler, "draw", lambda self, step: (drawn.append(self.sample_rate), real_draw(self, step))[1]
@@ -162,16 +160,16 @@ class TestWhatTouchesTheData:
         assert set(drawn) == {ledger["critic"].sample_rate}
 
     def test_the_divisor_is_public_whatever_the_number_of_rows(self, tmp_path, monkeypatch):
-        import dpcgan_fast.train.gan as gan_module
+        import dpcgan_fast.train.session as session_module
 
         seen = []
-        real = gan_module.PrivateStep
+        real = session_module.PrivateStep
 
         def spy(module, optimizer, **settings):
             seen.append(settings["expected_batch_size"])
             return real(module, optimizer, **settings)
 
-        monkeypatch.setattr(gan_module, "PrivateStep", spy)
+        monkeypatch.setattr(session_module, "PrivateStep", spy)
         for rows in (390, 400, 800):
             model_of().fit(make_table(rows), tmp_path / f"run{rows}")
         assert len(set(seen)) == 1
@@ -261,7 +259,7 @@ class TestModes:
         samples = []
         for name in ("a", "b"):
             random.seed(0)
-            np.random.seed(0)  # noqa: NPY002
+            np.random.seed(0)
             torch.manual_seed(0)
             samples.append(model_of().fit(make_table(), tmp_path / name).sample(50, seed=1))
         assert not samples[0].equals(samples[1])
@@ -329,7 +327,7 @@ class TestStopping:
     def test_a_seeded_run_that_crashed_and_was_resumed_equals_one_that_did_not(self, tmp_path, crash_after):
         """The lost steps are taken again with the same noise on the same draws, and are charged once."""
         whole = model_of(seed=5).fit(make_table(), tmp_path / "whole")
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             model_of(seed=5).fit(make_table(), tmp_path / "run", hooks=FitHooks(progress=CrashAfter(crash_after)))
         resumed = model_of(seed=5).fit(make_table(), tmp_path / "run", resume=True)
         assert resumed.sample(30, seed=1).equals(whole.sample(30, seed=1))
@@ -346,7 +344,7 @@ class TestStopping:
         assert model.privacy()["epsilon_spent"] <= 3.0
 
     def test_after_a_crash_the_lost_block_stays_charged_and_the_noise_is_fresh(self, tmp_path):
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             model_of().fit(make_table(), tmp_path / "run", hooks=FitHooks(progress=CrashAfter(9)))
         lines = read_ledger(tmp_path / "run" / "ledger.jsonl")[0]
         assert charged(lines)[-1].steps == 4, "the open block counts in full, though three of its steps were taken"

@@ -128,7 +128,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         DPCGAN.load(tmp_path)
 
 
-@pytest.mark.parametrize("call", [lambda m: m.sample(1), lambda m: m.privacy(), lambda m: m.save("x"), lambda m: m.folder])
+@pytest.mark.parametrize(
+    "call", [lambda m: m.sample(1), lambda m: m.privacy(), lambda m: m.save("x"), lambda m: m.folder]
+)
 def test_a_model_that_is_not_fitted_says_so(call):
     with pytest.raises(InputError, match="The model is not fitted"):
         call(DPCGAN(make_schema(), 3.0, 1e-4))
