@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -110,14 +111,17 @@ def evaluate_run(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to make.")] = Path("dpcgan-demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make. [default: dpcgan-demo, or the next free dpcgan-demo-N]")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer steps: everything runs, but the model is worse.")
     ] = False,
     device: Device = "auto",
 ) -> None:
     """Train on the embedded SUPPORT2 data at epsilon 3 and delta 1e-5, sample, evaluate, and write a report."""
-    if out.exists() and any(out.iterdir()):
+    out = out if out is not None else _free_folder("dpcgan-demo")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError("There is something at the output path already", str(out), "Choose a new folder with --out.")
     schema = support2_schema()
     train_table, test_table = train_test_split(load_support2())
@@ -137,3 +141,9 @@ def demo(
     result(f"synthetic table: {table_path.resolve()}")
     result(f"privacy card:    {(model.folder / 'privacy_card.md').resolve()}")
     assert math.isfinite(float(model.privacy()["epsilon"]))
+
+
+def _free_folder(name: str) -> Path:
+    """`name`, or `name-2`, `name-3` and so on if there is something of that name."""
+    candidates = (Path(name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in candidates if not path.exists())

@@ -68,16 +68,20 @@ def _separate_backward(session: Session, step: PrivateStep, turn: Turn, fakes: i
 def _paired_backward(session: Session, step: PrivateStep, turn: Turn) -> None:
     """The paper's joint form: every real row with a fake of its own, both in the unit's loss before clipping.
 
-    As many fakes are drawn as there are rows, which is private, so their randomness is not the run's public one.
+    As many fakes are drawn as there are rows, which is private: their randomness is not the run's public one, and the
+    generator is in its sampling mode, in which no fake depends on how many others there are. In training mode its
+    BatchNorm would tie each unit's gradient to the other units of the batch, and count the batch in its statistics.
     """
-    kind = session.settings.critic_loss
+    kind, networks = session.settings.critic_loss, session.state.networks
     randomness = session.private_randomness(turn)
+    networks.generator.eval()
     for chunk in turn.chunks:
         labels = draw_labels(session, len(chunk.records), randomness)
         with torch.no_grad():
-            records = session.state.networks.generate(labels, randomness)
+            records = networks.generate(labels, randomness)
         real, fake = step(chunk.records, chunk.labels), step(records, labels)
         step.backward(real_loss(real, kind) + fake_loss(fake, kind), chunk.units)
+    networks.generator.train()
 
 
 def _generator_step(session: Session, fakes: int) -> None:
