@@ -49,19 +49,21 @@ def recomputed(ledger: Path, delta: float) -> tuple[float, float]:
     done = {line["closes"]: line["steps"] for line in lines if line["event"] == "close"}
     rdp, pld = RdpAccountant(), PLDAccountant(value_discretization_interval=1e-4)
     steps: dict[tuple[float, float], int] = {}
+    added = 0.0
     for line in lines:
         if line["event"] == "close":
             continue
         key = line["sample_rate"], line["noise_multiplier"]
         steps[key] = steps.get(key, 0) + done.get(line["seq"], line["steps"])
         delta -= line["delta"]
+        added -= math.log1p(-line["delta"])
     for (rate, noise), count in steps.items():
         event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise)
         if rate < 1:
             event = dp_accounting.PoissonSampledDpEvent(rate, event)
         for accountant in (rdp, pld):
             accountant.compose(event, count)
-    return rdp.get_epsilon(delta), pld.get_epsilon(delta)
+    return rdp.get_epsilon(delta) + added, pld.get_epsilon(delta) + added
 
 
 def run_one(name: str, epsilon: float) -> dict[str, Any]:

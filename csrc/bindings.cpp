@@ -2,12 +2,14 @@
 // Importing the module also runs the static registrations of the tensor ops.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cmath>
 #include <stdexcept>
 #include <string>
 
 #include "common/chacha20.h"
+#include "cpu/fused_program.h"
 #include "cpu/poisson_sampler.h"
 #include "cpu/simd.h"
 
@@ -45,6 +47,12 @@ py::bytes chacha20_keystream(const py::bytes& key, uint64_t nonce, uint64_t coun
   return py::bytes(reinterpret_cast<const char*>(words), sizeof(words));
 }
 
+int64_t fused_workspace_floats(const std::vector<int64_t>& layers, const std::vector<double>& numbers, int64_t lanes,
+                               int64_t rows, int64_t channels, int64_t length) {
+  return dpcgan::cpu::parse_program("fused_workspace_floats", layers, numbers, lanes, rows, channels, length)
+      .workspace_floats();
+}
+
 py::dict build_info() {
   py::dict info;
 #ifdef DPCGAN_WITH_CUDA
@@ -67,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", [] { return std::string(dpcgan::cpu::simd_level_name(dpcgan::cpu::simd_level())); });
   m.def("set_simd_level", &dpcgan::cpu::set_simd_level, py::arg("name"));
   m.def("poisson_sample", &poisson_sample, py::arg("key"), py::arg("step"), py::arg("units"), py::arg("sample_rate"));
+  m.def("fused_workspace_floats", &fused_workspace_floats, "Floats that the fused path needs for a batch.");
   m.def("chacha20_keystream", &chacha20_keystream, py::arg("key"), py::arg("nonce"), py::arg("counter"),
         "One 64-byte block, for tests against published vectors.");
 }

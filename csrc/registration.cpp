@@ -31,7 +31,31 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def("rows_weighted_sum(Tensor grad, Tensor factor) -> Tensor");
   // min(1, max_grad_norm (1 - 2^-20) / sqrt(sq_norm)); 0 where sq_norm is not finite.  (U,) float64 -> (U,) float64
   m.def("clip_factor(Tensor sq_norm, float max_grad_norm) -> Tensor");
+  // The fused path of a sequential net (cpu/fused_net.cpp), lanes = rows in a vector. layers: 10 integers a layer
+  // (kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode or activation, out_length); numbers:
+  // slope or eps. x: (B, C, L) -> out (B, O, T); keeps what backward needs in the workspace
+  m.def(
+      "fused_forward(Tensor x, Tensor[] parameters, int[] layers, float[] numbers, int lanes, Tensor(a!) workspace) "
+      "-> Tensor");
+  // Backward through the workspace; it may be called again. returns squared norms (B,) float64; (B,) bool: rows whose
+  // gradient cancels, to be taken by another path; and the gradient of x, with no rows unless input_grad. Without
+  // `measure` a norm is 0, or NaN for a row that is not finite.
+  m.def(
+      "fused_sq_norm(Tensor grad_out, int[] layers, float[] numbers, int lanes, int channels, int length, bool "
+      "measure, "
+      "bool input_grad, Tensor(a!) workspace) -> (Tensor, Tensor, Tensor)");
+  // sum_n factor[n] G_n over all parameters in order, (P,) float64; rows of factor 0 are not read. factor: (B,) float64
+  m.def(
+      "fused_weighted_grad(Tensor factor, int[] layers, float[] numbers, int lanes, int channels, int length, "
+      "Tensor workspace) -> Tensor");
   // Adds N(0, std^2) to each element in double and rounds once to the public grid. Element i of a tensor takes
   // normal i of a ChaCha20 stream that starts at block `counter` and a fresh block for each tensor.
   m.def("gaussian_noise_(Tensor(a!)[] tensors, float std, Tensor key, int counter) -> ()");
+  // The end of a private step in one pass: parameters move by the optimizer's rule with the gradient
+  //   (sums + N(0, std^2)) / divisor + public_sums / public_divisor
+  // The noise is that of gaussian_noise_. first, second: the optimizer's moments, or empty; sums: float64
+  m.def(
+      "noisy_update_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
+      "Tensor[] public_sums, float std, Tensor key, int counter, float divisor, float public_divisor, str optimizer, "
+      "float[] settings) -> ()");
 }

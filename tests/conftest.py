@@ -1,9 +1,11 @@
 """Shared fixtures: which back ends run, and the tolerances of a result by its dtype."""
 
 import os
+from functools import lru_cache
 
 import pytest
 import torch
+from dp_accounting.rdp import rdp_privacy_accountant
 from hypothesis import HealthCheck, settings
 
 from dpcgan_fast import ops
@@ -51,3 +53,20 @@ def device(request) -> torch.device:
 @pytest.fixture(autouse=True)
 def fixed_torch_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def remembered_renyi_divergences():
+    """Keeps dp-accounting's Renyi divergences of one step, which nearly all the time of a run of few steps goes to.
+
+    They are a function of sample rate and noise, so that no result changes.
+    """
+    name = "_compute_rdp_poisson_subsampled_gaussian"
+    compute = lru_cache(maxsize=None)(getattr(rdp_privacy_accountant, name))
+
+    def remembered(q, noise_multiplier, orders):
+        return compute(q, noise_multiplier, tuple(orders)).copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rdp_privacy_accountant, name, remembered)
+        yield

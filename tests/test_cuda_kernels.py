@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 # Order of threads and blocks, and a limit on the blocks of a grid: kernels stride over their grid, so that none may
 # change a bit of the result.
 ORDERS = [(0, 0), (1, 1), (2, 2), (3, 0), (4, 7), (5, 0)]
+# The fused path of the CPU; a module on a GPU takes the layerwise path.
+CPU_ONLY = {"fused_forward", "fused_sq_norm", "fused_weighted_grad", "noisy_update_"}
 # A thread order shows a missing barrier only by luck; this many orders leave none.
 PLANTED_ORDERS = 10
 
@@ -83,7 +85,8 @@ def test_kernels_match_the_reference_in_every_thread_order(cuda, op, dtype):
 @pytest.mark.usefixtures("cuda")
 def test_every_registered_op_has_a_cuda_kernel_and_cases():
     names = [name.split("::") for name in torch._C._dispatch_get_all_op_names()]
-    assert {name for namespace, name in names if namespace == "dpcgan_fast_emulated"} == set(cases.OPS)
+    registered = {name for namespace, name in names if namespace == "dpcgan_fast_emulated"}
+    assert registered - CPU_ONLY == set(cases.OPS)
     for op in cases.OPS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dpcgan_fast_emulated::{op}", "CPU"), op
 

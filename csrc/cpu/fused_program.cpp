@@ -86,9 +86,15 @@ FusedLayer parse_layer(const char* op, const int64_t* ints, double number, int64
     layer.conv = geometry(layer, ints, channels, length);
     layer.has_bias = ints[7] != 0;
     layer.mode = static_cast<NormMode>(ints[8]);
-    if (layer.kind == LayerKind::kConv)
-      TORCH_CHECK((length + 2 * ints[4] - ints[5] * (ints[2] - 1) - 1) / ints[3] + 1 == ints[9], op,
+    const int64_t reach = ints[5] * (ints[2] - 1) + 1;  // of a kernel
+    if (layer.kind == LayerKind::kConv) {
+      TORCH_CHECK(length + 2 * ints[4] >= reach && (length + 2 * ints[4] - reach) / ints[3] + 1 == ints[9], op,
                   ": expected the output length of the convolution, got ", ints[9]);
+    } else {
+      const int64_t extra = ints[9] - ((length - 1) * ints[3] - 2 * ints[4] + reach);
+      TORCH_CHECK(extra >= 0 && extra < std::max(ints[3], ints[5]), op,
+                  ": expected the output length of the transposed convolution, got ", ints[9]);
+    }
   } else if (layer.kind == LayerKind::kGroupNorm) {
     layer.norm_groups = ints[6];
     TORCH_CHECK(ints[6] > 0 && channels % ints[6] == 0, op, ": expected norm groups that divide ", channels,
@@ -178,7 +184,7 @@ void place_parameters(FusedProgram& program, Places& places) {
 
 }  // namespace
 
-FusedProgram parse_program(const char* op, at::IntArrayRef layers, at::ArrayRef<double> numbers, int64_t lanes,
+FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRef<double> numbers, int64_t lanes,
                            int64_t rows, int64_t channels, int64_t length) {
   const int64_t count = static_cast<int64_t>(numbers.size());
   TORCH_CHECK(count > 0 && static_cast<int64_t>(layers.size()) == count * kLayerInts, op, ": expected ", kLayerInts,

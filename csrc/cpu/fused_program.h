@@ -5,7 +5,7 @@
 // zeros, so that no inner loop tests for padding.
 #pragma once
 
-#include <ATen/core/ArrayRef.h>
+#include <c10/util/ArrayRef.h>
 
 #include <cstdint>
 #include <vector>
@@ -78,12 +78,13 @@ struct FusedProgram {
   int64_t workspace_floats() const { return packed_offset() + packed_floats; }
 };
 
-constexpr int64_t kLayerInts = 10;  // kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode, out_length
+constexpr int64_t kLayerInts =
+    10;  // kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode, out_length
 constexpr int64_t kBlockOutputs = 8;  // output channels of a packed block of weights
 
 // layers: kLayerInts integers a layer; numbers: one a layer (slope or eps).
 // Raises c10::Error if the program does not describe a net.
-FusedProgram parse_program(const char* op, at::IntArrayRef layers, at::ArrayRef<double> numbers, int64_t lanes,
+FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRef<double> numbers, int64_t lanes,
                            int64_t rows, int64_t channels, int64_t length);
 
 }  // namespace dpcgan::cpu

@@ -29,11 +29,11 @@ DPCGAN_INLINE void store_lanes(float* to, typename VectorOf<float, kBytes>::type
 
 // Up to kBlockOutputs channels of output at equally spaced positions. Offsets and strides are in floats.
 struct CorrelateBlock {
-  const float* in;      // what tap 0 reads for position 0 in channel 0
-  int64_t in_stride;    // from a channel to the next
+  const float* in;    // what tap 0 reads for position 0 in channel 0
+  int64_t in_stride;  // from a channel to the next
   int64_t in_channels;
-  int64_t in_step;      // from an output position to the next
-  int64_t tap_step;     // from a tap to the next
+  int64_t in_step;   // from an output position to the next
+  int64_t tap_step;  // from a tap to the next
   int64_t taps;
   const float* weights;   // [channel][kernel][kBlockOutputs], from tap 0 on
   int64_t weight_stride;  // from a channel to the next
@@ -46,7 +46,7 @@ struct CorrelateBlock {
 };
 
 template <int kBytes, int kOutputs, int kPositions>
-DPCGAN_INLINE void correlate_tile(const CorrelateBlock& block, int64_t first_output, int64_t first_position) {
+DPCGAN_INLINE void correlate_tile(const CorrelateBlock block, int64_t first_output, int64_t first_position) {
   using Vector = typename VectorOf<float, kBytes>::type;
   Vector sum[kOutputs][kPositions];
 #pragma GCC unroll 8
@@ -80,12 +80,21 @@ DPCGAN_INLINE void correlate_tile(const CorrelateBlock& block, int64_t first_out
   }
 }
 
+template <int kBytes, int kOutputs, int kPositions>
+DPCGAN_INLINE int64_t correlate_tiles(const CorrelateBlock& block, int64_t first_output, int64_t t, int64_t positions) {
+  if (t + kPositions > positions) return t;
+  run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
+    for (; t + kPositions <= positions; t += kPositions)
+      correlate_tile<kBytes, kOutputs, kPositions>(block, first_output, t);
+  });
+  return t;
+}
+
 template <int kBytes, int kOutputs, int kWide, int kNarrow>
 DPCGAN_INLINE void correlate_rows(const CorrelateBlock& block, int64_t first_output, int64_t positions) {
-  int64_t t = 0;
-  for (; t + kWide <= positions; t += kWide) correlate_tile<kBytes, kOutputs, kWide>(block, first_output, t);
-  for (; t + kNarrow <= positions; t += kNarrow) correlate_tile<kBytes, kOutputs, kNarrow>(block, first_output, t);
-  for (; t < positions; ++t) correlate_tile<kBytes, kOutputs, 1>(block, first_output, t);
+  int64_t t = correlate_tiles<kBytes, kOutputs, kWide>(block, first_output, 0, positions);
+  t = correlate_tiles<kBytes, kOutputs, kNarrow>(block, first_output, t, positions);
+  correlate_tiles<kBytes, kOutputs, 1>(block, first_output, t, positions);
 }
 
 // Tiles fill the registers: 32 with AVX-512, 16 otherwise.

@@ -8,7 +8,8 @@
 namespace dpcgan::cpu {
 
 template <int kBytes>
-DPCGAN_INLINE typename VectorOf<float, kBytes>::type map_lanes(typename VectorOf<float, kBytes>::type x, auto function) {
+DPCGAN_INLINE typename VectorOf<float, kBytes>::type map_lanes(typename VectorOf<float, kBytes>::type x,
+                                                               auto function) {
   for (int i = 0; i < VectorOf<float, kBytes>::kLanes; ++i) x[i] = function(x[i]);
   return x;
 }
@@ -82,7 +83,7 @@ DPCGAN_INLINE void activation_backward(const FusedLayer& layer, float* rows) {
 // Sum over the positions of channels [first, first + count) of value(channel, position); four partial sums.
 template <int kBytes>
 DPCGAN_INLINE typename VectorOf<float, kBytes>::type sum_positions(int64_t first, int64_t count, int64_t length,
-                                                                  auto value) {
+                                                                   auto value) {
   using Vector = typename VectorOf<float, kBytes>::type;
   Vector part[4] = {};
   for (int64_t c = first; c < first + count; ++c) {
@@ -103,9 +104,8 @@ DPCGAN_INLINE void group_norm_forward(const FusedLayer& layer, const float* weig
   const int64_t channels = layer.in.channels / layer.norm_groups, length = layer.in.length;
   const float inverse_size = 1.0f / static_cast<float>(channels * length);
   const float eps = static_cast<float>(layer.number);
-  const auto x = [&](int64_t c, int64_t l) DPCGAN_INLINE_BODY {
-    return load_lanes<kBytes>(rows + layer.in.at(c, l) * kLanes);
-  };
+  const auto x = [&](int64_t c, int64_t l)
+                     DPCGAN_INLINE_BODY { return load_lanes<kBytes>(rows + layer.in.at(c, l) * kLanes); };
   for (int64_t group = 0; group < layer.norm_groups; ++group) {
     const int64_t first = group * channels;
     const Vector mean = sum_positions<kBytes>(first, channels, length, x) * inverse_size;
@@ -141,9 +141,8 @@ DPCGAN_INLINE void group_norm_backward(const FusedLayer& layer, const float* wei
     const auto normalised = [&](int64_t c, int64_t l) DPCGAN_INLINE_BODY {
       return (load_lanes<kBytes>(rows + layer.in.at(c, l) * kLanes) - mean) * inverse;
     };
-    const auto grad = [&](int64_t c, int64_t l) DPCGAN_INLINE_BODY {
-      return load_lanes<kBytes>(rows + layer.grad.at(c, l) * kLanes);
-    };
+    const auto grad = [&](int64_t c, int64_t l)
+                          DPCGAN_INLINE_BODY { return load_lanes<kBytes>(rows + layer.grad.at(c, l) * kLanes); };
     Vector bias_total{}, weight_total{};
     for (int64_t c = first; c < first + channels; ++c) {
       const Vector bias_grad = sum_positions<kBytes>(c, 1, length, grad);

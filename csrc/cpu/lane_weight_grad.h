@@ -14,6 +14,8 @@
 namespace dpcgan::cpu {
 
 constexpr int kMaxLanes = 16;
+constexpr int64_t kStreamBytes =
+    1 << 20;  // kept gradients of a layer and group that a second-level cache does not hold
 
 // A squared norm, and a bound where one is needed, for each row of a group.
 struct LaneNorms {
@@ -44,10 +46,38 @@ DPCGAN_INLINE void add_squares(const float* kept, int64_t vectors, double* sq_no
   }
 }
 
+// Stores past the caches, for gradients that are next read when they are summed. In assembly, since the intrinsic
+// cannot be inlined into a function that is compiled for the baseline too.
+template <int kBytes>
+DPCGAN_INLINE void stream_lanes(float* to, typename VectorOf<float, kBytes>::type lanes) {
+#if defined(__x86_64__)
+  if constexpr (kBytes == 64) {
+    asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<float (*)[16]>(to)) : "v"(lanes));
+    return;
+  }
+#endif
+  store_lanes<kBytes>(to, lanes);
+}
+
+// Makes streamed stores visible to other threads.
+DPCGAN_INLINE void end_stream() {
+#if defined(__x86_64__)
+  asm volatile("sfence" ::: "memory");
+#endif
+}
+
+// Where the weight gradients of one convolution go.
+struct KeptWeights {
+  float* kept;
+  int64_t output_stride;  // from an output channel to the next
+  bool stream;
+  double* sq_norm;  // one a lane, or nothing
+};
+
 // G[o + r, tap + q] for r < kOutputs, q < kTaps; `taps` of the latter exist. g, x: at position 0.
 template <int kBytes, int kOutputs, int kTaps>
 DPCGAN_INLINE void weight_grad_tile(const float* g, int64_t g_stride, const float* const (&x)[kTaps], int64_t x_step,
-                                    int64_t positions, int64_t taps, float* kept, int64_t kept_stride) {
+                                    int64_t positions, int64_t taps, const KeptWeights& out, int64_t offset) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   Vector sum[kOutputs][kTaps] = {};
@@ -63,19 +93,27 @@ DPCGAN_INLINE void weight_grad_tile(const float* g, int64_t g_stride, const floa
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kOutputs; ++r)
+  for (int r = 0; r < kOutputs; ++r) {
+    Vector squares{};
 #pragma GCC unroll 8
-    for (int q = 0; q < kTaps; ++q)
-      if (q < taps) store_lanes<kBytes>(kept + r * kept_stride + q * kLanes, sum[r][q]);
+    for (int q = 0; q < kTaps; ++q) {
+      if (q >= taps) break;
+      float* to = out.kept + offset + r * out.output_stride + q * kLanes;
+      out.stream ? stream_lanes<kBytes>(to, sum[r][q]) : store_lanes<kBytes>(to, sum[r][q]);
+      squares += sum[r][q] * sum[r][q];
+    }
+    if (out.sq_norm != nullptr) add_lanes<kBytes>(squares, out.sq_norm);
+  }
 }
 
-// Keeps the weight gradient of each row: kept[(o * taps + c * kernel + j)] in the layout of the weight.
+// Keeps the weight gradient of each row, in the layout of the weight, and adds up its squares.
 template <int kBytes>
 DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneTensor& x, const LaneTensor& g,
-                                    const float* rows, float* kept) {
+                                    const float* rows, float* kept, double* sq_norm) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   constexpr int kOutputs = 4, kTaps = kBytes == 64 ? 5 : 2;
   const int64_t outputs = conv.g_group_channels(), inputs = conv.x_group_channels(), taps = conv.taps();
+  const KeptWeights out{kept, taps * kLanes, conv.weight_numel() * kBytes > kStreamBytes, sq_norm};
   for (int64_t group = 0; group < conv.groups; ++group)
     for (int64_t tap = 0; tap < taps; tap += kTaps) {
       const int64_t count = std::min<int64_t>(kTaps, taps - tap);
@@ -86,16 +124,19 @@ DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneTensor& 
                           conv.dilation * (cj % conv.kernel_size)) *
                              kLanes;
       }
+      const auto at_output = [&](int64_t o) { return rows + g.at(group * outputs + o, 0) * kLanes; };
+      const auto offset = [&](int64_t o) { return ((group * outputs + o) * taps + tap) * kLanes; };
       int64_t o = 0;
-      for (; o + kOutputs <= outputs; o += kOutputs)
-        weight_grad_tile<kBytes, kOutputs, kTaps>(rows + g.at(group * outputs + o, 0) * kLanes, g.stride * kLanes, line,
-                                                  conv.stride * kLanes, conv.g_length, count,
-                                                  kept + ((group * outputs + o) * taps + tap) * kLanes, taps * kLanes);
+      run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
+        for (; o + kOutputs <= outputs; o += kOutputs)
+          weight_grad_tile<kBytes, kOutputs, kTaps>(at_output(o), g.stride * kLanes, line, conv.stride * kLanes,
+                                                    conv.g_length, count, out, offset(o));
+      });
       for (; o < outputs; ++o)
-        weight_grad_tile<kBytes, 1, kTaps>(rows + g.at(group * outputs + o, 0) * kLanes, g.stride * kLanes, line,
-                                           conv.stride * kLanes, conv.g_length, count,
-                                           kept + ((group * outputs + o) * taps + tap) * kLanes, taps * kLanes);
+        weight_grad_tile<kBytes, 1, kTaps>(at_output(o), g.stride * kLanes, line, conv.stride * kLanes, conv.g_length,
+                                           count, out, offset(o));
     }
+  if (out.stream) end_stream();
 }
 
 // Per-sample bias gradient: the sum over positions, in four partial sums.
@@ -110,43 +151,12 @@ DPCGAN_INLINE void keep_bias_grad(const LaneTensor& grad, const float* rows, flo
   }
 }
 
-// Sums of products of two lines of doubles, a lane a row.
-template <int kBytes>
-struct DoubleLanes {
-  using Vector = typename VectorOf<double, kBytes>::type;
-  static constexpr int kHalf = VectorOf<double, kBytes>::kLanes;
-  Vector low[2] = {}, high[2] = {};
-
-  DPCGAN_INLINE void add_products(const double* a, const double* b, int64_t count) {
-    int64_t i = 0;
-    for (; i + 2 <= count; i += 2)
-#pragma GCC unroll 2
-      for (int k = 0; k < 2; ++k) {
-        low[k] += load(a + (i + k) * 2 * kHalf) * load(b + (i + k) * 2 * kHalf);
-        high[k] += load(a + (i + k) * 2 * kHalf + kHalf) * load(b + (i + k) * 2 * kHalf + kHalf);
-      }
-    if (i < count) {
-      low[0] += load(a + i * 2 * kHalf) * load(b + i * 2 * kHalf);
-      high[0] += load(a + i * 2 * kHalf + kHalf) * load(b + i * 2 * kHalf + kHalf);
-    }
-  }
-  DPCGAN_INLINE void store(double* out) const {
-    const Vector l = low[0] + low[1], h = high[0] + high[1];
-    std::memcpy(out, &l, kBytes);
-    std::memcpy(out + kHalf, &h, kBytes);
-  }
-  static DPCGAN_INLINE Vector load(const double* from) {
-    Vector value;
-    std::memcpy(&value, from, kBytes);
-    return value;
-  }
-};
-
 struct LaneGramScratch {
-  std::vector<double> x;     // (columns, lines), lines of the last fold's phases first
-  std::vector<double> g;     // (positions, outputs)
-  std::vector<double> last;  // (columns): products over the phases of the last fold
-  std::vector<double> full;  // (columns): and over all phases
+  std::vector<double> x;      // (columns, lines), lines of the last fold's phases first
+  std::vector<double> g;      // (positions, outputs)
+  std::vector<double> last;   // (columns, columns): products over the phases of the last fold
+  std::vector<double> full;   // (columns, columns): and over all phases
+  std::vector<double> grads;  // (positions, positions): products over the outputs
 };
 
 template <int kBytes>
@@ -170,6 +180,71 @@ DPCGAN_INLINE void load_gram_lanes(const ConvGeometry& conv, const PolyphaseGeom
     }
 }
 
+constexpr int kGramTile = 3;  // columns by columns of a register tile, two vectors of doubles each
+
+// Products of columns [a, a + rows) by [b, b + columns) over `lines` lines, a lane a row; added to what `out` holds.
+template <int kBytes, int kRows, int kColumns>
+DPCGAN_INLINE void gram_tile(const double* a, const double* b, int64_t column_stride, int64_t lines, double* out,
+                             int64_t out_stride) {
+  using Vector = typename VectorOf<double, kBytes>::type;
+  constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes, kLanes = 2 * kHalf;
+  const auto load = [](const double* from) DPCGAN_INLINE_BODY {
+    Vector value;
+    std::memcpy(&value, from, kBytes);
+    return value;
+  };
+  Vector sum[kRows][kColumns][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) sum[r][c][h] = load(out + r * out_stride + c * kLanes + h * kHalf);
+  for (int64_t line = 0; line < lines; ++line)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      Vector left[kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) left[r] = load(a + r * column_stride + line * kLanes + h * kHalf);
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        const Vector right = load(b + c * column_stride + line * kLanes + h * kHalf);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r][c][h] += left[r] * right;
+      }
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) std::memcpy(out + r * out_stride + c * kLanes + h * kHalf, &sum[r][c][h], kBytes);
+}
+
+// Adds the products of all pairs of columns a <= b to out[a][b]; entries below the diagonal may be written, too.
+template <int kBytes>
+DPCGAN_INLINE void gram_products(const double* wide, int64_t columns, int64_t column_stride, int64_t lines,
+                                 double* out) {
+  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
+  const int64_t out_stride = columns * kLanes;
+  for (int64_t a = 0; a < columns; a += kGramTile)
+    for (int64_t b = a; b < columns; b += kGramTile) {
+      const double* left = wide + a * column_stride;
+      const double* right = wide + b * column_stride;
+      double* to = out + a * out_stride + b * kLanes;
+      if (a + kGramTile <= columns && b + kGramTile <= columns) {
+        run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
+          gram_tile<kBytes, kGramTile, kGramTile>(left, right, column_stride, lines, to, out_stride);
+        });
+        continue;
+      }
+      for (int64_t r = 0; r < std::min<int64_t>(kGramTile, columns - a); ++r)
+        for (int64_t c = 0; c < std::min<int64_t>(kGramTile, columns - b); ++c)
+          gram_tile<kBytes, 1, 1>(left + r * column_stride, right + c * column_stride, column_stride, lines,
+                                  to + r * out_stride + c * kLanes, out_stride);
+    }
+}
+
 // Adds the squared norm of one channel group's weight gradient, and says which rows cancel.
 template <int kBytes>
 DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneTensor& x, const LaneTensor& g, const float* rows,
@@ -178,36 +253,27 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneTensor& x, 
   const PolyphaseGeometry poly(conv);
   const int64_t inputs = conv.x_group_channels(), outputs = conv.g_group_channels(), positions = conv.g_length;
   const int64_t lines = poly.phases * inputs, last_lines = poly.last_phases * inputs;
-  double* wide_x = scratch.x.data();
-  double* wide_g = scratch.g.data();
+  const int64_t square = poly.columns * poly.columns * kLanes;
   double* last = scratch.last.data();
   double* full = scratch.full.data();
-  load_gram_lanes<kBytes>(conv, poly, x, g, rows, group, wide_x, wide_g);
+  double* grads = scratch.grads.data();
+  load_gram_lanes<kBytes>(conv, poly, x, g, rows, group, scratch.x.data(), scratch.g.data());
+  std::fill_n(last, square, 0.0);
+  gram_products<kBytes>(scratch.x.data(), poly.columns, lines * kLanes, last_lines, last);
+  std::copy_n(last, square, full);
+  gram_products<kBytes>(scratch.x.data() + last_lines * kLanes, poly.columns, lines * kLanes, lines - last_lines, full);
+  std::fill_n(grads, positions * positions * kLanes, 0.0);
+  gram_products<kBytes>(scratch.g.data(), positions, outputs * kLanes, outputs, grads);
   NormAndBound result[kMaxLanes];
-  for (int64_t lag = 0; lag < positions; ++lag) {
-    const int64_t pairs = positions - lag;
-    for (int64_t q = 0; q < pairs + poly.folds - 1; ++q) {
-      const double* a = wide_x + q * lines * kLanes;
-      const double* b = a + lag * lines * kLanes;
-      DoubleLanes<kBytes> sum;
-      sum.add_products(a, b, last_lines);
-      sum.store(last + q * kLanes);
-      sum.add_products(a + last_lines * kLanes, b + last_lines * kLanes, lines - last_lines);
-      sum.store(full + q * kLanes);
-    }
-    for (int64_t t = 0; t < pairs; ++t) {
-      DoubleLanes<kBytes> sum;
-      sum.add_products(wide_g + t * outputs * kLanes, wide_g + (t + lag) * outputs * kLanes, outputs);
-      double grads[kMaxLanes];
-      sum.store(grads);
+  for (int64_t a = 0; a < positions; ++a)
+    for (int64_t b = a; b < positions; ++b)
       for (int64_t i = 0; i < kLanes; ++i) {
-        double taps = last[(t + poly.folds - 1) * kLanes + i];
-        for (int64_t m = 0; m + 1 < poly.folds; ++m) taps += full[(t + m) * kLanes + i];
-        result[i].sq_norm += (lag == 0 ? 1.0 : 2.0) * taps * grads[i];
-        if (lag == 0) result[i].bound += std::sqrt(taps * grads[i]);
+        double taps = last[((a + poly.folds - 1) * poly.columns + b + poly.folds - 1) * kLanes + i];
+        for (int64_t m = 0; m + 1 < poly.folds; ++m) taps += full[((a + m) * poly.columns + b + m) * kLanes + i];
+        const double product = taps * grads[(a * positions + b) * kLanes + i];
+        result[i].sq_norm += (a == b ? 1.0 : 2.0) * product;
+        if (a == b) result[i].bound += std::sqrt(product);
       }
-    }
-  }
   for (int64_t i = 0; i < kLanes; ++i) {
     norms.cancelled[i] |= result[i].cancels(kFloatCancellation);
     norms.sq_norm[i] += result[i].sq_norm + result[i].rounding_sq_norm();
@@ -221,8 +287,9 @@ inline void reserve_gram(const ConvGeometry& conv, int64_t lanes, LaneGramScratc
   };
   grow(scratch.x, poly.columns * poly.phases * conv.x_group_channels() * lanes);
   grow(scratch.g, conv.g_length * conv.g_group_channels() * lanes);
-  grow(scratch.last, poly.columns * lanes);
-  grow(scratch.full, poly.columns * lanes);
+  grow(scratch.last, poly.columns * poly.columns * lanes);
+  grow(scratch.full, poly.columns * poly.columns * lanes);
+  grow(scratch.grads, conv.g_length * conv.g_length * lanes);
 }
 
 }  // namespace dpcgan::cpu

@@ -62,4 +62,25 @@ void simd_dispatch(const Body& body) {
   run_portable(body);
 }
 
+// Runs a body as a function of its own, so that its loops get the registers to themselves; from within a body of the
+// same width.
+template <int kBytes, class Body>
+void run_apart(const Body& body) {
+#if defined(__x86_64__)
+  if constexpr (kBytes == 64) return run_avx512(body);
+  if constexpr (kBytes == 32) return run_avx2(body);
+#endif
+  if constexpr (kBytes == 16) run_portable(body);
+}
+
+// `simd_dispatch` for a given number of floats in a vector, which the CPU must offer.
+template <class Body>
+void lanes_dispatch(int64_t lanes, const Body& body) {
+#if defined(__x86_64__)
+  if (lanes == 16) return run_avx512(body);
+  if (lanes == 8) return run_avx2(body);
+#endif
+  run_portable(body);
+}
+
 }  // namespace dpcgan::cpu

@@ -10,8 +10,8 @@ from dpcgan_fast.cli.training import Json
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier
 from dpcgan_fast.privacy import account as compose
-from dpcgan_fast.privacy.ledger import charged, read_ledger
-from dpcgan_fast.synthesis.privacy_statement import mechanism_values, number
+from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded
+from dpcgan_fast.synthesis.privacy_statement import number
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.train.settings import TrainSettings
 
@@ -89,9 +89,9 @@ def _account_run(run: Path, expect_head: str | None) -> dict[str, Any]:
     mechanisms = charged(lines)
     return {
         **_spent_values(compose(mechanisms, settings.delta)),
-        "mechanisms": [mechanism_values(m) for m in mechanisms],
+        "mechanisms": [m.to_dict() for m in mechanisms],
         "planned_epsilon": number(settings.epsilon),
-        "seeded": settings.seed is not None,
+        "seeded": settings.seed is not None or seeded(lines),
         "ledger_head": heads[-1] if heads else None,
         "torn_line": torn,
     }

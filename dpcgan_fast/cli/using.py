@@ -20,6 +20,7 @@ from dpcgan_fast.data.writing import TableWriter, check_output
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import Metrics
 from dpcgan_fast.evaluate import evaluate as evaluate_tables
+from dpcgan_fast.files import PRIVATE_FOLDER
 from dpcgan_fast.report import write_report
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.stopping import stop_on_signals
@@ -88,10 +89,15 @@ def evaluate(
     if as_json:
         result_json(metrics.to_dict())
         return
-    result(str(metrics.verdict["headline"]))
+    _print_headline(metrics)
     result(f"report: {page}")
     result(f"metrics: {out / 'metrics.json'}")
-    say(metrics.notice)
+
+
+def _print_headline(metrics: Metrics) -> None:
+    """The headline, and in the same place that it is not differentially private: whoever keeps one keeps both."""
+    result(str(metrics.verdict["headline"]))
+    result(metrics.notice)
 
 
 def _read(path: Path, schema: Schema) -> pa.Table:
@@ -101,10 +107,13 @@ def _read(path: Path, schema: Schema) -> pa.Table:
 def evaluate_run(
     model: DPCGAN, schema: Schema, synthetic: pa.Table, test: pa.Table, train: pa.Table | None, out: Path
 ) -> tuple[Metrics, Path]:
-    """Evaluates, and writes metrics.json and report.html into `out`; gives the metrics and the report's path."""
+    """Evaluates, and writes metrics.json and report.html into `out`; gives the metrics and the report's path.
+
+    They show real rows' statistics, so that a folder that is made for them is its owner's alone.
+    """
     privacy = model.privacy()
     metrics = evaluate_tables(synthetic, test, schema, train=train, privacy=privacy)
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     metrics.write(out / "metrics.json")
     page = write_report(out, metrics, synthetic, test, schema, privacy, model.privacy_card())
     return metrics, page
@@ -127,6 +136,7 @@ def demo(
     train_table, test_table = train_test_split(load_support2())
     say(f"SUPPORT2: {train_table.num_rows} patients for training, {test_table.num_rows} held out")
     model = DPCGAN(schema, 3.0, 1e-5, device=device, **(_QUICK if quick else {}))  # type: ignore[arg-type]
+    out.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
     with stop_on_signals() as stop, TerminalProgress() as progress:
         model.fit(train_table, out / "run", hooks=FitHooks(progress, stop))
     synthetic = model.sample(train_table.num_rows)
@@ -136,7 +146,7 @@ def demo(
     say("evaluating: three classifiers on synthetic and on real rows, and the baseline of equal epsilon")
     metrics, page = evaluate_run(model, schema, synthetic, test_table, train_table, out)
     result(privacy_line(model.privacy()))
-    result(str(metrics.verdict["headline"]))
+    _print_headline(metrics)
     result(f"report:          {page.resolve()}")
     result(f"synthetic table: {table_path.resolve()}")
     result(f"privacy card:    {(model.folder / 'privacy_card.md').resolve()}")

@@ -3,8 +3,9 @@
 Text and typed columns read alike, so that a table gives the same records from a CSV file as from a Parquet file.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,7 @@ UNKNOWN = -2
 # Further words in columns of numbers and flags. A "?" is how many public data sets mark a missing cell; a category list
 # may contain it, a column of numbers cannot.
 _NUMBER_WORDS: Mapping[str, float] = {"true": 1.0, "false": 0.0, "?": np.nan}
+_FLAG_WORDS: Mapping[str, str] = {"true": "1", "false": "0"}  # and what they match in a list of categories
 _INTEGRAL = re.compile(r"([+-]?[0-9]+)\.0+")
 _NOT_A_NUMBER = 'Correct the cell, leave it empty if the value is missing, or make the column "categorical".'
 
@@ -52,8 +54,9 @@ def category_codes(
 ) -> np.ndarray:
     """Index of each cell's category in the list, int64 (N,); MISSING if it has none, UNKNOWN if it is not in the list.
 
-    Blanks around a text do not count. Whole numbers match with and without decimals ("1" and "1.0"), booleans match
-    "0" and "1" as well as "false" and "true". A listed category is never missing, even if it reads "NA".
+    Blanks around a text do not count. Whole numbers match with and without decimals ("1" and "1.0"); booleans, and the
+    words true and false in any case, match "0" and "1" as well as "false" and "true". A listed category is never
+    missing, even if it reads "NA".
     Raises InputError if the column is of a nested type.
     """
     exact = {category: i for i, category in reversed(list(enumerate(categories)))}
@@ -61,17 +64,55 @@ def category_codes(
     folded = {text.lower(): i for text, i in loose.items()}
 
     def code(value: object) -> int:
-        if isinstance(value, bool):
-            return folded.get(str(value).lower(), folded.get(str(int(value)), UNKNOWN))
-        text = _number_text(value) if isinstance(value, float) else str(value)
+        text = cell_text(value)
         index = exact.get(text, loose.get(_canonical(text)))
         if index is not None:
             return index
-        return MISSING if text.strip().lower() in MISSING_TEXTS else UNKNOWN
+        word = text.strip().lower()
+        if word in _FLAG_WORDS:
+            return folded.get(word, folded.get(_FLAG_WORDS[word], UNKNOWN))
+        return MISSING if word in MISSING_TEXTS else UNKNOWN
 
     values, codes = distinct(column, where)
     of_value = np.array([*(code(value) for value in values), MISSING], dtype=np.int64)
     return of_value[codes]  # a null has code -1, the last entry
+
+
+def cell_text(value: object) -> str:
+    """A cell that is present as text that means the same: whole numbers without decimals, booleans as true and false.
+
+    It depends on the value alone, so that a cell's text is the same whatever type the other cells give its column.
+    """
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, (float, np.floating)):
+        return _number_text(float(value))
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value)
+
+
+def canonical_text(value: object) -> str:
+    """The one name of a value: 1, 1.0, "1.0" and " 1 " are all "1"."""
+    return _canonical(cell_text(value))
+
+
+def category_names(
+    column: pa.ChunkedArray | pa.Array, where: str, reserved: Collection[str] = ()
+) -> tuple[list[str], np.ndarray]:
+    """Canonical names in a column, each once, and each cell's index into them, int64 (N,); MISSING where there is none.
+
+    reserved: names that stand for something else, whose cells have none
+    Raises InputError if the column is of a nested type.
+    """
+    values, codes = distinct(column, where)
+    index: dict[str, int] = {}
+
+    def code(name: str) -> int:
+        return MISSING if name in reserved or name.lower() in MISSING_TEXTS else index.setdefault(name, len(index))
+
+    of_value = [code(canonical_text(value)) for value in values]
+    return list(index), np.array([*of_value, MISSING], dtype=np.int64)[codes]
 
 
 def distinct(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[list[object], np.ndarray]:
@@ -114,10 +155,12 @@ def _parse_texts(column: pa.ChunkedArray, words: Mapping[str, float]) -> tuple[n
     trimmed = compute.utf8_trim_whitespace(column)
     missing = compute.is_in(compute.utf8_lower(trimmed), value_set=pa.array(sorted(MISSING_TEXTS), column.type))
     cells = compute.if_else(missing, pa.scalar(None, column.type), trimmed)
-    try:
-        return cells.cast(pa.float64()).to_numpy(), np.zeros(len(column), bool)
-    except pa.ArrowInvalid:
-        pass
+    # What a cell means is `_number`'s to say. Arrow is quicker, but gives up on all if one is no number to it, and then
+    # its forms of NaN, such as "nan(ab)", would be read in another way.
+    with contextlib.suppress(pa.ArrowInvalid):
+        numbers = cells.cast(pa.float64()).to_numpy()
+        if np.isnan(numbers).sum() == cells.null_count:
+            return numbers, np.zeros(len(column), bool)
     values, codes = distinct(cells, "")
     parsed = [_number(cast(str, value), words) for value in values]
     is_number = np.array([*(number is not None for number in parsed), True])

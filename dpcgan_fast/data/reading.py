@@ -1,9 +1,11 @@
 """Tables from files and from memory, with exactly the columns that a schema wants.
 
-A cell of a CSV file stays text until its column's schema says what it is: type inference would let the data decide a
-column's type. The parsers' own messages quote the row at fault, so none of them is ever passed on.
+A cell of a CSV file, or of a DataFrame's column of mixed types, stays text until its column's schema says what it is:
+type inference would let one row decide how all others are read. The parsers' own messages quote the row at fault, so
+none of them is ever passed on.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -18,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from dpcgan_fast.data import cells
 from dpcgan_fast.errors import DpcganError, InputError, MachineError
 
 
@@ -29,6 +32,7 @@ class ArrowStream(Protocol):
 
 TableSource = str | os.PathLike[str] | ArrowStream
 
+_TYPED_KINDS = "biuf"  # numpy's letters for booleans, integers and floats
 _SEPARATORS = ",;\t"
 _PARQUET_MAGIC = b"PAR1"
 _PARQUET_ENDINGS = (".parquet", ".pq")
@@ -116,18 +120,29 @@ def _open_frame(frame: Any) -> _Opened:
 
     def read(wanted: list[str]) -> pa.Table:
         position = {name: i for i, name in enumerate(names)}
-        return pa.table({name: _frame_column(frame.iloc[:, position[name]]) for name in wanted})
+        return pa.table({name: _frame_column(frame.iloc[:, position[name]], name) for name in wanted})
 
     return _Opened("DataFrame", names, read)
 
 
-def _frame_column(series: Any) -> pa.Array | pa.ChunkedArray:
-    """Cells of mixed types become text, which is what they would be had they come from a CSV file."""
-    try:
-        return pa.Array.from_pandas(series)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        missing = series.isna()
-        return pa.array([None if m else str(cell) for cell, m in zip(series, missing, strict=True)], pa.string())
+def _frame_column(series: Any, name: str) -> pa.Array | pa.ChunkedArray:
+    """Columns whose dtype says that they hold numbers or booleans are typed; all others become text, cell by cell.
+
+    One odd cell makes pandas' column of numbers a column of objects, so a number must read as the number does, and a
+    boolean as the boolean, in either form; see `cells.cell_text`.
+    """
+    if series.dtype.kind in _TYPED_KINDS:
+        with contextlib.suppress(pa.ArrowException):  # a type that Arrow lacks, such as long double
+            return pa.Array.from_pandas(series)
+    rows = enumerate(zip(series, series.isna(), strict=True), start=1)
+    return pa.array([None if absent else _frame_cell(cell, name, row) for row, (cell, absent) in rows], pa.string())
+
+
+def _frame_cell(cell: object, name: str, row: int) -> str:
+    if isinstance(cell, (list, tuple, dict, set)) or getattr(cell, "ndim", 0):
+        where = f"DataFrame, column {name}, row {row}"
+        raise InputError("A cell is not a single value", where, "Leave the column out.")
+    return cells.cell_text(cell)
 
 
 def _open_arrow(source: Any) -> _Opened:

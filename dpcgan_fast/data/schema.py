@@ -37,7 +37,8 @@ class Column(_Strict):
     bounds:     numeric only: (lower, upper), "private", or None (to be filled in)
     integer:    numeric only: values are written back as whole numbers
     missing:    cells may be empty, and emptiness is modelled; if False, an empty cell reads as a public default
-    categories: categorical only: the public list, "private", or None (to be filled in)
+    categories: categorical only: the public list, "private", or None (to be filled in). A list that was released may be
+                empty: every cell that is not missing is then unknown
     unknown:    what a category outside the list becomes: "__other__", "missing", or the "first" of the list (for lists
                 that name every category there is)
     rates:      label only: public class rates in the order of the classes
@@ -60,8 +61,10 @@ class Column(_Strict):
     def _consistent(self) -> "Column":
         _checked_bounds(self.bounds)
         if isinstance(self.categories, tuple):
-            if len(set(self.categories)) != len(self.categories) or not self.categories:
-                raise ValueError("categories must be a list of different names, at least one")
+            if len(set(self.categories)) != len(self.categories):
+                raise ValueError("categories must be a list of different names")
+            if not self.categories and self.unknown == "first":
+                raise ValueError('unknown "first" needs at least one category')
             if OTHER in self.categories:
                 raise ValueError(f"{OTHER} is added by itself and must not be listed")
         if self.unknown == "missing" and not self.missing:

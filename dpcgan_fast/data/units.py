@@ -13,14 +13,14 @@ from dpcgan_fast.errors import InputError
 def unit_ids(table: pa.Table, schema: Schema, where: str = "data") -> np.ndarray | None:
     """Unit of each row, int64 (M,), numbered by first appearance; None if every row is a unit of its own.
 
-    Blanks around an id do not count. `where` (the file) is for the error.
+    Blanks around an id do not count, nor decimals of a whole number. `where` (the file) is for the error.
     Raises InputError, which names the row, if an id is missing.
     """
     if schema.unit is None:
         return None
     place = f"{where}, column {schema.unit}"
     values, codes = cells.distinct(table[schema.unit], place)
-    number: dict[object, int] = {}
+    number: dict[str, int] = {}
     of_value = np.array([*(_number_of(value, number) for value in values), cells.MISSING], dtype=np.int64)
     ids = of_value[codes]
     missing = ids == cells.MISSING
@@ -30,10 +30,10 @@ def unit_ids(table: pa.Table, schema: Schema, where: str = "data") -> np.ndarray
     return ids
 
 
-def _number_of(value: object, number: dict[object, int]) -> int:
+def _number_of(value: object, number: dict[str, int]) -> int:
     """The number of a unit id, a new one if it has none yet; MISSING if it is no id."""
-    key = value.strip() if isinstance(value, str) else value
-    if str(key).lower() in cells.MISSING_TEXTS:
+    key = cells.canonical_text(value)
+    if key.lower() in cells.MISSING_TEXTS:
         return cells.MISSING
     return number.setdefault(key, len(number))
 

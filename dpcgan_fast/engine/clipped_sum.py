@@ -55,7 +55,7 @@ def add_clipped_sum(
     reports: list[LayerReport] = []
     for i, (name, gradient) in enumerate(gradients):
         choice = gradient.choose(asked)
-        reports.append(LayerReport(name, gradient.rule, choice.mode, choice.reason))
+        reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
             kept = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())
             gradients[i] = (name, kept)
@@ -71,6 +71,11 @@ def add_clipped_sum(
     for (_, gradient), layer_cancelled in zip(gradients, cancelled, strict=True):
         if layer_cancelled is not None and units is not None:
             layer_cancelled = layer_cancelled[units.unit_of_row]
-        for parameter, grad in gradient.weighted(row_factor, layer_cancelled).items():
-            total[parameter] = grad if parameter not in total else total[parameter].add_(grad)
+        add_to(total, gradient.weighted(row_factor, layer_cancelled))
     return tuple(reports)
+
+
+def add_to(total: GradientSum, grads: GradientSum) -> None:
+    """Adds float64 gradients to a sum; it takes over those of parameters that it did not hold."""
+    for parameter, grad in grads.items():
+        total[parameter] = grad if parameter not in total else total[parameter].add_(grad)

@@ -22,6 +22,15 @@ def _refuse_dropout(use: LayerUse) -> None:
             )
 
 
+def _refuse_final_state(use: LayerUse, grads: tuple[Tensor | None, ...]) -> None:
+    """By kind and not by shape: there may be as many layers as rows."""
+    if isinstance(use.module, nn.RNNBase) and any(grad is not None for grad in grads[1:]):
+        raise ValueError(
+            f"The losses depend on the final state of module {use.name or '(root)'!r}, in which the rows do not lead; "
+            "its per-sample gradients cannot be formed. Take the last position of its output instead."
+        )
+
+
 def per_sample_fallback(
     use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn.Parameter], rows: int
 ) -> dict[nn.Parameter, Tensor]:
@@ -35,12 +44,13 @@ def per_sample_fallback(
     module cannot be vectorised.
     """
     _refuse_dropout(use)
+    _refuse_final_state(use, grads)
     leaves, structure = tree_flatten((use.args, use.kwargs))
     for tensor in [*tensors_in(use.args, use.kwargs), *(g for g in grads if g is not None)]:
         if tensor.dim() == 0 or tensor.shape[0] != rows:
             raise ValueError(
-                f"Module {use.name or '(root)'!r} has no layer rule, and one of its tensors has shape "
-                f"{tuple(tensor.shape)} where the {rows} rows should lead; its per-sample gradients cannot be formed."
+                f"Module {use.name or '(root)'!r} has no layer rule, and the B rows do not lead in one of its tensors; "
+                "its per-sample gradients cannot be formed."
             )
     row_inputs = tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
     used = [i for i, grad in enumerate(grads) if grad is not None]

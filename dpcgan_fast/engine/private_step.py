@@ -1,6 +1,8 @@
 """One DP-SGD step on any supported module, in one backward pass."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,18 +10,21 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
+from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
 from dpcgan_fast.engine.recorder import (
     ForwardCall,
     LayerUse,
+    Reached,
     check_graph,
     mark_used,
     recorded_layers,
     recording,
     tensors_in,
 )
-from dpcgan_fast.engine.report import StepReport
+from dpcgan_fast.engine.report import LayerReport, StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
-from dpcgan_fast.engine.rules import layer_gradient
+from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
+from dpcgan_fast.engine.update import NotFusedUpdateError, check_update, noisy_update
 from dpcgan_fast.ops import NoiseKey, NormMode
 
 
@@ -38,6 +43,7 @@ class PrivateStep:
     expected_batch_size: public divisor q N > 0, never the size of the batch that was drawn
     noise_key:           from `privacy.noise_key()`; a fresh secret one by default
     norm_mode:           "auto", or one of "direct", "gram", "materialise" for every layer that has them
+    fused:               False keeps to the layerwise path; True takes the fused one where the module has it
     debug:               lets `last` hold batch sizes, which are private
 
     Formal guarantees: with noise_multiplier sigma, one `step()` is a Gaussian mechanism of sensitivity C (1 + 1e-6)
@@ -58,6 +64,7 @@ class PrivateStep:
         *,
         noise_key: NoiseKey | None = None,
         norm_mode: NormMode = "auto",
+        fused: bool = True,
         debug: bool = False,
     ):
         _check_settings(max_grad_norm, noise_multiplier, expected_batch_size)
@@ -73,10 +80,19 @@ class PrivateStep:
         self._expected_batch_size = expected_batch_size
         self._noise_key = noise_key if noise_key is not None else NoiseKey()
         self._norm_mode: NormMode = norm_mode
+        self._runs, self._why = self._choose_path(fused)
         self._debug = debug
         self._rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
         self.last: StepReport | None = None
         self._reset()
+
+    def _choose_path(self, fused: bool) -> tuple[dict[str, FusedRun], str]:
+        """The runs of layers that are fused, and why."""
+        if not fused or self._norm_mode != "auto":
+            return {}, "fused=False" if not fused else f"norm_mode={self._norm_mode!r}"
+        measure = math.isfinite(self._max_grad_norm)
+        runs, why = fused_runs(self._module, set(self._trainable), measure)
+        return runs, why or "every layer has a fused form"
 
     def _reset(self) -> None:
         self._calls: list[ForwardCall] = []
@@ -95,7 +111,7 @@ class PrivateStep:
             self._module, args, kwargs, rows
         ):
             self._rows_known_apart.add(self._module.training)
-        with recording(self._layers) as call:
+        with recording(self._layers, self._runs) as call:
             output = self._module(*args, **kwargs)
         self._calls.append(call)
         return output
@@ -122,14 +138,47 @@ class PrivateStep:
         rows = losses.shape[0]
         groups = self._grouped(units, rows)
         if rows > 0:
-            named = [(use.name, layer_gradient(use, grads, self._trainable, rows)) for use, grads in self._uses(losses)]
             total = self._private_sum if private else self._public_sum
+            reached = self._unfused_where_needed(self._uses(losses), groups)
+            named = [(use.name, self._gradient(use, grads, rows)) for use, grads in reached]
             layers = add_clipped_sum(named, self._max_grad_norm, groups, self._norm_mode, total)
             self._chunks += 1
-            debug = {"rows": rows, "chunks": self._chunks} if self._debug else {}
-            self.last = StepReport("layerwise", ops.backend(), layers, debug)
+            self.last = self._report(layers, rows)
         if not private:
             self._public_rows += rows
+
+    def _unfused_where_needed(self, reached: list[Reached], groups: ops.UnitGroups | None) -> list[Reached]:
+        """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a
+        unit, or across uses of the same parameters, before the norm.
+        """
+        uses = Counter(p for use, _ in reached for p in use.module.parameters())
+
+        def fits(use: LayerUse) -> bool:
+            return use.fused is None or (groups is None and all(uses[p] == 1 for p in use.fused.run.parameters))
+
+        if all(fits(use) for use, _ in reached):
+            return reached
+        self._runs = {}
+        self._why = "rows are grouped into units" if groups is not None else "several forwards share a loss"
+        again: list[Reached] = []
+        for use, grads in reached:
+            again += [(use, grads)] if fits(use) else layers_again(use, grads[0], slice(None))  # type: ignore[arg-type]
+        return again
+
+    def _gradient(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
+        if use.fused is None:
+            return layer_gradient(use, grads, self._trainable, rows)
+        (grad_out,) = grads
+        assert grad_out is not None
+        use.check_unchanged()
+        check_rows(use, grad_out, rows)
+        return FusedGradient(use, use.fused, grad_out, self._trainable)
+
+    def _report(self, layers: tuple[LayerReport, ...], rows: int) -> StepReport:
+        path = "fused" if all(x.fused for x in layers) else "mixed" if any(x.fused for x in layers) else "layerwise"
+        refused = next((run.refused for run in self._runs.values() if run.refused), "")
+        debug = {"rows": rows, "chunks": self._chunks} if self._debug else {}
+        return StepReport(path, refused or self._why, ops.backend(), layers, debug=debug)
 
     def _grouped(self, units: Tensor | None, rows: int) -> ops.UnitGroups | None:
         if units is None:
@@ -144,11 +193,11 @@ class PrivateStep:
         self._seen_units.append(units.detach().clone())
         return groups
 
-    def _uses(self, losses: Tensor) -> list[tuple[LayerUse, tuple[Tensor | None, ...]]]:
+    def _uses(self, losses: Tensor) -> list[Reached]:
         """Layer uses that the losses depend on, each with the gradients of its outputs."""
         pending = [(call, use) for call in self._calls for use in call.uses]
         edges = [edge for _, use in pending for edge in use.edges if edge is not None]
-        reached: list[tuple[LayerUse, tuple[Tensor | None, ...]]] = []
+        reached: list[Reached] = []
         if edges and losses.requires_grad:
             check_graph(losses, [use for _, use in pending], self._trainable)
             ones = torch.ones_like(losses)
@@ -175,19 +224,43 @@ class PrivateStep:
 
         Without a private `backward` since the last step this is an empty batch: the noise is added all the same.
         """
-        sums = [_sum_of(self._private_sum, parameter) for parameter in self._trainable]
+        parameters = list(self._trainable)
+        sums = [_sum_of(self._private_sum, parameter) for parameter in parameters]
+        public = [_sum_of(self._public_sum, parameter) for parameter in parameters] if self._public_rows > 0 else []
+        public_rows = max(1, self._public_rows)
+        self._reset()
+        try:
+            check_update(self._optimizer, parameters)
+        except NotFusedUpdateError as reason:
+            self._report_update(f"optimizer.step(): {reason}")
+            self._optimizer_step(parameters, sums, public, public_rows)
+            return
+        for parameter in parameters:
+            parameter.grad = None  # what others may have left there is not released by this step
+        self._report_update("one pass: noise, division and the optimizer's rule")
+        noisy_update(
+            self._optimizer, parameters, sums, public, self._noise_std, self._noise_key, self._expected_batch_size,
+            public_rows,
+        )  # fmt: skip
+
+    def _report_update(self, update: str) -> None:
+        if self.last is not None:
+            self.last = replace(self.last, update=update)
+
+    def _optimizer_step(
+        self, parameters: list[nn.Parameter], sums: list[Tensor], public: list[Tensor], public_rows: int
+    ) -> None:
         if self._noise_std > 0:
             ops.gaussian_noise_(sums, self._noise_std, self._noise_key)
-        for parameter, private_sum in zip(self._trainable, sums, strict=True):
+        for i, (parameter, private_sum) in enumerate(zip(parameters, sums, strict=True)):
             grad = private_sum.div_(self._expected_batch_size)
-            if self._public_rows > 0:
-                grad += _sum_of(self._public_sum, parameter) / self._public_rows
+            if public:
+                grad += public[i] / public_rows
             parameter.grad = grad.to(parameter.dtype)
-        self._reset()
         try:
             self._optimizer.step()
         finally:
-            for parameter in self._trainable:
+            for parameter in parameters:
                 parameter.grad = None
 
 

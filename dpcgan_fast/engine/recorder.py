@@ -4,10 +4,11 @@ Hooks are on the module only while a forward of the private path runs. The edge 
 later in-place activation does not move it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -29,6 +30,7 @@ class LayerUse:
     edges: tuple[GradientEdge | None, ...]
     input_nodes: tuple[Any, ...]  # graph nodes that produced the inputs
     versions: tuple[int, ...]  # of the tensor inputs, to notice a change in place
+    fused: Any = None  # what the fused path keeps, if the module is a run of layers that took it
 
     def check_unchanged(self) -> None:
         """Raises ValueError if an input was changed in place after the layer used it."""
@@ -37,6 +39,23 @@ class LayerUse:
                 f"An input of module {self.name or '(root)'!r} was changed in place after the module used it, so its "
                 "per-sample gradient cannot be formed. Use the operation's out-of-place form."
             )
+
+
+Reached = tuple[LayerUse, tuple[Tensor | None, ...]]  # a use that losses depend on, and the gradients of its outputs
+
+
+class FusedForward(Protocol):
+    """A run of layers with a forward of its own."""
+
+    module: nn.Module
+
+    def hooked(self) -> bool:
+        """Whether its modules have hooks, which it would pass over."""
+        ...
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any] | None:
+        """The output, in the autograd graph, and what its backward needs; None for a call that it cannot take."""
+        ...
 
 
 @dataclass
@@ -72,11 +91,12 @@ def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, 
 
 
 @contextmanager
-def recording(layers: dict[str, nn.Module]) -> Iterator[ForwardCall]:
-    """Records the layers' uses while the block runs; the hooks are gone afterwards."""
+def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) -> Iterator[ForwardCall]:
+    """Records the layers' uses while the block runs; hooks, and the forwards of fused runs, are gone afterwards."""
     call = ForwardCall()
+    runs = {name: run for name, run in runs.items() if not run.hooked()}
 
-    def record(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def record(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any, fused: Any = None) -> None:
         outputs = tensors_in(output)
         if not any(out.requires_grad for out in outputs):
             return
@@ -91,8 +111,16 @@ def recording(layers: dict[str, nn.Module]) -> Iterator[ForwardCall]:
                 tuple(get_gradient_edge(out) if out.requires_grad else None for out in outputs),
                 tuple(x.grad_fn for x in inputs if x.grad_fn is not None),
                 tuple(x._version for x in inputs),
+                fused,
             )
         )
+
+    def run_fused(name: str, run: FusedForward, *args: Any, **kwargs: Any) -> Any:
+        made = run.forward(args, kwargs)
+        if made is None:
+            return type(run.module).forward(run.module, *args, **kwargs)
+        record(name, run.module, args, kwargs, made[0], made[1])
+        return made[0]
 
     handles = [
         module.register_forward_hook(
@@ -101,10 +129,14 @@ def recording(layers: dict[str, nn.Module]) -> Iterator[ForwardCall]:
         for name, module in layers.items()
     ]
     try:
+        for name, run in runs.items():
+            run.module.forward = partial(run_fused, name, run)  # an attribute of this instance, deleted below
         yield call
     finally:
         for handle in handles:
             handle.remove()
+        for run in runs.values():
+            run.module.__dict__.pop("forward", None)
 
 
 def check_graph(losses: Tensor, uses: list[LayerUse], trainable: dict[nn.Parameter, str]) -> None:

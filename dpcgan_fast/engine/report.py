@@ -1,6 +1,7 @@
 """What `PrivateStep.last` shows: which way each layer took, and why."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from dpcgan_fast.ops import NormMode
 
@@ -11,30 +12,41 @@ class LayerReport:
 
     rule: name of the layer rule, or "torch.func" for a layer without one
     mode: norm mode that was used
+    fused: whether the layer was part of a fused run
     """
 
     name: str
     rule: str
     mode: NormMode
     reason: str
+    fused: bool = False
 
 
 @dataclass(frozen=True)
 class StepReport:
     """The path of the last backward.
 
-    path:    "layerwise": one backward for output gradients, then norms, clip and sums layer by layer
+    path:    "fused": every layer is in a run of layers that takes one native call each for forward, norms and sum, with
+             a row in each lane of a vector; "layerwise": one backward for output gradients, then norms, clip and sums
+             layer by layer; "mixed": some layers are fused
+    why:     why this path was taken
     backend: "native" or "reference" ops
+    update:  how `step()` then moved the parameters, and why
     debug:   batch sizes and chunk counts; empty unless PrivateStep was made with debug=True, since the number of rows
              drawn is private
     """
 
-    path: str
+    path: Literal["fused", "mixed", "layerwise"]
+    why: str
     backend: str
     layers: tuple[LayerReport, ...]
+    update: str = ""
     debug: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"path {self.path}, ops {self.backend}"]
-        lines += [f"  {layer.name or '(root)'}: {layer.rule}, {layer.mode} ({layer.reason})" for layer in self.layers]
+        lines = [f"path {self.path} ({self.why}), ops {self.backend}"]
+        for layer in self.layers:
+            fused = "fused " if layer.fused else ""
+            lines.append(f"  {layer.name or '(root)'}: {fused}{layer.rule}, {layer.mode} ({layer.reason})")
+        lines += [f"  update: {self.update}"] if self.update else []
         return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Refuses modules whose output for one row depends on other rows: they have no per-unit gradient."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,13 +45,53 @@ def refuse_mixing_modules(root: nn.Module) -> None:
             raise _refusal(name, module, reason)
 
 
-def _run(root: nn.Module, inputs: Inputs, device: torch.device) -> Any:
-    """A forward that leaves buffers and the random state as they were."""
+@dataclass(frozen=True)
+class _Probe:
+    """What a forward on a few rows gave.
+
+    output:  of the root
+    layers:  by name of every module without children or with trainable parameters, its input and output
+    buffers: by name, as the forward left them
+    """
+
+    output: Any
+    layers: dict[str, tuple[Any, Any]]
+    buffers: dict[str, Tensor]
+
+
+def _probed(root: nn.Module, inputs: Inputs, device: torch.device) -> _Probe:
+    """A forward that leaves the module's buffers and the random state as they were."""
     args, kwargs = inputs
-    buffers = {name: buffer.clone() for name, buffer in root.named_buffers()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        return torch.func.functional_call(root, buffers, args, kwargs)
+    clones = {name: buffer.clone() for name, buffer in root.named_buffers()}
+    layers: dict[str, tuple[Any, Any]] = {}
+    buffers: dict[str, Tensor] = {}
+
+    def keep_buffers(module: nn.Module, _args: Any, _output: Any) -> None:
+        buffers.update((name, buffer.clone()) for name, buffer in module.named_buffers())
+
+    def keep_layer(name: str, args: Any, kwargs: Any, output: Any) -> None:
+        layers.setdefault(name, ((args, kwargs), output))
+
+    handles = [root.register_forward_hook(keep_buffers)]
+    handles += [
+        module.register_forward_hook(
+            lambda _m, args, kwargs, out, name=name: keep_layer(name, args, kwargs, out), with_kwargs=True
+        )
+        for name, module in root.named_modules()
+        if not list(module.children()) or _trains(module)
+    ]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            output = torch.func.functional_call(root, clones, args, kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Probe(output, layers, buffers)
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _same_other_rows(first: Any, second: Any) -> bool:
@@ -63,47 +104,72 @@ def _same_other_rows(first: Any, second: Any) -> bool:
     )
 
 
-def _outputs_by_module(root: nn.Module, inputs: Inputs, device: torch.device) -> dict[str, Any]:
-    outputs: dict[str, Any] = {}
-    handles = [
-        module.register_forward_hook(lambda _m, _a, out, name=name: outputs.setdefault(name, out))
-        for name, module in root.named_modules()
-        if not list(module.children())
-    ]
-    try:
-        _run(root, inputs, device)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs
+def _refuse_moved_rows(modules: dict[str, nn.Module], first: _Probe, second: _Probe) -> None:
+    if _same_other_rows(first.output, second.output):
+        return
+    guilty = (name for name in first.layers if not _same_other_rows(first.layers[name][1], second.layers[name][1]))
+    name = next(guilty, "")
+    raise _refusal(name, modules[name], "its output for one row changes with another row's input")
+
+
+def _refuse_data_in_buffers(modules: dict[str, nn.Module], first: _Probe, other: _Probe) -> None:
+    """Not up to float noise: a buffer that depends on no row is bit by bit the same, whatever the rows are."""
+    for path, buffer in first.buffers.items():
+        if not torch.equal(buffer.nan_to_num(), other.buffers[path].nan_to_num()):
+            name, _, own = path.rpartition(".")
+            reason = f"its forward writes what it is given into buffer {own!r}, which leaves the step without noise"
+            raise _refusal(name, modules[name], f"{reason}. Keep no statistics of the rows")
+
+
+def _refuse_rows_elsewhere(modules: dict[str, nn.Module], probe: _Probe, rows: int) -> None:
+    """Raises if a layer that is trained has anything but the rows in front, in what it takes or gives."""
+    for name, (given, output) in probe.layers.items():
+        module = modules[name]
+        if isinstance(module, nn.RNNBase):
+            output = output[0]  # the fallback refuses losses that depend on the final state, which has layers in front
+        tensors = [x for x in tree_flatten((given, output))[0] if isinstance(x, Tensor)]
+        if _trains(module) and any(x.dim() == 0 or x.shape[0] != rows for x in tensors):
+            raise _refusal(
+                name, module,
+                "the leading dimension of its input or output is not that of the rows. Keep rows in front throughout, "
+                "or freeze it",
+            )  # fmt: skip
 
 
 def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> bool:
-    """Runs a few rows twice, with the first one changed, and raises ValueError if any other row's output moves.
+    """Runs a few rows three times and raises ValueError for what no list of kinds can catch.
 
-    It catches what no list of kinds can: statistics over the batch in a module of one's own. Returns False if there
-    are too few rows to tell, and then should be called again with another batch.
+    That is: another row's output that moves when the first row is changed, such as with statistics over the batch in a
+    module of one's own; a buffer that depends on the rows; a trained layer whose leading dimension is not the number
+    of rows. The last needs a run with another number of rows, since a dimension may happen to be as long as the batch.
+    What a module keeps of its rows outside of its buffers is not seen.
+
+    Returns False if there are too few rows to tell, and then should be called again with another batch.
     """
     if rows < 2:
         return False
 
-    def changed(x: Tensor) -> Tensor:
-        x = x[:_PROBE_ROWS].detach().clone()
-        x[0] = x[1] + 1 if x.is_floating_point() else x[1]
-        return x
+    def taken(count: int, change: bool = False) -> Inputs:
+        """The first rows of the batch, over and over if it has not as many."""
 
-    def is_rows(x: Tensor) -> bool:
-        return x.dim() > 0 and x.shape[0] == rows
+        def few(x: Any) -> Any:
+            if x.dim() == 0 or x.shape[0] != rows:
+                return x
+            x = x.detach()[torch.arange(count, device=x.device) % rows]
+            if change:
+                x[0] = x[1] + 1 if x.is_floating_point() else x[1]
+            return x
 
-    def mapped(function: Any, tree: Any) -> Any:
-        return tree_map_only(Tensor, lambda x: function(x) if is_rows(x) else x, tree)
+        return tree_map_only(Tensor, few, (args, kwargs))
 
-    original = mapped(lambda x: x[:_PROBE_ROWS].detach(), (args, kwargs))
-    perturbed = mapped(changed, (args, kwargs))
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
-    if _same_other_rows(_run(root, original, device), _run(root, perturbed, device)):
-        return True
-    before, after = (_outputs_by_module(root, inputs, device) for inputs in (original, perturbed))
     modules = dict(root.named_modules())
-    guilty = next((name for name in before if not _same_other_rows(before[name], after[name])), "")
-    raise _refusal(guilty, modules[guilty], "its output for one row changes with another row's input")
+    whole = _probed(root, taken(_PROBE_ROWS), device)
+    changed = _probed(root, taken(_PROBE_ROWS, change=True), device)
+    _refuse_moved_rows(modules, whole, changed)
+    fewer = _probed(root, taken(_PROBE_ROWS - 1), device)
+    for probe, count in ((whole, _PROBE_ROWS), (fewer, _PROBE_ROWS - 1)):
+        _refuse_rows_elsewhere(modules, probe, count)
+    for other in (changed, fewer):
+        _refuse_data_in_buffers(modules, whole, other)
+    return True

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fallback import per_sample_fallback
 from dpcgan_fast.engine.recorder import LayerUse
+from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, UnitGroups
 
 PerSample = dict[nn.Parameter, Tensor]  # parameter -> (B, *parameter.shape)
@@ -35,12 +36,16 @@ class LayerGradient(Protocol):
         """The norm mode to take, with the reason."""
         ...
 
+    def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
+        """What `PrivateStep.last` says of it."""
+        ...
+
     def per_sample(self) -> PerSample:
         """Per-sample gradients, (B, *parameter.shape) each."""
         ...
 
-    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor]:
-        """Squared norms (U,) float64 and the units that cancel (U,) bool, for mode `direct` or `gram`."""
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor | None]:
+        """Squared norms (U,) float64 and the units that cancel (U,) bool or None, for a mode that keeps no gradient."""
         ...
 
     def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
@@ -66,6 +71,10 @@ class ConvGradient:
     def choose(self, asked: NormMode) -> NormChoice:
         """By the cost model, unless a mode was asked for."""
         return _pick_norm_mode(self.problem.sizes(self.x, self.g), asked)
+
+    def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
+        """One report."""
+        return (LayerReport(name, self.rule, choice.mode, choice.reason),)
 
     def _by_parameter(self, weight: Tensor, bias: Tensor, leading: tuple[int, ...]) -> dict[nn.Parameter, Tensor]:
         grads = {self.weight: weight.reshape(*leading, *self.weight.shape)}
@@ -99,6 +108,10 @@ class MaterialisedGradient:
     def choose(self, asked: NormMode) -> NormChoice:  # noqa: ARG002  there is no other way
         """Always `materialise`."""
         return NormChoice("materialise", self.reason)
+
+    def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
+        """One report."""
+        return (LayerReport(name, self.rule, choice.mode, choice.reason),)
 
     def per_sample(self) -> PerSample:
         """The gradients as they are."""
@@ -209,7 +222,7 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     own: dict[str, nn.Parameter] = {name: p for name, p in module.named_parameters() if p in trainable}
     if _has_rule(use) and "weight" in own:
         x, g = _floats(use.args[0].detach()), _floats(grads[0])  # type: ignore[arg-type]
-        _check_rows(use, x, rows)
+        check_rows(use, x, rows)
         if type(module) in _CONV_RULES:
             return _CONV_RULES[type(module)](module, x, g.to(x.dtype), own.get("bias"))
         weight_grad, bias_grad = _affine_grads(module, x, g.to(x.dtype))
@@ -221,10 +234,11 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     return MaterialisedGradient("torch.func", reason, per_sample)
 
 
-def _check_rows(use: LayerUse, x: Tensor, rows: int) -> None:
+def check_rows(use: LayerUse, x: Tensor, rows: int) -> None:
+    """Raises ValueError if the rows of the losses do not lead a layer's tensor; how many rows there are is private."""
     if x.shape[0] != rows:
         raise ValueError(
-            f"Expected the input of module {use.name or '(root)'!r} to have the {rows} rows of the losses as its "
-            f"leading dimension, got shape {tuple(x.shape)}; otherwise its gradients cannot be told apart by row. Keep "
-            "rows as the leading dimension throughout."
+            f"Expected the input of module {use.name or '(root)'!r} to have the B rows of the losses as its leading "
+            "dimension; otherwise its gradients cannot be told apart by row. Keep rows as the leading dimension "
+            "throughout."
         )

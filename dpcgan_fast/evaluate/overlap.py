@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from dpcgan_fast.data.cells import distinct
+from dpcgan_fast.data.cells import canonical_text, distinct
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.columns import codes, modelled_columns, numbers
 
@@ -42,6 +42,6 @@ def shares_a_unit(table: pa.Table, other: pa.Table, schema: Schema) -> bool:
     if unit is None or unit not in table.column_names or unit not in other.column_names:
         return False
     ids, others = (
-        {str(value).strip() for value in distinct(part[unit], f"column {unit}")[0]} for part in (table, other)
+        {canonical_text(value) for value in distinct(part[unit], f"column {unit}")[0]} for part in (table, other)
     )
     return not ids.isdisjoint(others)

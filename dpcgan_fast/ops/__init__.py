@@ -22,11 +22,14 @@ from dpcgan_fast.ops._conv import conv1d_sq_norm as conv1d_sq_norm
 from dpcgan_fast.ops._conv import conv_transpose1d_sq_norm as conv_transpose1d_sq_norm
 from dpcgan_fast.ops._conv import linear_sq_norm as linear_sq_norm
 from dpcgan_fast.ops._conv import rows_sq_norm as rows_sq_norm
+from dpcgan_fast.ops._fused import FusedLayer as FusedLayer
+from dpcgan_fast.ops._fused import FusedNet as FusedNet
 from dpcgan_fast.ops._modes import NormChoice as NormChoice
 from dpcgan_fast.ops._modes import NormMode as NormMode
 from dpcgan_fast.ops._modes import check_norm_mode as check_norm_mode
 from dpcgan_fast.ops._modes import pick_norm_mode as pick_norm_mode
 from dpcgan_fast.ops._noise import KEY_BYTES as KEY_BYTES
+from dpcgan_fast.ops._noise import SEEDED_KEY_ID as SEEDED_KEY_ID
 from dpcgan_fast.ops._noise import NoiseKey as NoiseKey
 from dpcgan_fast.ops._noise import derive_key as derive_key
 from dpcgan_fast.ops._noise import gaussian_noise_ as gaussian_noise_
@@ -35,6 +38,7 @@ from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
 from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
 from dpcgan_fast.ops._units import UnitGroups as UnitGroups
 from dpcgan_fast.ops._units import group_units as group_units
+from dpcgan_fast.ops._update import noisy_update_ as noisy_update_
 
 if native is not None:
     _fake.register()

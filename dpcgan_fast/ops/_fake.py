@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dpcgan_fast.ops._fused import fused_output, fused_parameters
+
 
 def _bias_numel(x: Tensor, g: Tensor, bias_role: int) -> int:
     return (0, g.shape[1], x.shape[1])[bias_role]
@@ -51,6 +53,24 @@ def register() -> None:
     def _(sq_norm, max_grad_norm):  # noqa: ARG001
         return torch.empty_like(sq_norm)
 
+    @register_fake("dpcgan_fast::fused_forward")
+    def _(x, parameters, layers, numbers, lanes, workspace):  # noqa: ARG001
+        return x.new_empty(x.shape[0], *fused_output(layers, x.shape[1], x.shape[2]))
+
+    @register_fake("dpcgan_fast::fused_sq_norm")
+    def _(grad_out, layers, numbers, lanes, channels, length, measure, input_grad, workspace):  # noqa: ARG001
+        rows = grad_out.shape[0]
+        grad_in = grad_out.new_empty(rows if input_grad else 0, channels, length)
+        return grad_out.new_empty(rows, dtype=torch.float64), grad_out.new_empty(rows, dtype=torch.bool), grad_in
+
+    @register_fake("dpcgan_fast::fused_weighted_grad")
+    def _(factor, layers, numbers, lanes, channels, length, workspace):  # noqa: ARG001
+        return factor.new_empty(fused_parameters(layers, channels))
+
     @register_fake("dpcgan_fast::gaussian_noise_")
     def _(tensors, std, key, counter):  # noqa: ARG001
+        return None
+
+    @register_fake("dpcgan_fast::noisy_update_")
+    def _(parameters, first, second, sums, public_sums, std, key, counter, divisor, public, optimizer, settings):  # noqa: ARG001
         return None

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from dpcgan_fast.ops._backend import op
 from dpcgan_fast.ops._reference import NORMALS_PER_BLOCK
 
 KEY_BYTES = 32
+SEEDED_KEY_ID = "seeded"
 _LAST_COUNTER = 2**63 - 1
 
 
@@ -28,7 +30,7 @@ class NoiseKey:
     position: first block to use; only for a seeded key, to continue a reproducible run
     """
 
-    __slots__ = ("_key", "_pid", "_position", "key_id", "seeded")
+    __slots__ = ("_key", "_lock", "_pid", "_position", "key_id", "seeded")
 
     def __init__(self, seed: int | None = None, position: int = 0):
         if seed is None and position != 0:
@@ -39,8 +41,9 @@ class NoiseKey:
             self.key_id = secrets.token_hex(8)
         else:
             self._key = derive_key(str(seed).encode(), "seeded noise")
-            self.key_id = "seeded"
+            self.key_id = SEEDED_KEY_ID
         self._position = position
+        self._lock = threading.Lock()
         self._pid = os.getpid()
 
     @property
@@ -49,16 +52,20 @@ class NoiseKey:
         return self._position
 
     def take(self, blocks: int) -> tuple[Tensor, int]:
-        """Reserves `blocks` blocks: the key as (8,) int32 and the first block. They are never given out again."""
+        """Reserves `blocks` blocks: the key as (8,) int32 and the first block.
+
+        They are never given out again, to no thread.
+        """
         if not self.seeded and os.getpid() != self._pid:
             raise RuntimeError(
                 "This noise key was made before a fork; two processes would draw the same noise, which cancels in "
                 "their difference. Make a key in each process with dpcgan_fast.privacy.noise_key()."
             )
-        if blocks < 0 or self._position + blocks > _LAST_COUNTER:
-            raise ValueError(f"Expected 0 <= blocks <= {_LAST_COUNTER - self._position}, got {blocks}.")
-        first = self._position
-        self._position += blocks
+        with self._lock:
+            first = self._position
+            if not 0 <= blocks <= _LAST_COUNTER - first:
+                raise ValueError(f"Expected 0 <= blocks <= {_LAST_COUNTER - first}, got {blocks}.")
+            self._position = first + blocks
         return torch.from_numpy(np.frombuffer(self._key, dtype=np.int32).copy()), first
 
     def __repr__(self) -> str:

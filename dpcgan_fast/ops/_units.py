@@ -31,8 +31,9 @@ def group_units(units: Tensor, rows: int) -> UnitGroups | None:
     """
     if units.dtype != torch.int64 or units.shape != (rows,):
         raise ValueError(
-            f"Expected units of dtype int64 and shape ({rows},), got {units.dtype} of shape {tuple(units.shape)}; "
-            "otherwise rows of one unit would be clipped apart and its privacy loss under-reported."
+            f"Expected units of dtype int64 and shape (B,), one a row of the losses, got {units.dtype} of "
+            f"{'that' if units.shape == (rows,) else 'another'} shape; otherwise rows of one unit would be clipped "
+            "apart and its privacy loss under-reported."
         )
     unit_ids, unit_of_row, counts = torch.unique(units, return_inverse=True, return_counts=True)
     if unit_ids.numel() == rows:

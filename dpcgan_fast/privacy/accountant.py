@@ -10,17 +10,22 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
+from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy.mechanism import Mechanism
 
 FINE_INTERVAL, COARSE_INTERVAL = 1e-4, 1e-3
+_ROUNDING = 1e-9  # relative: the deltas of the thresholds are summed in another order
 _COARSE_ABOVE_EPSILON = 60.0  # the loss distribution is then so wide that the fine grid takes over some seconds
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+
+_Event = tuple[float, float, int]  # sample rate, noise multiplier, steps
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,13 @@ def _without_convergence_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _events(mechanisms: Iterable[Mechanism]) -> Counter[tuple[float, float]]:
-    """Steps by (sample_rate, noise_multiplier)."""
+def _events(mechanisms: Iterable[Mechanism]) -> tuple[_Event, ...]:
+    """The distinct events with their steps, in one order whatever the order of the mechanisms."""
     events: Counter[tuple[float, float]] = Counter()
     for mechanism in mechanisms:
         if mechanism.steps > 0:
             events[mechanism.sample_rate, mechanism.noise_multiplier] += mechanism.steps
-    return events
+    return tuple(sorted((*event, steps) for event, steps in events.items()))
 
 
 def _dp_event(sample_rate: float, noise_multiplier: float) -> dp_accounting.DpEvent:
@@ -72,44 +77,55 @@ def _dp_event(sample_rate: float, noise_multiplier: float) -> dp_accounting.DpEv
     return gaussian if sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian)
 
 
-def _checked_delta(mechanisms: list[Mechanism], delta: float) -> float:
-    """What is left of delta after the thresholds."""
+def _thresholds(mechanisms: list[Mechanism], delta: float) -> tuple[float, float]:
+    """What is left of delta after the thresholds, and what they add to epsilon.
+
+    With probability delta_t at most, a threshold lets through what one unit alone holds. Given that it does not, an
+    output is up to 1 / (1 - delta_t) times as likely as the Gaussian alone makes it.
+    """
     if not 0 < delta < 1:
         raise ValueError(f"Expected delta={delta} in (0, 1).")
-    return delta - sum(mechanism.delta * mechanism.steps for mechanism in mechanisms)
+    rest = delta - sum(mechanism.delta * mechanism.steps for mechanism in mechanisms)
+    return rest, -sum(math.log1p(-mechanism.delta) * mechanism.steps for mechanism in mechanisms)
 
 
 def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     """Epsilon by Renyi DP with dp-accounting's default orders; cheap enough for a progress bar."""
     mechanisms = list(mechanisms)
-    rest = _checked_delta(mechanisms, delta)
+    rest, added = _thresholds(mechanisms, delta)
     events = _events(mechanisms)
-    if rest <= 0 or any(noise == 0 for _, noise in events):
+    if rest <= 0 or any(noise == 0 for _, noise, _ in events):
         return math.inf
     accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
     with _without_convergence_warnings():
-        for (sample_rate, noise), steps in events.items():
+        for sample_rate, noise, steps in events:
             accountant.compose(_dp_event(sample_rate, noise), steps)
-        return float(accountant.get_epsilon(rest))
+        return float(accountant.get_epsilon(rest)) + added
 
 
 def pld_epsilon(mechanisms: Iterable[Mechanism], delta: float, interval: float = FINE_INTERVAL) -> float:
     """Epsilon by privacy loss distributions on a grid of the given spacing, rounded pessimistically."""
     mechanisms = list(mechanisms)
-    rest = _checked_delta(mechanisms, delta)
+    rest, added = _thresholds(mechanisms, delta)
     events = _events(mechanisms)
-    if rest <= 0 or any(noise == 0 for _, noise in events):
+    if rest <= 0 or any(noise == 0 for _, noise, _ in events):
         return math.inf
+    return _pld_epsilon(events, rest, interval) + added
+
+
+@lru_cache(maxsize=64)
+def _pld_epsilon(events: tuple[_Event, ...], delta: float, interval: float) -> float:
+    """Kept, since the same composition is asked for when it is planned, before its last block, and for the card."""
     accountant = PLDAccountant(neighboring_relation=NEIGHBORING_RELATION, value_discretization_interval=interval)
-    for (sample_rate, noise), steps in events.items():
+    for sample_rate, noise, steps in events:
         accountant.compose(_dp_event(sample_rate, noise), steps)
-    return float(accountant.get_epsilon(rest))
+    return float(accountant.get_epsilon(delta))
 
 
 def account(mechanisms: Iterable[Mechanism], delta: float) -> PrivacySpent:
     """Epsilon of everything in `mechanisms` together, under adding or removing one unit.
 
-    delta: in (0, 1); what thresholds spend is deducted before the rest is composed
+    delta: in (0, 1); what thresholds spend is deducted before the rest is composed, and -log(1 - it) added to epsilon
 
     Raises ValueError for a delta out of range.
     """
@@ -119,3 +135,22 @@ def account(mechanisms: Iterable[Mechanism], delta: float) -> PrivacySpent:
         return PrivacySpent(math.inf, math.inf, delta, FINE_INTERVAL)
     interval = FINE_INTERVAL if rdp <= _COARSE_ABOVE_EPSILON else COARSE_INTERVAL
     return PrivacySpent(rdp, pld_epsilon(mechanisms, delta, interval), delta, interval)
+
+
+def refuse_overspending(mechanisms: Iterable[Mechanism], epsilon: float, delta: float, where: str) -> None:
+    """Raises PrivacyError if the mechanisms compose to more than epsilon at delta.
+
+    where: the ledger, for the error
+    The smallest of all bounds counts; the slower ones are asked only where the quicker ones do not settle it.
+    """
+    mechanisms = list(mechanisms)
+    limit = epsilon * (1 + _ROUNDING)
+    if rdp_epsilon(mechanisms, delta) <= limit or pld_epsilon(mechanisms, delta, COARSE_INTERVAL) <= limit:
+        return
+    spent = account(mechanisms, delta).epsilon
+    if spent > limit:
+        raise PrivacyError(
+            f"What the ledger charges composes to epsilon {spent:.6g}, more than the {epsilon:g} that the run claims",
+            where,
+            "Nothing more may be taken from the data; the run has no guarantee of its claim.",
+        )

@@ -20,6 +20,7 @@ class CardFacts:
     settings:    preset, budget shares, batch sizes, steps: chosen without the data
     seeded:      the noise can be reproduced, so nobody is protected
     stopped:     why fewer steps than planned were taken, or ""
+    warnings:    what weakens the claim, a sentence each
     """
 
     planned_epsilon: float
@@ -32,6 +33,7 @@ class CardFacts:
     settings: list[str]
     seeded: bool = False
     stopped: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def private(self) -> bool:
@@ -45,6 +47,8 @@ ASSUMPTIONS = (
     "system's random source).",
     "Noise comes from ChaCha20 keyed by the operating system, in double precision, rounded once to a public "
     "power-of-two grid; that the grid hides the rounding of the addition is an assumption, not a proof.",
+    "What a row's loss draws for itself, such as the noise of its code, comes from torch's generator, seeded anew in "
+    "each step by the operating system; that it is independent from row to row is an assumption.",
     "Running time and memory are not covered.",
     "The schema, the settings and the number of steps were chosen without looking at the data.",
 )
@@ -84,7 +88,10 @@ def _claim(facts: CardFacts) -> list[str]:
 def privacy_card(facts: CardFacts) -> str:
     """The card as Markdown."""
     spent = facts.spent
-    lines = ["# Privacy card", "", *_claim(facts), "", "## Budget", ""]
+    lines = ["# Privacy card", "", *_claim(facts), ""]
+    for warning in facts.warnings:
+        lines += [f"**Warning:** {warning}", ""]
+    lines += ["## Budget", ""]
     lines += [
         "| | epsilon | delta |",
         "|---|---|---|",

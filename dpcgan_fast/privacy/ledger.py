@@ -3,21 +3,22 @@
 A line that reserves a block of steps is on disk before the noise of those steps is drawn; a closing line then states
 how many were done. A block without a closing line, as a crash leaves it, counts in full. To recompute epsilon from a
 ledger, take each line whose event is `gaussian` or `poisson_gaussian`, with the steps of the line that closes it if
-there is one, and compose.
+there is one, and compose at what their deltas leave of delta; then add -log(1 - delta) for each of these.
 """
 
 import contextlib
 import fcntl
 import hashlib
 import json
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.files import PRIVATE_FILE, machine_error, sync_folder
+from dpcgan_fast.ops import SEEDED_KEY_ID
 from dpcgan_fast.privacy.mechanism import Mechanism
 
 FIRST_PREV = "0" * 64
@@ -43,10 +44,6 @@ def canonical_json(values: dict[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def _number(value: float) -> float | str:
-    return "inf" if math.isinf(value) else value
-
-
 def _hash_of(values: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
@@ -68,16 +65,7 @@ def _parse_line(text: str, seq: int, prev: str, where: str) -> LedgerLine:
             raise broken("its hash does not match its content, so it was edited")
         closes = values.get("closes")
         event = values["reserved_event"] if closes is not None else values["event"]
-        mechanism = Mechanism(
-            values["mechanism"],
-            event,
-            values["sample_rate"],
-            values["noise_multiplier"],
-            values["steps"],
-            math.inf if values["max_grad_norm"] == "inf" else values["max_grad_norm"],
-            values["delta"],
-            values["unit"],
-        )
+        mechanism = Mechanism.from_dict({**values, "event": event})
         return LedgerLine(seq, mechanism, values["key_id"], closes, stated)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise broken(f"it cannot be read ({type(error).__name__})") from None
@@ -119,9 +107,18 @@ def _check_closing(lines: list[LedgerLine], closing: LedgerLine, where: str) -> 
         )
 
 
-def charged(lines: list[LedgerLine]) -> list[Mechanism]:
-    """The mechanisms that count: what was reserved, with the steps done where a closing line states them."""
+def seeded(lines: list[LedgerLine]) -> bool:
+    """Whether any noise came from a seed, so that whoever knows the seed can subtract it."""
+    return any(line.key_id == SEEDED_KEY_ID for line in lines)
+
+
+def charged(lines: list[LedgerLine], taken: Mapping[int, int] | None = None) -> list[Mechanism]:
+    """The mechanisms that count: what was reserved, with the steps done where a closing line states them.
+
+    taken: by seq, steps taken so far of blocks that are still at work; other open blocks count in full
+    """
     done = {line.closes: line.mechanism.steps for line in lines if line.closes is not None}
+    done = {**(taken or {}), **done}
     return [
         line.mechanism.with_steps(done.get(line.seq, line.mechanism.steps)) for line in lines if line.closes is None
     ]
@@ -205,14 +202,8 @@ class Ledger:
         values: dict[str, Any] = {
             "seq": len(self.lines),
             "prev": self.head,
-            "mechanism": mechanism.mechanism,
+            **mechanism.to_dict(),
             "event": event,
-            "sample_rate": mechanism.sample_rate,
-            "noise_multiplier": mechanism.noise_multiplier,
-            "steps": mechanism.steps,
-            "max_grad_norm": _number(mechanism.max_grad_norm),
-            "delta": mechanism.delta,
-            "unit": mechanism.unit,
             "key_id": key_id,
             **extra,
         }

@@ -1,8 +1,8 @@
 """The mechanisms that touch the data, as values: what the ledger writes and the accountant composes."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 EventKind = Literal["gaussian", "poisson_gaussian"]
 
@@ -15,7 +15,8 @@ class Mechanism:
     sample_rate:      q in (0, 1]; 1 for event "gaussian"
     noise_multiplier: noise standard deviation over the L2 sensitivity; 0 means no noise
     steps:            number of times
-    max_grad_norm:    L2 sensitivity to one unit, in the mechanism's own units; inf if nothing is clipped
+    max_grad_norm:    L2 sensitivity to one unit, in the mechanism's own units, > 0; inf if nothing is clipped, and then
+                      there is no noise, since none covers what is unbounded
     delta:            spent by a threshold on top of the Gaussian's own delta, else 0
     unit:             what one unit is
     """
@@ -38,6 +39,10 @@ class Mechanism:
             raise ValueError(f"Expected sample_rate=1 for event gaussian, got {self.sample_rate}.")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise ValueError(f"Expected a finite noise_multiplier={self.noise_multiplier} >= 0.")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"Expected max_grad_norm={self.max_grad_norm} > 0.")
+        if math.isinf(self.max_grad_norm) and self.noise_multiplier > 0:
+            raise ValueError(f"Expected noise_multiplier=0 with max_grad_norm=inf, got {self.noise_multiplier}.")
         if self.steps < 0:
             raise ValueError(f"Expected steps={self.steps} >= 0.")
         if not 0 <= self.delta < 1:
@@ -46,3 +51,13 @@ class Mechanism:
     def with_steps(self, steps: int) -> "Mechanism":
         """The same mechanism, taken another number of times."""
         return replace(self, steps=steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; infinity is the string "inf"."""
+        return {k: "inf" if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Mechanism":
+        """The mechanism that `to_dict` wrote. Raises KeyError, TypeError or ValueError if it is none."""
+        read = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{**read, "max_grad_norm": math.inf if read["max_grad_norm"] == "inf" else read["max_grad_norm"]})

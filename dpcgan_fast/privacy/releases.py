@@ -16,7 +16,9 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 
 COARSE_EXPONENTS = range(-20, 41)  # bin edges +-2^k of the first bounds release; public
 FINE_BINS = 128
-KEPT_TAIL = 5e-4  # share of the mass that refined bounds may cut off at either end
+CLEAR = 4  # standard deviations of the noise that a count must exceed to be taken for data
+KEPT_TAIL = 5e-3  # share of the mass that refined bounds may cut off at either end without a margin
+HIDDEN_TAIL = 0.02  # the same share beyond that margin, as two standard deviations of the noise
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def coarse_bounds(noisy: np.ndarray, columns: int, std: float) -> list[tuple[flo
     edges = coarse_edges()
     bounds = []
     for counts in noisy.reshape(columns, -1):
-        clear = np.flatnonzero(counts > 4 * std)
+        clear = np.flatnonzero(counts > CLEAR * std)
         bounds.append((float(edges[clear[0]]), float(edges[clear[-1] + 1])) if len(clear) else (0.0, 1.0))
     return bounds
 
@@ -101,19 +103,52 @@ def fine_histograms(
 
 
 def fine_bounds(noisy: np.ndarray, coarse: list[tuple[float, float]], std: float) -> list[tuple[float, float]]:
-    """Coarse bounds narrowed to what holds all but a small tail at either end, as far as the noise lets one tell."""
+    """Coarse bounds, narrowed at either end as far as the noise lets one tell that next to nothing lies outside.
+
+    A column that the noise hides keeps its coarse bounds.
+    """
     bounds = []
     for counts, (low, high) in zip(noisy.reshape(len(coarse), -1), coarse, strict=True):
         edges = np.linspace(low, high, FINE_BINS + 1)
-        kept = np.where(counts > 2 * std, counts, 0.0)
-        if kept.sum() <= 0:
-            bounds.append((low, high))
-            continue
-        share = np.cumsum(kept) / kept.sum()
-        first = int(np.searchsorted(share, KEPT_TAIL, side="right"))
-        last = int(np.searchsorted(share, 1 - KEPT_TAIL, side="left"))
-        bounds.append((float(edges[max(0, first - 1)]), float(edges[min(FINE_BINS, last + 2)])))
+        first, last = _kept_bins(counts, std)
+        bounds.append((float(edges[first]), float(edges[last])))
     return bounds
+
+
+def _kept_bins(counts: np.ndarray, std: float) -> tuple[int, int]:
+    """First bin to keep and the one after the last, from the noisy counts alone; all bins if in doubt.
+
+    Kept is what stands clear of the noise, and a margin for the tails that do not: up to half of its width, if the
+    noise could hide more than KEPT_TAIL in as many bins. Of the bins beyond it, at either end, as many are cut off as
+    show nothing together and could not hide more than HIDDEN_TAIL either, were the data spread evenly over them.
+    """
+    bins, total = len(counts), counts.sum()
+    clear = _clear_range(counts, std)
+    if clear is None or total <= 0:
+        return 0, bins
+    width = clear[1] - clear[0]
+    margin = math.ceil(width / 2 * min(1.0, CLEAR * std * math.sqrt(width) / (KEPT_TAIL * total)))
+
+    def cut(outside: np.ndarray) -> int:
+        most = len(outside) if std == 0 else min(len(outside), int((HIDDEN_TAIL * total / (2 * std)) ** 2))
+        return most if outside[:most].sum() <= 2 * std * math.sqrt(most) else 0
+
+    return cut(counts[: max(0, clear[0] - margin)]), bins - cut(counts[clear[1] + margin :][::-1])
+
+
+def _clear_range(counts: np.ndarray, std: float) -> tuple[int, int] | None:
+    """From the first to the last run of bins whose sum stands clear of its noise; None if none does.
+
+    Runs of 1, 2, 4, .. bins are looked at in turn, each time those alone that lie outside of what was found before.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(counts)])
+    first, last = len(counts), 0
+    for length in (2**k for k in range(len(counts).bit_length())):
+        starts = np.flatnonzero(sums[length:] - sums[:-length] > CLEAR * std * math.sqrt(length))
+        starts = starts[(starts + length <= first) | (starts >= last)]
+        if len(starts):
+            first, last = min(first, int(starts[0])), max(last, int(starts[-1]) + length)
+    return (first, last) if first < last else None
 
 
 def category_threshold(std: float, delta: float, largest_weight: float = 1.0) -> float:

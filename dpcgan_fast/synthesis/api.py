@@ -61,7 +61,8 @@ class DPCGAN:
             **changes,  # type: ignore[arg-type]
         )
         self._device_name = device
-        self._folder: RunFolder | None = None
+        self._begun: RunFolder | None = None  # has a ledger, so that the budget is at least partly spent
+        self._folder: RunFolder | None = None  # is finished
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._sampler: Sampler | None = None
 
@@ -77,10 +78,11 @@ class DPCGAN:
         """Trains on a table: a path to CSV or Parquet, a DataFrame, or an Arrow table.
 
         out:    run folder; without it the run lives in a private temporary folder that `save` copies
-        resume: go on with a stopped run in `out`
+        resume: go on with a stopped run in `out`; without `out`, with the one that this model began
 
-        Raises InputError for data that does not fit the schema, PrivacyError if the budget of this model is spent,
-        StoppedError after a signal, MachineError if the disk is full.
+        A model has one budget: once a fit has begun to touch the data, later ones can only go on with it.
+        Raises InputError for data that does not fit the schema, PrivacyError if the budget of this model is spent or
+        was begun elsewhere, StoppedError after a signal, MachineError if the disk is full.
         """
         device = fitting.pick_device(self._device_name)
         hooks = hooks if hooks is not None else fitting.FitHooks()
@@ -90,18 +92,35 @@ class DPCGAN:
                 str(self._folder.path),
                 "Make a new DPCGAN; what both spend on the same people adds up.",
             )
+        if resume and out is None and self._begun is not None:
+            out = self._begun.path
+        if self._begun is not None:
+            self._refuse_second_run(out, resume)
         if resume:
             if out is None:
                 raise InputError("There is no run to go on with", "fit(resume=True)", "Give the run folder as `out`.")
-            folder = fitting.resume(data, self.schema, self.settings, out, device, hooks)
+            folder = fitting.resume(data, self.schema, self.settings, out, device, hooks, self._remember)
         else:
             if out is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="dpcgan-")
                 out = Path(self._temporary.name) / "run"
-            folder = fitting.start(data, self.schema, self.settings, out, device, hooks)
+            folder = fitting.start(data, self.schema, self.settings, out, device, hooks, self._remember)
         self._folder = folder
         self._sampler = _load_sampler(folder, self.settings, device)
         return self
+
+    def _remember(self, folder: RunFolder) -> None:
+        self._begun = folder
+
+    def _refuse_second_run(self, out: str | Path | None, resume: bool) -> None:
+        """A fit that failed has spent what its ledger says; another run of the same model would spend it again."""
+        assert self._begun is not None
+        if not resume or out is None or Path(out).resolve() != self._begun.path.resolve():
+            raise PrivacyError(
+                f"An earlier fit of this model has begun to spend its epsilon of {self.settings.epsilon:g}",
+                str(self._begun.path),
+                "Go on with fit(data, resume=True), or make a new DPCGAN; what both spend adds up.",
+            )
 
     def sample(self, n: int, where: Mapping[str, object] | None = None, seed: int | None = None) -> pa.Table:
         """Draws a synthetic table.
@@ -173,7 +192,7 @@ class DPCGAN:
             raise InputError("The run's configuration is damaged", f"{folder.config}: {error}", "Restore it.") from None
         model = cls.__new__(cls)
         model.schema, model.settings = schema, settings
-        model._device_name, model._folder, model._temporary = device, folder, None
+        model._device_name, model._begun, model._folder, model._temporary = device, folder, folder, None
         model._sampler = _load_sampler(folder, settings, fitting.pick_device(device))
         return model
 

@@ -1,6 +1,7 @@
 """Fitting, from a table to a trained run folder: everything that happens between the schema and the model file."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dpcgan_fast.errors import InputError, MachineError, PrivacyError, StoppedEr
 from dpcgan_fast.models import Networks, is_conditional, make_networks
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
+from dpcgan_fast.privacy.accountant import refuse_overspending
 from dpcgan_fast.privacy.ledger import charged
 from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
@@ -124,14 +126,18 @@ def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
             f"preset {settings.preset}",
             "Write the categories into the schema, or use --preset auto.",
         )
-    releases = planned_releases(schema, settings.delta)
+    releases = planned_releases(schema, settings)
     return make_plan(settings, releases, unit_name(schema))
 
 
 def start(
-    source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device, hooks: FitHooks
-) -> RunFolder:
-    """Trains in a new run folder. If something fails before the first mechanism, no folder is left behind."""
+    source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device,
+    hooks: FitHooks, begun: Callable[[RunFolder], None],
+) -> RunFolder:  # fmt: skip
+    """Trains in a new run folder. If something fails before the first mechanism, no folder is left behind.
+
+    begun: called as soon as there is a ledger, after which the run may have spent something, whatever happens to it
+    """
     plan = check_before_reading(schema, settings)
     if all(column.categories != "private" for column in schema.columns):
         _dry_networks(schema, settings)
@@ -140,12 +146,18 @@ def start(
     folder = RunFolder.create(out)
     try:
         folder.write_config(
-            {"settings": settings.to_dict(), "user_schema": schema.model_dump(mode="json"), "finished": False}
+            {
+                "settings": settings.to_dict(),
+                "user_schema": schema.model_dump(mode="json"),
+                "plan": plan.to_dict(),
+                "finished": False,
+            }
         )
         ledger = Ledger(folder.ledger, create=True)
     except BaseException:
         folder.remove()
         raise
+    begun(folder)
     with ledger:
         key = noise_key(settings.seed)
         released = make_releases(raw.table, raw.ids, schema, plan, ledger, key, raw.where)
@@ -197,12 +209,16 @@ def _train(session: Session) -> None:
 
 
 def resume(
-    source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device, hooks: FitHooks
-) -> RunFolder:
-    """Goes on with a stopped run. Steps that the ledger charges are spent, whether or not a checkpoint has them.
+    source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device,
+    hooks: FitHooks, begun: Callable[[RunFolder], None],
+) -> RunFolder:  # fmt: skip
+    """Goes on with a stopped run, by the plan that it was started with.
+
+    begun: called before anything more is spent
+    Steps that the ledger charges are spent, whether or not a checkpoint has them.
 
     Raises InputError if schema or settings are not those of the run, PrivacyError if the ledger is broken, older than
-    the checkpoint, or has no budget left for what is missing.
+    the checkpoint or not that of the plan, or if it leaves no budget for what is missing.
     """
     folder = RunFolder.open(out)
     config = folder.read_config()
@@ -210,7 +226,8 @@ def resume(
     with Ledger(folder.ledger) as ledger:
         if config["finished"]:
             raise PrivacyError("The run is finished and its budget is spent", str(out), "Start a new run.")
-        plan = check_before_reading(schema, settings)
+        plan = BudgetPlan.from_dict(config.get("plan"), str(folder.config))
+        plan.refuse_other(charged(ledger.lines), str(ledger.path))
         paths = checkpoint_paths(folder.checkpoints)
         if not paths:
             raise PrivacyError(
@@ -230,6 +247,7 @@ def resume(
         key = noise_key(settings.seed, checkpoint.values["noise_position"] or 0)
         raw = read_raw(source, schema, hooks)
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
+        begun(folder)
         _charge_torn_line(session)
         _train(session)
         missing = sum(plan.mechanism(name).steps - steps for name, steps in state.steps.items())
@@ -242,7 +260,8 @@ def _charge_torn_line(session: Session) -> None:
     """A line that a crash tore may have been a reservation: a block is charged in its place, and never taken."""
     if not session.ledger.torn:
         return
-    name = AUTOENCODER if session.state.steps[AUTOENCODER] < session.plan.autoencoder.steps else CRITIC
+    charged_steps = session.ledger.charged_steps(AUTOENCODER)
+    name = AUTOENCODER if charged_steps < session.plan.autoencoder.steps else CRITIC
     mechanism = session.plan.mechanism(name)
     left = mechanism.steps - session.ledger.charged_steps(name)
     if left > 0:
@@ -284,11 +303,14 @@ def _released_values(released: ReleasedFacts) -> dict[str, Any]:
 
 
 def finish(folder: RunFolder, session: Session, schema: Schema, released: ReleasedFacts, stopped: str) -> None:
-    """Writes the model, the privacy card and the final configuration."""
-    settings, state = session.settings, session.state
-    mechanisms = charged(session.ledger.lines)
-    spent = account(mechanisms, settings.delta)
-    privacy = statement(settings, schema, session.plan, released, mechanisms, spent, stopped)
+    """Writes the model, the privacy card and the final configuration.
+
+    Raises PrivacyError, before it writes anything, if the ledger charges more than the run claims.
+    """
+    settings, state, lines = session.settings, session.state, session.ledger.lines
+    refuse_overspending(charged(lines), settings.epsilon, settings.delta, str(session.ledger.path))
+    spent = account(charged(lines), settings.delta)
+    privacy = statement(settings, schema, session.plan, released, lines, spent, stopped)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}
     content = pack(tensors, {"rates": state.rates.tolist()})
     folder.write(folder.model, content)

@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 from dpcgan_fast.data.schema import PRIVATE, Schema
-from dpcgan_fast.privacy import Mechanism, PrivacySpent
+from dpcgan_fast.privacy import PrivacySpent
 from dpcgan_fast.privacy.card import ASSUMPTIONS, CardFacts, privacy_card
+from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
 from dpcgan_fast.synthesis.releases import ReleasedFacts
 from dpcgan_fast.train.plan import BudgetPlan
 from dpcgan_fast.train.settings import TrainSettings
@@ -54,11 +55,21 @@ def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
     return lines
 
 
+def _warnings(settings: TrainSettings, released: ReleasedFacts) -> tuple[str, ...]:
+    if released.n_units is None or settings.delta <= 1 / released.n_units:
+        return ()
+    return (
+        f"delta {settings.delta:g} is greater than 1 over the estimated number of units, {released.n_units:.1f}: "
+        "publishing one person's record at random would meet such a guarantee.",
+    )
+
+
 def statement(
-    settings: TrainSettings, schema: Schema, plan: BudgetPlan, released: ReleasedFacts, mechanisms: list[Mechanism],
+    settings: TrainSettings, schema: Schema, plan: BudgetPlan, released: ReleasedFacts, lines: list[LedgerLine],
     spent: PrivacySpent, stopped: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """The privacy of a run as JSON values; `mechanisms` are the ledger's, `schema` is the user's."""
+    """The privacy of a run as JSON values; `lines` are the ledger's, `schema` is the user's."""
+    mechanisms = charged(lines)
     facts = CardFacts(
         planned_epsilon=settings.epsilon,
         delta=settings.delta,
@@ -68,8 +79,9 @@ def statement(
         public=_public_facts(schema),
         paid=released.sentences(),
         settings=_setting_lines(settings, plan),
-        seeded=settings.seed is not None,
+        seeded=settings.seed is not None or seeded(lines),
         stopped=stopped,
+        warnings=_warnings(settings, released),
     )
     return {
         "private": facts.private,
@@ -81,27 +93,13 @@ def statement(
         "accountant": spent.accountant,
         "pld_interval": spent.pld_interval,
         "unit": facts.unit,
-        "mechanisms": [mechanism_values(m) for m in mechanisms],
+        "mechanisms": [m.to_dict() for m in mechanisms],
         "seeded": facts.seeded,
         "public": facts.public,
         "paid": facts.paid,
         "settings": facts.settings,
-        "notes": [*ASSUMPTIONS, *([stopped] if stopped else [])],
+        "notes": [*facts.warnings, *ASSUMPTIONS, *([stopped] if stopped else [])],
         "card": privacy_card(facts),
-    }
-
-
-def mechanism_values(mechanism: Mechanism) -> dict[str, Any]:
-    """A mechanism as JSON values."""
-    return {
-        "mechanism": mechanism.mechanism,
-        "event": mechanism.event,
-        "sample_rate": mechanism.sample_rate,
-        "noise_multiplier": mechanism.noise_multiplier,
-        "steps": mechanism.steps,
-        "max_grad_norm": number(mechanism.max_grad_norm),
-        "delta": mechanism.delta,
-        "unit": mechanism.unit,
     }
 
 

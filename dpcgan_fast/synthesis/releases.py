@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.data.schema import PRIVATE, Bounds, Schema
+from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Schema
 from dpcgan_fast.data.units import UnitIndex
+from dpcgan_fast.models import is_conditional
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism
 from dpcgan_fast.privacy import releases as gaussian
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
+from dpcgan_fast.train.settings import TrainSettings
 
 LABEL_HISTOGRAM, UNIT_COUNT = "label histogram", "unit count"
 COARSE_BOUNDS, FINE_BOUNDS = "bounds, coarse", "bounds, fine"
@@ -59,20 +61,19 @@ def _private_categories(schema: Schema) -> list[str]:
     return [column.name for column in schema.columns if column.categories == PRIVATE]
 
 
-def _rates_are_private(schema: Schema) -> bool:
-    label = schema.label_column()
-    return label is not None and label.rates is None
+def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRelease, ...]:
+    """What training will release first. A function of the schema and the settings alone.
 
-
-def planned_releases(schema: Schema, delta: float) -> tuple[PlannedRelease, ...]:
-    """What training on this schema will release first. A function of the schema alone."""
+    Class rates are released for nets that are conditional on the label; others have no use for them.
+    """
     planned = []
     numbers, lists = _private_numbers(schema), _private_categories(schema)
     if numbers:
         sensitivity = math.sqrt(len(numbers))
         planned += [PlannedRelease(COARSE_BOUNDS, sensitivity), PlannedRelease(FINE_BOUNDS, sensitivity)]
-    planned += [PlannedRelease(CATEGORIES + name, 1.0, THRESHOLD_SHARE * delta / len(lists)) for name in lists]
-    if _rates_are_private(schema):
+    planned += [PlannedRelease(CATEGORIES + name, 1.0, THRESHOLD_SHARE * settings.delta / len(lists)) for name in lists]
+    label = schema.label_column()
+    if label is not None and label.rates is None and is_conditional(settings.preset):
         planned.append(PlannedRelease(LABEL_HISTOGRAM, 1.0))
     if schema.n_units is None:
         planned.append(PlannedRelease(UNIT_COUNT, 1.0))
@@ -113,7 +114,7 @@ class _Releaser:
 def make_releases(
     table: pa.Table, ids: np.ndarray | None, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, where: str
 ) -> ReleasedFacts:
-    """Estimates every fact that the schema leaves private, and no other.
+    """Estimates every fact that the plan says, and no other.
 
     ids: unit of each row (M,), None if every row is a unit
     Of each unit the first max_rows_per_unit rows count, and they weigh 1 together in every statistic, so that the L2
@@ -131,9 +132,9 @@ def make_releases(
             )
         for name in _private_categories(schema):
             facts.categories[name] = _release_categories(table[name], name, weights, schema, releaser)
-        if _rates_are_private(schema):
+        if LABEL_HISTOGRAM in releaser.planned:
             facts.rates = _release_rates(table, weights, schema, releaser)
-        if schema.n_units is None:
+        if UNIT_COUNT in releaser.planned:
             count = releaser.release(UNIT_COUNT, np.array([float(index.n_units)]))
             facts.n_units = gaussian.at_least_one(count.values[0])
     return facts
@@ -162,9 +163,9 @@ def _release_bounds(
 def _release_categories(
     column: pa.ChunkedArray, name: str, weights: np.ndarray, schema: Schema, releaser: _Releaser
 ) -> tuple[str, ...]:
+    """Canonical names, so that the type that other cells give the column changes none; `__other__` is no category."""
     mechanism = releaser.mechanism(CATEGORIES + name)
-    present, codes = cells.distinct(column, f"column {name}")
-    names = [str(value) for value in present]
+    names, codes = cells.category_names(column, f"column {name}", reserved=(OTHER,))
     counts = gaussian.weighted_histogram(codes, weights, len(names))
     seq = releaser.ledger.reserve(mechanism, releaser.key.key_id)
     kept = gaussian.thresholded_categories(names, counts, mechanism, schema.max_rows_per_unit, releaser.key)

@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import dp_accounting
 
+from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
 from dpcgan_fast.train.settings import TrainSettings
 
@@ -47,6 +49,47 @@ class BudgetPlan:
     def mechanism(self, name: str) -> Mechanism:
         """The planned mechanism of this name."""
         return next(m for m in self.mechanisms if m.mechanism == name)
+
+    def refuse_other(self, reserved: list[Mechanism], where: str) -> None:
+        """Raises PrivacyError if something was reserved that the plan does not hold, or more of it.
+
+        reserved: from the ledger at `where`, each with the steps that are charged
+        """
+        left = {m.mechanism: m for m in self.mechanisms}
+        for mechanism in reserved:
+            name = mechanism.mechanism
+            planned = left.get(name)
+            if planned is None or mechanism != planned.with_steps(mechanism.steps) or mechanism.steps > planned.steps:
+                raise PrivacyError(
+                    f"The ledger does not fit the plan of the run: {name}",
+                    where,
+                    "Restore config.json and the ledger; what was spent cannot be told otherwise.",
+                )
+            left[name] = planned.with_steps(planned.steps - mechanism.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "release_noise_multiplier": self.release_noise_multiplier,
+            "noise_multiplier": self.noise_multiplier,
+            "mechanisms": [m.to_dict() for m in self.mechanisms],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str) -> "BudgetPlan":
+        """The plan that `to_dict` wrote. Raises PrivacyError if it is none; `where` is the file."""
+        try:
+            *releases, autoencoder, critic = (Mechanism.from_dict(m) for m in values["mechanisms"])
+            noise = float(values["release_noise_multiplier"]), float(values["noise_multiplier"])
+            if (autoencoder.mechanism, critic.mechanism) != (AUTOENCODER, CRITIC):
+                raise ValueError("the last two mechanisms are others")
+        except (KeyError, TypeError, ValueError) as error:
+            raise PrivacyError(
+                "The plan of the run cannot be read",
+                f"{where}: {type(error).__name__}",
+                "Restore config.json, or start a new run; without its plan a run cannot go on.",
+            ) from None
+        return cls(*noise, tuple(releases), autoencoder, critic)
 
 
 @lru_cache(maxsize=64)

@@ -16,6 +16,8 @@ from dpcgan_fast.errors import StoppedError
 from dpcgan_fast.files import append_line
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, PoissonSampler, rdp_epsilon, sampling_key
+from dpcgan_fast.privacy.accountant import refuse_overspending
+from dpcgan_fast.privacy.ledger import charged
 from dpcgan_fast.train.checkpoint import Checkpoint, write_checkpoint
 from dpcgan_fast.train.data import Chunk, TrainingData
 from dpcgan_fast.train.plan import BudgetPlan
@@ -72,11 +74,14 @@ class Session:
     progress: Progress = field(default_factory=Silent)
     stop: StopRequest = field(default_factory=StopRequest)
 
+    _taken: dict[int, int] = field(default_factory=dict, init=False)  # by seq, steps taken of the block at work
+
     def running_epsilon(self) -> float:
-        """Epsilon of the steps taken so far, by Renyi DP, whatever the ledger still holds in reserve."""
-        taken = [*self.plan.releases]
-        taken += [self.plan.mechanism(name).with_steps(steps) for name, steps in self.state.steps.items()]
-        return rdp_epsilon(taken, self.settings.delta)
+        """Epsilon of what the ledger charges, by Renyi DP; of the block at work, the steps that were taken so far.
+
+        It is the ledger and not the state that counts: steps that a crash lost were spent all the same.
+        """
+        return rdp_epsilon(charged(self.ledger.lines, self._taken), self.settings.delta)
 
     def save(self) -> None:
         """Writes a checkpoint and a line of the log. Raises MachineError if the disk is full."""
@@ -106,38 +111,53 @@ class Session:
             reserved = self._reserve(name)
             if reserved is None:
                 return
-            seq, block = reserved
-            done = 0
-            while done < block and not self.stop.requested:
+            seq, block, done = reserved
+            self._taken = {seq: done}
+            while self._taken[seq] < block and not self.stop.requested:
                 number = self.state.steps[name]
                 yield Turn(number, self.data.chunks(sampler.draw(number)))
-                done += 1
+                self._taken[seq] += 1
                 self.state.steps[name] = number + 1
                 epsilon = self.running_epsilon() if (number + 1) % update_every == 0 else None
                 self.progress.advance(number + 1, epsilon)
             self.save()
-            self.ledger.close(seq, done)
+            self.ledger.close(seq, self._taken[seq])
             if self.stop.requested:
                 raise StoppedError(
                     f"Stopped by {self.stop.signal_name}", str(self.checkpoints.parent), "Go on with --resume."
                 )
 
-    def _reserve(self, name: str) -> tuple[int, int] | None:
-        """Seq and size of the next block, or None if the mechanism's steps are all charged."""
+    def _reserve(self, name: str) -> tuple[int, int, int] | None:
+        """Seq and size of the next block, and how many of its steps the state has; None if all steps are charged.
+
+        Raises PrivacyError if the block would take the ledger beyond what the run claims.
+        """
         mechanism = self.plan.mechanism(name)
         interrupted = self.ledger.open_reservation(name)
         if interrupted is not None and self.settings.seed is not None:
-            # The same key takes the same steps on the same draws: a repetition, which releases nothing new.
-            return interrupted.seq, interrupted.mechanism.steps
+            # The same key takes the same steps on the same draws: a repetition, which releases nothing new. A block
+            # whose checkpoint was written before the crash has nothing to repeat.
+            block = interrupted.mechanism.steps
+            lost = min(block, self.ledger.charged_steps(name) - self.state.steps[name])
+            if lost > 0:
+                return interrupted.seq, block, block - lost
+            self.ledger.close(interrupted.seq, block)
         left = mechanism.steps - self.ledger.charged_steps(name)
         if left <= 0:
             return None
-        block = min(left, self.settings.checkpoint_interval)
-        return self.ledger.reserve(mechanism.with_steps(block), self.noise_key.key_id), block
+        block = mechanism.with_steps(min(left, self.settings.checkpoint_interval))
+        total = [*charged(self.ledger.lines), block]
+        refuse_overspending(total, self.settings.epsilon, self.settings.delta, str(self.ledger.path))
+        return self.ledger.reserve(block, self.noise_key.key_id), block.steps, 0
 
     def private_randomness(self, turn: Turn) -> torch.Generator:
         """Randomness for what has as many rows as were drawn; it is not the run's public one, whose state is kept in
         checkpoints and would tell how often it was used.
+
+        Torch's CPU generator keeps 32 bits of its seed and is no cipher. A stronger source would have to take the place
+        of every draw in the models, so that a row's loss draws as from independent randomness is an assumption, which
+        the card states. It is a mild one: the seed is fresh in every step and never kept, and what is drawn from it
+        leaves the process in clipped and noised sums alone.
         """
         seed = self.settings.seed
         fresh = secrets.randbits(63) if seed is None else (seed + 1) * 1_000_003 + turn.number

@@ -11,6 +11,7 @@ PRESETS: tuple[Preset, ...] = ("auto", "rdpcgan-uci", "rdpcgan-mimic")
 CriticLoss = Literal["hinge", "wasserstein"]
 
 DEFAULT_SAMPLE_RATE = 0.02  # where the number of units is not public
+LARGEST_DELTA = 1e-3  # likewise; tables of fewer than a thousand units can state their number
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def default_settings(
 ) -> TrainSettings:  # fmt: skip
     """Settings of a preset. `changes` overrides any of them by name; values of None are left out.
 
-    Raises InputError for values out of range, PrivacyError for a delta above 1 / n_units.
+    Raises InputError for values out of range, PrivacyError for a delta above 1 / n_units, or above `LARGEST_DELTA` if
+    n_units is None.
     """
     _check_budget(epsilon, delta, n_units)
     if preset not in PRESETS:
@@ -126,6 +128,12 @@ def _check_budget(epsilon: float, delta: float, n_units: int | None) -> None:
         raise InputError("epsilon must be greater than 0", f"--epsilon {epsilon:g}", "Give a positive number or inf.")
     if not 0 < delta < 1:
         raise InputError("delta must lie between 0 and 1", f"--delta {delta:g}", "1e-5 is usual; below 1 / units.")
+    if n_units is None and delta > LARGEST_DELTA:
+        raise PrivacyError(
+            f"delta is greater than {LARGEST_DELTA:g}, the most that is allowed where n_units is not public",
+            f"--delta {delta:g}",
+            "Give a delta below 1 / units, or state n_units in the schema if it is public.",
+        )
     if n_units is not None and delta > 1 / n_units:
         raise PrivacyError(
             f"delta is greater than 1 / n_units = {1 / n_units:.3g}: publishing one person's record at random would "

@@ -2,13 +2,16 @@
 
 import json
 import math
+import shutil
 
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
 from dpcgan_fast.cli import run
-from dpcgan_fast.privacy import Mechanism, account
+from dpcgan_fast.data.datasets import load_support2
+from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.privacy import Ledger, Mechanism, account
 from tests.tables import make_table, schema_values
 
 TRAIN_OPTIONS = ["--epsilon", "3", "--delta", "1e-4", "--steps", "4", "--autoencoder-steps", "4", "--batch-size", "32"]
@@ -49,17 +52,19 @@ def independent_epsilon(ledger_text: str, delta: float) -> tuple[float, float]:
     done = {line["closes"]: line["steps"] for line in lines if line["event"] == "close"}
     rdp, pld = RdpAccountant(), PLDAccountant(value_discretization_interval=1e-4)
     steps: dict[tuple, int] = {}
+    added = 0.0
     for line in lines:
         if line["event"] in ("gaussian", "poisson_gaussian"):
             key = (line["event"], line["sample_rate"], line["noise_multiplier"])
             steps[key] = steps.get(key, 0) + done.get(line["seq"], line["steps"])
             delta -= line["delta"]
+            added -= math.log1p(-line["delta"])
     for (event, rate, noise), count in steps.items():
         gaussian = dp_accounting.GaussianDpEvent(noise)
         dp_event = gaussian if event == "gaussian" else dp_accounting.PoissonSampledDpEvent(rate, gaussian)
         for accountant in (rdp, pld):
             accountant.compose(dp_event, count)
-    return rdp.get_epsilon(delta), pld.get_epsilon(delta)
+    return rdp.get_epsilon(delta) + added, pld.get_epsilon(delta) + added
 
 
 def test_the_ledger_recomputes_by_dp_accounting_alone(workplace, capsys):
@@ -103,6 +108,27 @@ def test_account_notices_a_rolled_back_ledger(workplace, capsys):
     assert run(["account", str(workplace / "run"), "--expect-head", "f" * 64]) == 3
 
 
+def test_account_sees_seeded_noise_in_the_ledger_whatever_the_settings_say(workplace, capsys, tmp_path):
+    shutil.copytree(workplace / "run", tmp_path / "run")
+    assert run(["account", str(tmp_path / "run"), "--json"]) == 0
+    assert json_of(capsys)["seeded"] is False
+    with Ledger(tmp_path / "run" / "ledger.jsonl") as ledger:
+        ledger.reserve(Mechanism("critic", "poisson_gaussian", 0.1, 5.0, 1, 1.0), NoiseKey(1).key_id)
+    assert run(["account", str(tmp_path / "run"), "--json"]) == 0
+    assert json_of(capsys)["seeded"] is True
+
+
+def test_the_demo_says_beside_its_headline_that_it_is_not_private(tmp_path, capsys, monkeypatch):
+    from dpcgan_fast.cli import using
+
+    rows = load_support2().slice(0, 500)
+    monkeypatch.setattr(using, "load_support2", lambda: rows)
+    monkeypatch.setattr(using, "_QUICK", {"steps": 2, "autoencoder_steps": 2})
+    assert run(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 0
+    assert "not differentially private" in capsys.readouterr().out
+    assert (tmp_path / "demo").stat().st_mode & 0o777 == 0o700
+
+
 def test_train_with_json_prints_one_object(workplace, capsys, tmp_path):
     arguments = ["train", workplace / "train.csv", "--schema", workplace / "schema.json", "--out", tmp_path / "r"]
     assert run([str(a) for a in [*arguments, *TRAIN_OPTIONS, "--json"]]) == 0
@@ -125,8 +151,8 @@ def test_sample_writes_the_format_of_the_ending(workplace, tmp_path, ending):
 def test_evaluate_writes_metrics_and_a_report(workplace, tmp_path, capsys):
     arguments = ["evaluate", workplace / "run", "--real", workplace / "test.csv", "--out", tmp_path / "e"]
     assert run([str(a) for a in [*arguments, "--train", workplace / "train.csv"]]) == 0
-    out = capsys.readouterr()
-    assert "not differentially private" in out.err
+    assert "not differentially private" in capsys.readouterr().out, "beside the figures, wherever they are kept"
+    assert (tmp_path / "e").stat().st_mode & 0o777 == 0o700
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert metrics["private"] is False
     for key in ("tstr", "trtr", "baseline"):

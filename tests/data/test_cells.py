@@ -14,6 +14,7 @@ from dpcgan_fast.data.cells import (
     UNKNOWN,
     binary_values,
     category_codes,
+    category_names,
     distinct,
     numeric_values,
     parse_numbers,
@@ -111,6 +112,7 @@ def test_category_codes_are_positions_in_the_list(cells):
         (["0.5", "1"], pa.array([0.5, 1.0]), [0, 1]),
         (["0", "1"], pa.array([True, False, None]), [1, 0, MISSING]),
         (["false", "true"], pa.array([True, False]), [1, 0]),
+        (["0", "1"], pa.array(["True", "FALSE", "yes"]), [1, 0, UNKNOWN]),
         (["False", "True"], pa.array([True, False]), [1, 0]),
         (["a b", "c"], pa.array([" a b ", "c\t", "ab"]), [0, 1, UNKNOWN]),
         (["NA", "EU"], pa.array(["NA", "na", "EU"]), [0, MISSING, 1]),
@@ -142,3 +144,33 @@ def test_parse_numbers_tells_missing_from_not_a_number():
     numbers, wrong = parse_numbers(texts("1", "NA", "x", None), words={})
     np.testing.assert_array_equal(numbers, [1, np.nan, np.nan, np.nan])
     assert wrong.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("odd", ["?", "x", "true", "+5", "nan(ab)"])
+@pytest.mark.parametrize("cell", ["nan(ab)", "-nan", "NaN", "inf", "1e400", "0x10", "1_0", ".5", "+5", "5 ", "q"])
+def test_whether_a_text_is_a_number_does_not_depend_on_other_cells(cell, odd):
+    alone = parse_numbers(texts(cell), {"?": np.nan, "true": 1.0})
+    beside = parse_numbers(texts(cell, odd), {"?": np.nan, "true": 1.0})
+    for value, again in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(value, again[:1])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([1, 0, 1, None]),
+        pa.array([1.0, 0.0, 1.0, np.nan]),
+        pa.array(["1", " 0", "1.0", "NA"]),
+        pa.array(["1.0", "0.00", "1", None]),
+    ],
+)
+def test_a_category_has_one_name_whatever_the_type_of_its_column(array):
+    names, codes = category_names(array, PLACE)
+    assert names == ["1", "0"]
+    assert codes.tolist() == [0, 1, 0, MISSING]
+
+
+def test_booleans_are_named_as_category_codes_reads_them():
+    names, codes = category_names(pa.array([True, None, False]), PLACE)
+    assert (names, codes.tolist()) == (["true", "false"], [0, MISSING, 1])
+    assert category_codes(pa.array([True, False]), names).tolist() == [0, 1]

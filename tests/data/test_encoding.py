@@ -2,8 +2,10 @@
 
 import math
 import time
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.data.encoding import RecordCodec, table_columns
+from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.schema import OTHER, Schema
 from dpcgan_fast.errors import InputError
 
@@ -363,6 +366,40 @@ def test_a_rows_record_does_not_depend_on_other_rows(drawn):
     together = coder.encode(arrow_table(values["columns"], rows)).records
     alone = [coder.encode(arrow_table(values["columns"], [row])).records for row in rows]
     np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
+ODD_CELLS = ("x", "?", True, 7, 0.25, None, 2**70, Decimal("1.50"), pd.Timestamp("2020-01-02"))
+COLUMN_CELLS = {
+    "int64": [0, 1, 1], "float64": [0.0, 1.0, 0.1], "float32": [0.0, 1.0, 0.1], "bool": [False, True, True],
+    "boolean": [False, True, None], "Int64": [0, 1, None], "category": ["0", "1", "0.1"], "string": ["0", "1.0", "0.1"],
+    "datetime64[ns]": ["2020-01-02", "2020-01-03", "NaT"], "object": [True, 1.0, "0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_CELLS, ids=lambda cell: type(cell).__name__)
+@pytest.mark.parametrize("dtype", COLUMN_CELLS)
+@pytest.mark.parametrize("source", ["frame", "csv"])
+def test_one_odd_row_changes_no_other_rows_record(tmp_path, source, dtype, odd):
+    """It may change the type of a DataFrame's whole column, and with it what every cell is to pandas."""
+    stamps = ["2020-01-02 00:00:00", "2020-01-03 00:00:00"]
+    lists = (["0", "1"], ["false", "true"], ["0.0", "1.0", "0.1"], ["0.10000000149011612"], stamps)
+    common = {"type": "categorical", "missing": True}
+    specs = [{"name": f"c{i}", "categories": names, **common} for i, names in enumerate(lists)]
+    frame = pd.DataFrame(dict.fromkeys((spec["name"] for spec in specs), pd.Series(COLUMN_CELLS[dtype], dtype=dtype)))
+    frames = [frame, pd.concat([frame, pd.DataFrame({name: pd.Series([odd], dtype=object) for name in frame})])]
+    if dtype != "datetime64[ns]" and odd in ("?", True, 7, 0.25, None, 2**70, Decimal("1.50")):
+        specs.append({"name": "n", "type": "numeric", "bounds": [0, 2], "missing": True})
+        frames = [part.assign(n=part["c0"]) for part in frames]
+    if source == "csv":
+        rows = ["" if pd.isna(cell) else str(cell) for cell in (*COLUMN_CELLS[dtype], odd)]
+        lines = [",".join([row] * len(specs)) for row in rows]
+        header = ",".join(spec["name"] for spec in specs)
+        frames = [tmp_path / "0.csv", tmp_path / "1.csv"]
+        for path, kept in zip(frames, (lines[:-1], lines), strict=True):
+            path.write_text("\n".join([header, *kept]) + "\n")
+    coder = codec({"unit": None, "columns": specs})
+    whole, more = (coder.encode(read_table(part, coder.schema.column_names())[0]).records for part in frames)
+    np.testing.assert_array_equal(whole, more[:-1])
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["floats", "texts"])

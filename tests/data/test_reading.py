@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,6 +105,22 @@ def test_a_data_frame_is_read_even_with_cells_of_mixed_types():
     assert table["a"].to_pylist() == ["1", "x", None]
     assert table["b"].to_pylist() == [1.5, None, 2.0]
     assert others == ("3",)
+
+
+def test_cells_of_an_object_column_become_text_one_by_one():
+    import datetime
+
+    cells = [1, 2.0, 0.1, True, np.bool_(False), np.int8(3), np.float32(0.5), "1.0", b"x", datetime.date(2020, 1, 2)]
+    series = pd.Series([*cells, None, float("nan"), pd.NA, pd.NaT], dtype=object)
+    column, _ = read_table(pd.DataFrame({"a": series}), ["a"])
+    texts = ["1", "2", "0.1", "true", "false", "3", "0.5", "1.0", "x", "2020-01-02"]
+    assert column["a"].to_pylist() == [*texts, None, None, None, None]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "UInt16", "float32", "Float64", "bool", "boolean"])
+def test_columns_of_numbers_and_flags_keep_their_type(dtype):
+    kind = read_table(pd.DataFrame({"a": pd.Series([0, 1], dtype=dtype)}), ["a"])[0].schema.types[0]
+    assert pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def test_arrow_tables_and_other_arrow_streams_are_read():
@@ -258,6 +275,11 @@ for position in range(4, len(whole), 37):
     said = run_python(code, str(path))
     assert "cannot be read" in said
     assert SENTINEL not in said
+
+
+@pytest.mark.parametrize("cell", [[SENTINEL], {SENTINEL: 1}, (SENTINEL,), np.array([1, 2])])
+def test_a_cell_of_a_data_frame_that_is_not_a_single_value_is_refused_with_its_row(cell):
+    assert "column b, row 2" in refusal(pd.DataFrame({"a": [1, 2], "b": pd.Series(["x", cell], dtype=object)}))
 
 
 def test_data_of_another_type_are_refused():

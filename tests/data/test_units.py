@@ -18,6 +18,11 @@ def test_ids_are_numbered_by_first_appearance(cells):
     assert unit_ids(pa.table({"id": cells}), schema("id")).tolist() == [0, 1, 0, 2]
 
 
+def test_one_person_whose_id_is_written_in_two_ways_is_one_unit():
+    """A column of whole numbers that has become one of floats or of texts names the same people."""
+    assert unit_ids(pa.table({"id": ["1", "2", "1.0", " 2"]}), schema("id")).tolist() == [0, 1, 0, 1]
+
+
 def test_without_a_unit_column_there_are_no_ids():
     assert unit_ids(pa.table({"x": [1]}), schema(None)) is None
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -436,7 +437,7 @@ class TestMisuse:
     def test_losses_of_another_batch_size_than_the_forward(self):
         step = sgd_step(linear_critic())
         losses = row_losses(step(torch.rand(4, 6)))
-        with pytest.raises(ValueError, match="to have the 2 rows of the losses as its leading dimension"):
+        with pytest.raises(ValueError, match="to have the B rows of the losses as its leading dimension"):
             step.backward(losses[:2] + losses[2:])
 
     def test_losses_that_come_from_the_plain_module(self):
@@ -467,10 +468,43 @@ class TestMisuse:
             def forward(self, x):
                 return self.linear(x.reshape(-1, 3)).reshape(len(x), -1)
 
+        with pytest.raises(ValueError, match=r"'linear'.* the leading dimension"):
+            sgd_step(Folded())(torch.rand(4, 6))
         step = sgd_step(Folded())
-        losses = row_losses(step(torch.rand(4, 6)))
-        with pytest.raises(ValueError, match="'linear' to have the 4 rows"):
+        losses = row_losses(step(torch.rand(1, 6)))  # too few rows for the check of the forward
+        with pytest.raises(ValueError, match="'linear' to have the B rows"):
             step.backward(losses)
+
+    def test_no_error_tells_how_many_rows_were_drawn(self):
+        """Nor a shape that does: the size of a Poisson draw is private, and error texts leave the process."""
+        rows = 1237
+
+        class Folded(nn.Module):
+            def __init__(self, layer):
+                super().__init__()
+                self.layer = layer
+
+            def forward(self, x):
+                return self.layer(x.transpose(0, 1)).transpose(0, 1).flatten(1)
+
+        class Own(nn.Linear):
+            pass
+
+        def misuse(module, x, units=None):
+            step = sgd_step(module)
+            step._rows_known_apart = {True}  # so that the errors of the backward are reached
+            step.backward(row_losses(step(x)), units)
+
+        flat_rows = torch.rand(rows, 6)
+        for attempt in (
+            lambda: misuse(Folded(nn.Linear(3, 1)), torch.rand(rows, 2, 3)),
+            lambda: misuse(Folded(Own(3, 1)), torch.rand(rows, 2, 3)),
+            lambda: misuse(linear_critic(), flat_rows, torch.zeros(rows - 1, dtype=torch.int64)),
+            lambda: misuse(linear_critic(), flat_rows, torch.zeros(rows)),
+        ):
+            with pytest.raises(ValueError, match="row") as caught:
+                attempt()
+            assert not {str(rows), str(rows - 1)} & set(re.findall(r"\d+", str(caught.value)))
 
     def test_a_parameter_used_outside_of_its_layer(self):
         class Tied(nn.Module):
@@ -486,12 +520,13 @@ class TestMisuse:
         with pytest.raises(ValueError, match=r"'encode\.weight' is used outside"):
             step.backward(losses)
 
-    def test_an_input_changed_in_place_after_its_use(self):
-        step = sgd_step(linear_critic())
+    @pytest.mark.parametrize(("fused", "place"), [(True, r"\(root\)"), (False, "1")])
+    def test_an_input_changed_in_place_after_its_use(self, fused, place):
+        step = sgd_step(linear_critic(), fused=fused)
         x = torch.rand(4, 6)
         losses = row_losses(step(x))
         x.add_(1)
-        with pytest.raises(ValueError, match="An input of module '1' was changed in place"):
+        with pytest.raises(ValueError, match=f"An input of module '{place}' was changed in place"):
             step.backward(losses)
 
     def test_dropout_in_a_module_without_a_rule(self):

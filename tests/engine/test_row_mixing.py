@@ -59,6 +59,99 @@ def test_a_mixing_module_of_ones_own_is_found_at_the_first_forward(mixing, train
         step(torch.rand(5, 4))
 
 
+class KeepsMean(nn.Module):
+    """Rows stay apart, and what is stored of them leaves the step without noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return x
+
+
+class ReplacesMean(KeepsMean):
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x
+
+
+class KeepsLastRow(KeepsMean):
+    def forward(self, x):
+        self.mean.copy_(x.detach()[-1])
+        return x
+
+
+class CountsRows(KeepsMean):
+    def forward(self, x):
+        self.mean += len(x)
+        return x
+
+
+@pytest.mark.parametrize("storing", [KeepsMean, ReplacesMean, KeepsLastRow, CountsRows])
+def test_a_module_that_stores_what_it_is_given_in_a_buffer_is_refused_with_the_buffers_name(storing):
+    step = step_of(nn.Sequential(nn.Linear(4, 4), storing()))
+    with pytest.raises(ValueError, match=rf"Module '1' \({storing.__name__}\) .* buffer 'mean'"):
+        step(torch.rand(5, 4))
+
+
+class SequenceFirst(nn.Module):
+    """Rows lead outside of it and not inside."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):  # (B, L, 4)
+        return self.inner(x.transpose(0, 1)).transpose(0, 1).flatten(1)  # through (L, B, 4)
+
+
+class OwnLinear(nn.Linear):
+    """Has no layer rule."""
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 7])
+@pytest.mark.parametrize("inner", [nn.Linear(4, 3), OwnLinear(4, 3)])
+def test_rows_that_do_not_lead_inside_are_found_even_where_another_dimension_is_as_long(inner, length):
+    step = step_of(SequenceFirst(inner))
+    with pytest.raises(ValueError, match=r"Module 'inner' .* the leading dimension"):
+        step(torch.rand(length, length, 4))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, take):
+        super().__init__()
+        self.inner, self.take = nn.LSTM(4, 3, num_layers=2, batch_first=True), take
+
+    def forward(self, x):  # (B, L, 4)
+        return self.take(*self.inner(x))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_final_state_has_its_layers_in_front_even_if_there_are_as_many_as_rows(rows):
+    step = step_of(Recurrent(lambda output, _: output[:, -1]))
+    step.backward(step(torch.rand(rows, 6, 4)).sum(1))
+    step = step_of(Recurrent(lambda _, state: state[0].transpose(0, 1).flatten(1)))
+    with pytest.raises(ValueError, match="final state of module 'inner'"):
+        step.backward(step(torch.rand(rows, 6, 4)).sum(1))
+
+
+def test_what_is_not_trained_may_have_other_dimensions_in_front():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(7, 4).requires_grad_(False), nn.Linear(4, 1)
+
+        def forward(self, x):  # (B, 7, 4)
+            return self.out(x + self.table(torch.arange(7))).flatten(1)
+
+    step = step_of(Positions())
+    step.backward(step(torch.rand(5, 7, 4)).sum(1))
+
+
 def test_found_in_eval_mode_although_training_mode_was_clean():
     class EvalOnly(nn.Module):
         def forward(self, x):

@@ -54,3 +54,13 @@ def test_a_unit_in_both_tables_is_noticed_where_both_tables_name_units():
     assert not shares_a_unit(first, third, schema)
     assert not shares_a_unit(first, patients(3, 0), schema)
     assert not shares_a_unit(first, second, schema_of())
+
+
+def test_an_id_is_the_same_in_a_column_of_numbers_and_in_one_of_texts():
+    schema = schema_of(unit="person")
+    numbers, floats, texts = (
+        patients(2, 0).append_column("person", pa.array(ids)) for ids in ([1, 2], [2.0, 3.0], ["3.0", "4"])
+    )
+    assert shares_a_unit(numbers, floats, schema)
+    assert shares_a_unit(floats, texts, schema)
+    assert not shares_a_unit(numbers, texts, schema)

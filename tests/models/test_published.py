@@ -147,3 +147,13 @@ def test_the_clamp_acts_on_convolution_weights_and_biases_only():
 def test_a_record_of_another_length_is_refused(preset):
     with pytest.raises(InputError, match=r"takes records of length .* but the schema gives 20"):
         make_networks(preset, blocks(20), 1)
+
+
+@pytest.mark.parametrize("spec", [UCI, MIMIC])
+def test_decoding_is_the_autoencoders_own_second_half_with_its_activation(spec):
+    """Records that are sampled take the path that was trained."""
+    nets = PublishedNetworks(spec)
+    records, labels = torch.rand(3, spec.record_length), torch.zeros(3, 0)
+    codes = nets.autoencoder.stacks[0](records.unsqueeze(1))
+    decoded = nets.decode(codes, labels, torch.Generator())
+    assert torch.equal(decoded, nets.autoencoder(records, labels))

@@ -94,8 +94,8 @@ def test_removing_one_unit_moves_the_sum_by_at_most_max_grad_norm(seed, rows_per
         ([], 1.0, None, "at least one per-sample gradient"),
         ([torch.ones(2)], 0.0, None, "Expected max_grad_norm > 0, got 0.0"),
         ([torch.ones(2)], math.nan, None, "Expected max_grad_norm > 0, got nan"),
-        ([torch.ones(2)], 1.0, torch.tensor([1, 2, 3]), r"Expected units of dtype int64 and shape \(2,\)"),
-        ([torch.ones(2)], 1.0, torch.tensor([1.0, 2.0]), r"got torch.float32 of shape \(2,\)"),
+        ([torch.ones(2)], 1.0, torch.tensor([1, 2, 3]), "got torch.int64 of another shape"),
+        ([torch.ones(2)], 1.0, torch.tensor([1.0, 2.0]), "got torch.float32 of that shape"),
     ],
 )
 def test_bad_arguments_are_refused(grads, max_grad_norm, units, message):

@@ -4,6 +4,8 @@ import copy
 import math
 import os
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -129,6 +131,26 @@ def test_two_calls_never_repeat_and_the_key_advances_past_every_tensor():
     assert key.position == 125 + 125 + 1
     assert not torch.equal(first, second)
     assert len(torch.cat([first, second]).unique()) > 1990
+
+
+def test_threads_that_share_a_key_never_get_the_same_blocks():
+    class SlowCount(int):
+        """Lets other threads run in the middle of an addition."""
+
+        def __add__(self, other):
+            time.sleep(0.02)
+            return int(self) + int(other)
+
+        __radd__ = __add__
+
+    key, taken = NoiseKey(), []
+    threads = [threading.Thread(target=lambda: taken.append(key.take(SlowCount(3))[1])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [0, 3, 6, 9]
+    assert key.position == 12
 
 
 def test_two_keys_without_a_seed_differ_and_two_with_one_seed_agree():

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from dpcgan_fast.data.datasets import data_folder
+from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy import Mechanism, account, rdp_epsilon
-from dpcgan_fast.privacy.accountant import pld_epsilon
+from dpcgan_fast.privacy.accountant import pld_epsilon, refuse_overspending
 
 
 def poisson(sample_rate, noise, steps, delta=0.0):
@@ -87,6 +88,24 @@ def test_the_delta_of_a_threshold_is_deducted():
     assert account([poisson(1.0, 5.0, 1, delta=1e-5)], 1e-5).epsilon == math.inf, "nothing of delta is left"
 
 
+@pytest.mark.parametrize("epsilon_of", [rdp_epsilon, pld_epsilon])
+def test_a_threshold_adds_what_its_failure_takes_from_all_other_outputs(epsilon_of):
+    """-log(1 - delta_t), on top of the delta that is deducted; it counts where delta is large."""
+    added = epsilon_of([poisson(1.0, 5.0, 2, delta=0.1)], 0.3) - epsilon_of([poisson(1.0, 5.0, 2)], 0.1)
+    assert added == pytest.approx(-2 * math.log(0.9), rel=1e-9)
+
+
+def test_a_composition_beyond_the_claim_is_refused_and_one_that_meets_it_by_either_accountant_passes():
+    parts = [poisson(0.02, 1.2, 300)]
+    spent = account(parts, 1e-5)
+    assert spent.epsilon_pld < spent.epsilon_rdp
+    refuse_overspending(parts, spent.epsilon_rdp, 1e-5, "ledger.jsonl")
+    refuse_overspending(parts, spent.epsilon_pld, 1e-5, "ledger.jsonl")
+    refuse_overspending([poisson(0.02, 0.0, 300)], math.inf, 1e-5, "ledger.jsonl")
+    with pytest.raises(PrivacyError, match=r"composes to epsilon .*, more than .* \(ledger.jsonl\)"):
+        refuse_overspending(parts, 0.999 * spent.epsilon_pld, 1e-5, "ledger.jsonl")
+
+
 @settings(max_examples=25)
 @given(
     st.floats(0.001, 0.2), st.floats(0.6, 5.0), st.integers(1, 2000), st.sampled_from([1e-7, 1e-5, 1e-3]),
@@ -117,7 +136,8 @@ def test_a_bad_delta_is_refused(delta):
     [
         dict(sample_rate=0.0), dict(sample_rate=1.1), dict(sample_rate=math.nan), dict(noise_multiplier=-1.0),
         dict(noise_multiplier=math.inf), dict(steps=-1), dict(delta=1.0), dict(event="laplace"),
-        dict(event="gaussian", sample_rate=0.5),
+        dict(event="gaussian", sample_rate=0.5), dict(max_grad_norm=0.0), dict(max_grad_norm=-1.0),
+        dict(max_grad_norm=math.nan), dict(max_grad_norm=math.inf),
     ],
 )  # fmt: skip
 def test_a_mechanism_out_of_range_is_refused(change):

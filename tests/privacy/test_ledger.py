@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from dpcgan_fast.errors import MachineError, PrivacyError
+from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism
-from dpcgan_fast.privacy.ledger import charged, read_ledger
+from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded
 
 CRITIC = Mechanism("critic", "poisson_gaussian", 0.02, 1.25, 100, 1.0, unit="patient_id")
 RELEASE = Mechanism("label histogram", "gaussian", 1.0, 40.0, 1, 1.0, delta=1e-7)
@@ -66,6 +67,20 @@ def test_what_counts_is_what_was_done_and_an_open_block_in_full(written):
         assert ledger.charged_steps("critic") == 200
         assert ledger.open_reservation("critic").mechanism.steps == 60
         assert ledger.open_reservation("label histogram") is None
+
+
+def test_a_block_at_work_counts_with_the_steps_taken_and_a_closed_one_with_those_it_states(written):
+    lines, _ = read_ledger(written)
+    taken = {lines[-1].seq: 7, lines[2].seq: 1}
+    assert [m.steps for m in charged(lines, taken)] == [1, 100, 40, 7]
+
+
+def test_noise_from_a_seed_is_seen_in_the_ledger(path, written):  # noqa: ARG001
+    lines, _ = read_ledger(path)
+    assert not seeded(lines)
+    with Ledger(path) as ledger:
+        ledger.reserve(CRITIC, NoiseKey(3).key_id)
+    assert seeded(read_ledger(path)[0])
 
 
 def test_infinity_is_a_string(path):

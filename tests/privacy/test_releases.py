@@ -72,6 +72,69 @@ def test_bounds_of_a_column_that_noise_hides_are_a_public_default():
     assert releases.fine_bounds(np.zeros(releases.FINE_BINS), [(2.0, 4.0)], std=10.0) == [(2.0, 4.0)]
 
 
+SHAPES = {
+    "even": lambda rng, rows: rng.uniform(20, 95, rows),
+    "whole numbers": lambda rng, rows: rng.integers(20, 95, rows).astype(float),
+    "normal": lambda rng, rows: rng.normal(140, 5, rows),
+    "long tail": lambda rng, rows: rng.exponential(0.01, rows),
+    "mostly zero": lambda rng, rows: np.where(rng.random(rows) < 0.6, 0.0, rng.uniform(0, 100, rows)),
+    "a group far off": lambda rng, rows: np.where(rng.random(rows) < 0.05, rng.normal(900, 5, rows), 20.0),
+}
+
+
+def refined(values, coarse, std, rng):
+    """Fine bounds of one column, from a histogram with fresh noise."""
+    exact = releases.fine_histograms([values], [np.ones(len(values))], [coarse])
+    return releases.fine_bounds(exact + rng.normal(0, std, exact.shape), [coarse], std)[0]
+
+
+def coarse_of(values):
+    return releases.coarse_bounds(releases.coarse_histograms([values], [np.ones(len(values))]), 1, std=0.0)[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("rows", "std"), [(40, 0.5), (400, 1.6), (400, 5.0), (2000, 25.0), (10_000, 60.0)])
+def test_fine_bounds_keep_the_data_however_few_rows_and_however_much_noise(shape, rows, std):
+    """A histogram whose bins drown in the noise gives no reason to cut anything off."""
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(100):
+        values = SHAPES[shape](rng, rows)
+        low, high = refined(values, coarse_of(values), std, rng)
+        kept.append(np.mean((low <= values) & (values <= high)))
+    assert np.mean(kept) > 0.995
+    assert min(kept) > 0.97
+
+
+@pytest.mark.parametrize(("rows", "std", "share"), [(10_000, 1.5, 0.35), (10_000, 13.0, 0.45), (100_000, 60.0, 0.35)])
+def test_fine_bounds_narrow_where_there_is_enough_data(rows, std, share):
+    """The noise is about that of epsilon 3, if all of it, a tenth, or two parts in a hundred go to these releases."""
+    rng = np.random.default_rng(0)
+    coarse, widths = (64.0, 256.0), []
+    for _ in range(100):
+        values = rng.normal(140, 5, rows)
+        low, high = refined(values, coarse, std, rng)
+        assert np.mean((low <= values) & (values <= high)) > 0.99
+        widths.append(high - low)
+    assert np.median(widths) < share * (coarse[1] - coarse[0])
+
+
+def test_fine_bounds_without_noise_are_those_of_the_occupied_bins():
+    counts = np.zeros(releases.FINE_BINS)
+    counts[[10, 11, 40]] = 1.0
+    assert releases.fine_bounds(counts, [(0.0, 128.0)], std=0.0) == [(10.0, 41.0)]
+
+
+def test_fine_bounds_are_never_wider_than_coarse_ones_and_the_same_for_the_same_noisy_counts():
+    rng = np.random.default_rng(0)
+    for std in (0.1, 1.0, 30.0):
+        for _ in range(200):
+            noisy = rng.normal(rng.choice([0.0, 5.0], releases.FINE_BINS), std)
+            (low, high), *_ = bounds = releases.fine_bounds(noisy, [(-1.0, 1.0)], std)
+            assert -1.0 <= low < high <= 1.0
+            assert releases.fine_bounds(noisy.copy(), [(-1.0, 1.0)], std) == bounds
+
+
 @pytest.mark.parametrize("delta", [1e-3, 1e-2, 0.2])
 def test_a_category_that_one_unit_holds_appears_with_probability_delta(delta):
     mechanism = Mechanism("categories: x", "gaussian", 1.0, 2.0, 1, 1.0, delta)
@@ -92,6 +155,18 @@ def test_the_threshold_allows_for_all_rows_of_a_unit():
     one = releases.category_threshold(2.0, 1e-6)
     assert one == pytest.approx(1 + 2.0 * norm.isf(1e-6))
     assert releases.category_threshold(2.0, 1e-6 / 50) > one
+
+
+def test_a_unit_with_many_rare_categories_shows_any_of_them_with_probability_delta_at_most():
+    """Each of its rows may name a category that nobody else has: the threshold leaves delta / rows for each."""
+    noise, delta, rows = 1.0, 0.2, 50
+    assert norm.sf((releases.category_threshold(noise, delta / rows) - 1) / noise) * rows <= delta * (1 + 1e-9)
+    mechanism = Mechanism("categories: x", "gaussian", 1.0, noise, 1, 1.0, delta)
+    names, counts = [f"rare {i}" for i in range(rows)], np.full(rows, 1.0 / rows)
+    shown = [
+        bool(releases.thresholded_categories(names, counts, mechanism, rows, NoiseKey(seed))) for seed in range(400)
+    ]
+    assert np.mean(shown) < delta
 
 
 def test_rates_are_positive_add_up_to_one_and_keep_a_floor():

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.synthesis import sampling as sampling_module
@@ -145,3 +147,27 @@ def test_without_a_label_there_is_one_class(tmp_path):
     fitted = DPCGAN(make_schema(label=None), 3.0, 1e-4, device="cpu", **FEW_STEPS)
     table = fitted.fit(make_table(), tmp_path / "run").sample(20)
     assert set(table["died"].to_pylist()) <= {0, 1}
+
+
+def test_records_that_the_networks_generate_become_rows_with_no_further_activation():
+    """If the networks gave the real records themselves, sampling would give the real table, cell for cell."""
+    table, codec = make_table(), RecordCodec(make_schema(), joint=False)
+    records = torch.from_numpy(codec.encode(table, "data").records)
+
+    class RealRecords(torch.nn.Module):
+        def generate(self, labels, randomness):  # noqa: ARG002
+            return records[: len(labels)]
+
+    sampler = sampling_module.Sampler(RealRecords(), codec, torch.tensor([0.5, 0.5]), conditional=True)
+    (rows,) = sampler.batches(table.num_rows, {}, torch.Generator())
+    for name in ("age", "sex", "smoker"):
+        assert rows[name].to_pylist() == table[name].to_pylist()
+    sodium, expected = (t["sodium"].to_numpy(zero_copy_only=False) for t in (rows, table))
+    assert np.isnan(sodium).tolist() == np.isnan(expected).tolist()
+    assert np.nan_to_num(sodium) == pytest.approx(np.nan_to_num(expected), abs=1e-4)
+
+
+def test_sampling_uses_the_statistics_that_the_generator_was_trained_with(model):
+    """The published generator has BatchNorm; in training mode a row would depend on which others are drawn with it."""
+    for opened in (model, DPCGAN.load(model.folder, "cpu")):
+        assert not any(module.training for module in opened._sampler.networks.modules())

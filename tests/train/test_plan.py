@@ -1,19 +1,23 @@
 """The budget plan covers every mechanism and stays within the budget."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from dpcgan_fast.privacy import account
+from dpcgan_fast.errors import PrivacyError
+from dpcgan_fast.models import is_conditional
+from dpcgan_fast.privacy import Mechanism, account
 from dpcgan_fast.synthesis.releases import planned_releases
-from dpcgan_fast.train.plan import make_plan
+from dpcgan_fast.train.plan import BudgetPlan, make_plan
 from dpcgan_fast.train.settings import PRESETS, default_settings
 from tests.tables import make_schema, schema_values
 
 
 def plan_of(schema, epsilon=3.0, preset="auto", delta=1e-5, **changes):
     settings = default_settings(preset, epsilon, delta, schema.n_units, **changes)
-    return settings, make_plan(settings, planned_releases(schema, delta), "row")
+    return settings, make_plan(settings, planned_releases(schema, settings), "row")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -22,7 +26,8 @@ def test_the_composition_of_all_mechanisms_meets_the_budget(preset, epsilon):
     """With the defaults: releases, autoencoder and critic together, by the accountant."""
     _, plan = plan_of(make_schema(n_units=7000), epsilon, preset)
     names = [m.mechanism for m in plan.mechanisms]
-    assert names == ["label histogram", "autoencoder", "critic"]
+    rates = ["label histogram"] if is_conditional(preset) else []
+    assert names == [*rates, "autoencoder", "critic"], "nets that are not conditional have no use for class rates"
     spent = account(plan.mechanisms, 1e-5).epsilon
     assert 0.999 * epsilon <= spent <= epsilon
     for left_out in names:
@@ -70,4 +75,40 @@ def test_the_plan_does_not_depend_on_the_data():
     import inspect
 
     assert set(inspect.signature(make_plan).parameters) == {"settings", "releases", "unit"}
-    assert set(inspect.signature(planned_releases).parameters) == {"schema", "delta"}
+    assert set(inspect.signature(planned_releases).parameters) == {"schema", "settings"}
+
+
+@pytest.mark.parametrize("epsilon", [3.0, math.inf])
+def test_a_plan_comes_back_from_json_as_it_was(epsilon):
+    _, plan = plan_of(make_schema(n_units=None), epsilon)
+    assert BudgetPlan.from_dict(json.loads(json.dumps(plan.to_dict())), "config.json") == plan
+
+
+@pytest.mark.parametrize("values", [None, [], {}, {"mechanisms": []}, {"mechanisms": [{}, {}]}])
+def test_what_is_no_plan_is_refused(values):
+    with pytest.raises(PrivacyError, match="The plan of the run cannot be read"):
+        BudgetPlan.from_dict(values, "config.json")
+
+
+def test_a_plan_without_its_critic_is_refused():
+    values = plan_of(make_schema())[1].to_dict()
+    del values["mechanisms"][-1]
+    with pytest.raises(PrivacyError, match="The plan of the run cannot be read"):
+        BudgetPlan.from_dict(values, "config.json")
+
+
+def test_what_was_reserved_must_be_part_of_the_plan():
+    _, plan = plan_of(make_schema())
+    critic = plan.critic
+    plan.refuse_other([*plan.releases, critic.with_steps(10), critic.with_steps(critic.steps - 10)], "ledger.jsonl")
+    for reserved in (
+        [critic.with_steps(critic.steps + 1)],
+        [critic.with_steps(10), critic],
+        [*plan.releases, *plan.releases],
+        [replace(critic, noise_multiplier=2 * critic.noise_multiplier, steps=1)],
+        [replace(critic, sample_rate=critic.sample_rate / 2)],
+        [replace(critic, max_grad_norm=0.5)],
+        [Mechanism("another", "gaussian", 1.0, 1.0, 0, 1.0)],
+    ):
+        with pytest.raises(PrivacyError, match=r"does not fit the plan of the run: .* \(ledger.jsonl\)"):
+            plan.refuse_other(reserved, "ledger.jsonl")

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dpcgan_fast.errors import InputError, PrivacyError
-from dpcgan_fast.train.settings import DEFAULT_SAMPLE_RATE, PRESETS, TrainSettings, default_settings
+from dpcgan_fast.train.settings import DEFAULT_SAMPLE_RATE, LARGEST_DELTA, PRESETS, TrainSettings, default_settings
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -50,6 +50,12 @@ def test_delta_above_one_in_n_units_is_refused_for_privacy():
     with pytest.raises(PrivacyError, match=r"delta is greater than 1 / n_units = 0.01"):
         default_settings("auto", 1.0, 0.011, 100)
     default_settings("auto", 1.0, 0.01, 100)
+
+
+def test_without_a_public_size_delta_has_a_public_cap():
+    with pytest.raises(PrivacyError, match=r"delta is greater than 0.001, .* where n_units is not public"):
+        default_settings("auto", 1.0, 0.0011, None)
+    default_settings("auto", 1.0, LARGEST_DELTA, None)
 
 
 @pytest.mark.parametrize(

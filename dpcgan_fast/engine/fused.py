@@ -1,0 +1,351 @@
+"""The fused path: runs of layers whose forward, norms and clipped sum each take one native call, rows in lanes.
+
+A run is an nn.Sequential, the whole module or a part of it, and qualifies by its structure alone; `fused_runs` says why
+not, where it does not. What a row contributes is the same as layer by layer, up to float rounding. Rows whose gradient
+cancels so far that single precision cannot sum it are taken layer by layer, in double.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dpcgan_fast import ops
+from dpcgan_fast.engine.recorder import LayerUse, Reached, recording
+from dpcgan_fast.engine.report import LayerReport
+from dpcgan_fast.engine.rules import LayerGradient, layer_gradient
+from dpcgan_fast.ops import FusedLayer, FusedNet, NormChoice, NormMode, UnitGroups
+
+_IGNORED = (nn.Identity,)
+
+
+class NotFusedError(Exception):
+    """Why a module, or one call of it, does not take the fused path."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """Shape of a value between layers; flat once the net has flattened it."""
+
+    channels: int
+    length: int
+    flat: bool
+
+
+def _conv1d(module: nn.Conv1d, value: _Value) -> FusedLayer:
+    if value.flat:
+        raise NotFusedError("a convolution follows a flattened value")
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        raise NotFusedError("a convolution pads by a mode or by name")
+    kernel, stride, padding, dilation = (
+        *module.kernel_size, *module.stride, *module.padding, *module.dilation,
+    )  # fmt: skip
+    assert isinstance(padding, int)
+    length = (value.length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    return FusedLayer(
+        "conv1d", value.channels, value.length, module.out_channels, length, kernel, stride, padding, dilation,
+        module.groups, module.bias is not None,
+    )  # fmt: skip
+
+
+def _conv_transpose1d(module: nn.ConvTranspose1d, value: _Value) -> FusedLayer:
+    if value.flat:
+        raise NotFusedError("a convolution follows a flattened value")
+    kernel, stride, padding, dilation, extra = (
+        *module.kernel_size, *module.stride, *module.padding, *module.dilation, *module.output_padding,
+    )  # fmt: skip
+    assert isinstance(padding, int)
+    length = (value.length - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+    return FusedLayer(
+        "conv_transpose1d", value.channels, value.length, module.out_channels, length, kernel, stride, padding,
+        dilation, module.groups, module.bias is not None,
+    )  # fmt: skip
+
+
+def _linear(module: nn.Linear, value: _Value) -> FusedLayer:
+    """A linear layer over a flattened value is a convolution as long as the value."""
+    if not value.flat:
+        raise NotFusedError("a linear layer acts on each position of a sequence")
+    return FusedLayer(
+        "conv1d", value.channels, value.length, module.out_features, 1, value.length, bias=module.bias is not None
+    )
+
+
+def _group_norm(module: nn.GroupNorm, value: _Value) -> FusedLayer:
+    if value.flat and value.length != 1:
+        raise NotFusedError("a norm follows a flattened value")
+    if not module.affine:
+        raise NotFusedError("a norm has no affine pair")
+    return FusedLayer(
+        "group_norm", value.channels, value.length, value.channels, value.length, groups=module.num_groups,
+        number=module.eps,
+    )  # fmt: skip
+
+
+def _activation(kind: Any, slope: Callable[[Any], float] = lambda _: 0.0) -> Callable[[Any, _Value], FusedLayer]:
+    def layer(module: nn.Module, value: _Value) -> FusedLayer:
+        if slope(module) < 0:
+            raise NotFusedError("a leaky ReLU has a negative slope")
+        return FusedLayer(kind, value.channels, value.length, value.channels, value.length, number=slope(module))
+
+    return layer
+
+
+_FORMS: dict[type[nn.Module], Callable[[Any, _Value], FusedLayer]] = {
+    nn.Conv1d: _conv1d,
+    nn.ConvTranspose1d: _conv_transpose1d,
+    nn.Linear: _linear,
+    nn.GroupNorm: _group_norm,
+    nn.LeakyReLU: _activation("leaky_relu", lambda module: module.negative_slope),
+    nn.ReLU: _activation("leaky_relu"),
+    nn.Tanh: _activation("tanh"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.SiLU: _activation("silu"),
+}
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _in_order(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    if _hooked(module) or parametrize.is_parametrized(module):
+        raise NotFusedError(f"module {name or '(root)'!r} has hooks or a parametrization")
+    if type(module) is not nn.Sequential:
+        return [(name, module)]
+    children = module.named_children()
+    return [pair for child, below in children for pair in _in_order(f"{name}.{child}" if name else child, below)]
+
+
+@dataclass
+class FusedRun:
+    """A run of layers in the form that the fused kernels take, for every input shape.
+
+    modules: layers in order, with their full names
+    measure: whether norms are asked for; without, only rows that are not finite are found
+    refused: why the last call of the module did not qualify; empty if it did
+    """
+
+    module: nn.Module
+    modules: tuple[tuple[str, nn.Module], ...]
+    parameters: tuple[nn.Parameter, ...]
+    measure: bool
+    refused: str = ""
+    _nets: dict[tuple[int, ...], FusedNet] = field(default_factory=dict)
+
+    def hooked(self) -> bool:
+        """Whether others have put hooks on its modules since it was made, which it would pass over."""
+        found = _hooked(self.module) or any(_hooked(module) for _, module in self.modules)
+        self.refused = "one of its modules has hooks" if found else ""
+        return found
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, "FusedUse"] | None:
+        """The output, in the autograd graph, and what a backward needs; None if this call does not qualify."""
+        try:
+            self._check_call(args, kwargs)
+            x: Tensor = args[0]
+            net = self._net(tuple(x.shape[1:]))
+        except NotFusedError as reason:
+            self.refused = str(reason)
+            return None
+        self.refused = ""
+        rows = x.detach() if x.dim() == 3 else x.detach().unsqueeze(2)
+        out, workspace = net.forward(rows, self.parameters)
+        use = FusedUse(self, net, workspace)
+        result: Any = _Graph.apply(x, torch.empty(0, requires_grad=True), out.flatten(1) if net.flat else out, use)
+        return result, use
+
+    def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            raise NotFusedError("it is called with more than one tensor")
+        x = args[0]
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            raise NotFusedError("its input is not float32 on the CPU, or autocast is on")
+        if x.dim() not in (2, 3) or 0 in x.shape:
+            raise NotFusedError("its input is neither (B, F) nor (B, C, L)")
+        if any(p.dtype != torch.float32 or not p.is_contiguous() or p.device != x.device for p in self.parameters):
+            raise NotFusedError("a parameter is not contiguous float32 on the CPU")
+
+    def _net(self, shape: tuple[int, ...]) -> FusedNet:
+        if shape not in self._nets:
+            value = _Value(shape[0], shape[1] if len(shape) > 1 else 1, flat=len(shape) == 1)
+            layers: list[FusedLayer] = []
+            for name, module in self.modules:
+                if type(module) is nn.Flatten:
+                    value = _Value(value.channels, value.length, flat=True)
+                    continue
+                layer = _FORMS[type(module)](module, value)
+                if layer.length < 1 or getattr(module, "in_channels", layer.in_channels) != layer.in_channels:
+                    raise NotFusedError(f"module {name!r} does not fit its input")
+                layers.append(layer)
+                value = _Value(layer.channels, layer.length, value.flat)
+            length = shape[1] if len(shape) > 1 else 1
+            self._nets[shape] = FusedNet(tuple(layers), shape[0], length, value.flat, len(shape) == 1)
+        return self._nets[shape]
+
+
+class _Graph(torch.autograd.Function):
+    """Puts a run's output into the autograd graph."""
+
+    @staticmethod
+    def forward(ctx: Any, _x: Tensor, _anchor: Tensor, out: Tensor, use: "FusedUse") -> Tensor:
+        ctx.use = use
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
+        return ctx.use.backward(grads[0], ctx.needs_input_grad[0]), None, None, None
+
+
+@dataclass
+class FusedUse:
+    """One forward of a run. `backward` measures its rows; it runs once, by autograd or when it is first needed."""
+
+    run: FusedRun
+    net: FusedNet
+    workspace: Tensor
+    measured: tuple[Tensor, Tensor] | None = None
+
+    def backward(self, grad_out: Tensor, input_grad: bool = False) -> Tensor | None:
+        """Measures the rows, and gives the gradient of the input where it is asked for."""
+        shaped = grad_out.reshape(grad_out.shape[0], *self.net.out_shape)
+        sq_norm, cancelled, grad_in = self.net.sq_norm(shaped, self.workspace, self.run.measure, input_grad)
+        self.measured = sq_norm, cancelled
+        if not input_grad:
+            return None
+        return grad_in.flatten(1) if self.net.flat_input else grad_in
+
+
+@dataclass(eq=False)
+class FusedGradient:
+    """The gradient of one use of a run."""
+
+    use: LayerUse
+    fused: FusedUse
+    grad_out: Tensor
+    trainable: Any
+    rule: str = "fused"
+    _exact: list[LayerGradient] = field(default_factory=list)  # of the rows that cancel
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the run."""
+        return list(self.fused.run.parameters)
+
+    def choose(self, asked: NormMode) -> NormChoice:
+        """Each layer has its own mode; see `reports`."""
+        return NormChoice(asked, "each layer has its own")
+
+    def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:  # noqa: ARG002
+        """One report for each layer that has parameters."""
+        kept = [(own, module) for own, module in self.fused.run.modules if type(module) is not nn.Flatten]
+        return tuple(
+            LayerReport(own, layer.kind, *layer.norm_mode, fused=True)
+            for (own, module), layer in zip(kept, self.fused.net.layers, strict=True)
+            if list(module.parameters(recurse=False))
+        )
+
+    def per_sample(self) -> dict[nn.Parameter, Tensor]:
+        """Never asked for: uses that share parameters are taken layer by layer."""
+        raise AssertionError("per-sample gradients of a fused run")
+
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+        """Squared norms, those of rows that cancel by the layers' own rules."""
+        if units is not None:
+            raise AssertionError("a fused run of rows that are grouped into units")
+        if self.fused.measured is None:
+            self.fused.backward(self.grad_out)
+        assert self.fused.measured is not None
+        sq_norm, cancelled = self.fused.measured
+        if not bool(cancelled.any()):
+            return sq_norm, None
+        again = layers_again(self.use, self.grad_out, cancelled)
+        self._exact = [layer_gradient(use, grads, self.trainable, int(cancelled.sum())) for use, grads in again]
+        sq_norm[cancelled] = torch.stack([_direct_sq_norm(gradient) for gradient in self._exact]).sum(0)
+        return sq_norm, cancelled
+
+    def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
+        """The sum over rows; those that cancel are summed in double."""
+        single = factor if cancelled is None else factor.masked_fill(cancelled, 0.0)
+        total = self.fused.net.weighted_grad(single, self.fused.workspace)
+        self.fused.net.release(self.fused.workspace)
+        parameters = self.fused.run.parameters
+        parts = total.split([p.numel() for p in parameters])
+        sums = {parameter: part.view(parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}
+        if cancelled is not None:
+            every = torch.ones(int(cancelled.sum()), dtype=torch.bool)
+            for gradient in self._exact:
+                for parameter, part in gradient.weighted(factor[cancelled], every).items():
+                    sums[parameter] += part
+        return sums
+
+
+def _direct_sq_norm(gradient: LayerGradient) -> Tensor:
+    mode = gradient.choose("direct").mode
+    return (
+        ops.rows_sq_norm(list(gradient.per_sample().values()))
+        if mode == "materialise"
+        else gradient.sq_norm(mode, None)[0]
+    )
+
+
+def layers_again(use: LayerUse, grad_out: Tensor, rows: Tensor | slice) -> list[Reached]:
+    """Some rows of a fused forward, run again layer by layer, with the gradients of the layers' outputs."""
+    use.check_unchanged()
+    run: FusedRun = use.fused.run
+    layers = {name: module for name, module in run.modules if list(module.parameters(recurse=False))}
+    with torch.enable_grad(), recording(layers, {}) as call:
+        output = run.module(use.args[0].detach()[rows])
+    edges = [edge for again in call.uses for edge in again.edges]
+    found = iter(torch.autograd.grad(output, edges, grad_outputs=grad_out[rows]))  # type: ignore[arg-type]
+    return [(again, tuple(next(found) for _ in again.edges)) for again in call.uses]
+
+
+def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measure: bool) -> FusedRun:
+    """The fused form of an nn.Sequential. Raises NotFusedError, whose text says why, if it has none."""
+    modules = [pair for pair in _in_order(name, module) if not isinstance(pair[1], _IGNORED)]
+    for own, layer in modules:
+        flatten = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
+        if not flatten and type(layer) not in _FORMS:
+            raise NotFusedError(f"module {own!r} ({type(layer).__name__}) has no fused form")
+    parameters = [p for _, layer in modules for p in layer.parameters(recurse=False)]
+    if not parameters:
+        raise NotFusedError(f"module {name or '(root)'!r} has no parameters")
+    if not set(parameters) <= trainable:
+        raise NotFusedError("some parameters are frozen or not in the optimizer")
+    return FusedRun(module, tuple(modules), tuple(parameters), measure)
+
+
+def fused_runs(root: nn.Module, trainable: set[nn.Parameter], measure: bool) -> tuple[dict[str, FusedRun], str]:
+    """The runs of layers of a module that take the fused path, by name, and why others do not; empty if all do."""
+    if ops.backend() != "native":
+        return {}, "the reference back end is in use"
+    runs: dict[str, FusedRun] = {}
+    reasons: list[str] = []
+    owners = Counter(p for module in root.modules() for p in module.parameters(recurse=False))
+
+    def visit(name: str, module: nn.Module) -> None:
+        own = [p for p in module.parameters(recurse=False) if p in trainable]
+        if own or parametrize.is_parametrized(module):
+            reasons.append(f"module {name or '(root)'!r} ({type(module).__name__}) is in no nn.Sequential")
+            return
+        if type(module) is nn.Sequential:
+            try:
+                run = _run_form(name, module, trainable, measure)
+                if any(owners[p] > 1 for p in run.parameters):
+                    raise NotFusedError("a parameter is used by two layers")
+            except NotFusedError as reason:
+                reasons.append(str(reason))
+            else:
+                runs[name] = run
+                return
+        for child_name, child in module.named_children():
+            visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", root)
+    return runs, reasons[0] if reasons else ""

@@ -1,0 +1,174 @@
+"""The fused path of a sequential net: forward, per-row norms, and the clip-weighted gradient in three calls."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpcgan_fast.ops._backend import native_module
+
+Kind = Literal["conv1d", "conv_transpose1d", "group_norm", "leaky_relu", "tanh", "sigmoid", "silu"]
+
+_KINDS: dict[str, int] = {"conv1d": 0, "conv_transpose1d": 1, "group_norm": 2}
+_ACTIVATIONS = {"leaky_relu": 0, "tanh": 1, "sigmoid": 2, "silu": 3}
+_LANES = {"portable": 4, "avx2": 8, "avx512": 16}
+_GRAM_CYCLES = 2.0  # of one product of a Gram norm, which is in double
+_KEPT_CYCLES = 4.0  # of one kept gradient: stored, squared, weighted and added up
+_WEIGHTED_CYCLES = 0.5  # of one product of a gradient
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """One layer of a fused net.
+
+    channels: of the output; positions: length of the output
+    number:   slope of a leaky ReLU, eps of a GroupNorm
+    """
+
+    kind: Kind
+    in_channels: int
+    in_length: int
+    channels: int
+    length: int
+    kernel_size: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = False
+    number: float = 0.0
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether it has a weight that is shared among positions."""
+        return self.kind in ("conv1d", "conv_transpose1d")
+
+    @cached_property
+    def norm_mode(self) -> tuple[Literal["materialise", "gram"], str]:
+        """How rows are measured, and why: by the cost of both ways in cycles for a vector of rows."""
+        if not self.is_conv:
+            return "materialise", "an affine pair is small"
+        forward = self.kind == "conv1d"
+        x_channels = (self.in_channels if forward else self.channels) // self.groups
+        g_channels = (self.channels if forward else self.in_channels) // self.groups
+        positions = self.length if forward else self.in_length
+        weights = x_channels * g_channels * self.kernel_size
+        phases = min(self.stride, self.kernel_size) if self.dilation == 1 else self.kernel_size
+        columns = positions + math.ceil(self.kernel_size / phases) - 1
+        pairs, column_pairs = positions * (positions + 1) / 2, columns * (columns + 1) / 2
+        gram = _GRAM_CYCLES * (column_pairs * x_channels * phases + pairs * g_channels)
+        kept = _KEPT_CYCLES * weights
+        if gram < kept:
+            return "gram", f"{gram:.0f} cycles of Gram are fewer than {kept:.0f} of keeping {weights} gradients"
+        return "materialise", f"{kept:.0f} cycles of keeping {weights} gradients are at most {gram:.0f} of Gram"
+
+    def integers(self) -> list[int]:
+        """The layer as the kernels take it."""
+        if self.kind in _ACTIVATIONS:
+            return [3, self.channels, 1, 1, 0, 1, 1, 0, _ACTIVATIONS[self.kind], self.length]
+        mode = int(self.norm_mode[0] == "gram")
+        return [_KINDS[self.kind], self.channels, self.kernel_size, self.stride, self.padding, self.dilation,
+                self.groups, int(self.bias), mode, self.length]  # fmt: skip
+
+
+_INTEGERS = 10  # a layer: kind, channels, kernel, stride, padding, dilation, groups, bias, mode or activation, length
+
+
+def fused_output(integers: Sequence[int], channels: int, length: int) -> tuple[int, int]:
+    """Channels and length of a fused net's output, from the integers of its layers."""
+    for start in range(0, len(integers), _INTEGERS):
+        if integers[start] in (0, 1):
+            channels, length = integers[start + 1], integers[start + 9]
+    return channels, length
+
+
+def fused_parameters(integers: Sequence[int], channels: int) -> int:
+    """Number of parameters of a fused net."""
+    total = 0
+    for start in range(0, len(integers), _INTEGERS):
+        kind, out, kernel, *_, groups, bias, _mode, _length = integers[start : start + _INTEGERS]
+        if kind in (0, 1):
+            total += channels * out // groups * kernel + bias * out
+            channels = out
+        elif kind == 2:
+            total += 2 * channels
+    return total
+
+
+@dataclass
+class FusedNet:
+    """A sequential net for the fused kernels, with a pool of workspaces.
+
+    channels, length: of the input, (B, channels, length) float32
+    flat:             whether the net's output is flattened
+    flat_input:       whether its input is (B, channels), seen as length 1
+    """
+
+    layers: tuple[FusedLayer, ...]
+    channels: int
+    length: int
+    flat: bool = False
+    flat_input: bool = False
+    _pool: list[Tensor] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        self._integers = [number for layer in self.layers for number in layer.integers()]
+        self._numbers = [layer.number for layer in self.layers]
+        self._lanes = _LANES[native_module().simd_level()]
+        self._floats_of_rows: dict[int, int] = {}
+
+    def _workspace(self, rows: int) -> Tensor:
+        groups = math.ceil(rows / self._lanes)
+        if groups not in self._floats_of_rows:
+            self._floats_of_rows[groups] = native_module().fused_workspace_floats(
+                self._integers, self._numbers, self._lanes, groups * self._lanes, self.channels, self.length
+            )
+        floats = self._floats_of_rows[groups]
+        for index, workspace in enumerate(self._pool):
+            if workspace.numel() >= floats:
+                return self._pool.pop(index)
+        return torch.empty(floats, dtype=torch.float32)
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Output (B, O, T), and the workspace that holds what backward needs.
+
+        x:          (B, channels, length) float32
+        parameters: weights and biases in the order of the layers, contiguous float32
+        """
+        workspace = self._workspace(x.shape[0])
+        parameters = [parameter.detach() for parameter in parameters]
+        out = torch.ops.dpcgan_fast.fused_forward(x, parameters, self._integers, self._numbers, self._lanes, workspace)
+        return out, workspace
+
+    @property
+    def out_shape(self) -> tuple[int, int]:
+        """Channels and length of the output."""
+        return self.layers[-1].channels, self.layers[-1].length
+
+    def sq_norm(
+        self, grad_out: Tensor, workspace: Tensor, measure: bool = True, input_grad: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared gradient norms (B,) float64; rows (B,) bool that cancel; and the gradient of the input.
+
+        Runs backward through the workspace, which `weighted_grad` needs too; it may be called again. Rows that cancel
+        must be taken by another path. Without `measure` a norm is 0, or NaN for a row that is not finite. Without
+        `input_grad` the last has no rows.
+        """
+        return torch.ops.dpcgan_fast.fused_sq_norm(
+            grad_out, self._integers, self._numbers, self._lanes, self.channels, self.length, measure, input_grad,
+            workspace,
+        )  # fmt: skip
+
+    def weighted_grad(self, factor: Tensor, workspace: Tensor) -> Tensor:
+        """sum_n factor[n] G_n over all parameters in order, (P,) float64; rows of factor 0 are not read."""
+        return torch.ops.dpcgan_fast.fused_weighted_grad(
+            factor, self._integers, self._numbers, self._lanes, self.channels, self.length, workspace
+        )
+
+    def release(self, workspace: Tensor) -> None:
+        """Gives a workspace back for a later forward."""
+        self._pool.append(workspace)

@@ -1,0 +1,90 @@
+"""The fused ops as torch sees them: shapes when traced, schemas, refusals, and an empty workspace pool."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from dpcgan_fast.ops import FusedLayer, FusedNet, NoiseKey, gaussian_noise_, noisy_update_
+
+LAYERS = (
+    FusedLayer("conv1d", 2, 20, 6, 9, 4, 2, bias=True),
+    FusedLayer("group_norm", 6, 9, 6, 9, groups=2, number=1e-5),
+    FusedLayer("silu", 6, 9, 6, 9),
+    FusedLayer("conv_transpose1d", 6, 9, 4, 27, 3, 3, groups=2, bias=False),
+    FusedLayer("leaky_relu", 4, 27, 4, 27, number=0.2),
+    FusedLayer("conv1d", 4, 27, 3, 1, 27, bias=True),
+)
+
+
+def parameters():
+    return [torch.rand(6, 2, 4), torch.rand(6), torch.rand(6), torch.rand(6), torch.rand(6, 2, 3), torch.rand(3, 4, 27),
+            torch.rand(3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_opcheck(rows):
+    net, ops = FusedNet(LAYERS, 2, 20), torch.ops.dpcgan_fast
+    x = torch.rand(rows, 2, 20)
+    out, workspace = net.forward(x, parameters())
+    assert out.shape == (rows, 3, 1)
+    opcheck(ops.fused_forward.default, (x, parameters(), net._integers, net._numbers, net._lanes, workspace))
+    shared = (net._integers, net._numbers, net._lanes, 2, 20)
+    opcheck(ops.fused_sq_norm.default, (torch.rand_like(out), *shared, True, True, workspace))
+    factor = torch.rand(rows, dtype=torch.float64)
+    opcheck(ops.fused_weighted_grad.default, (factor, *shared, workspace))
+    assert net.weighted_grad(factor, workspace).shape == (sum(p.numel() for p in parameters()),)
+
+
+def test_noisy_update_opcheck():
+    given, moments = [torch.rand(5, 3), torch.rand(7)], [torch.rand(5, 3), torch.rand(7)]
+    sums = [torch.rand(5, 3, dtype=torch.float64), torch.rand(7, dtype=torch.float64)]
+    key, counter = NoiseKey(seed=0).take(3)
+    settings = [0.1, 0.0, 0.9, 0.99, 1e-8, 0.1, 0.01]
+    seconds = [m.square() for m in moments]
+    arguments = (given, moments, seconds, sums, sums, 0.5, key, counter, 2.0, 3.0, "adam", settings)
+    opcheck(torch.ops.dpcgan_fast.noisy_update_.default, arguments)
+
+
+@pytest.mark.usefixtures("simd_level")
+def test_noise_of_the_update_is_that_of_gaussian_noise_bit_for_bit():
+    sizes = (1, 7, 8, 2047, 2048, 5000)
+    given = [torch.zeros(n) for n in sizes]
+    sums = [torch.rand(n, dtype=torch.float64) for n in sizes]
+    expected = [s.clone() for s in sums]
+    gaussian_noise_(expected, 3.0, NoiseKey(seed=5))
+    noisy_update_(given, [], [], sums, [], 3.0, NoiseKey(seed=5), 4.0, 1.0, "sgd", [1.0, 0.0, 0.0])
+    for moved, noisy in zip(given, expected, strict=True):
+        assert torch.equal(moved, -(noisy / 4.0).float())
+
+
+def test_a_workspace_that_is_given_back_serves_the_next_forward():
+    net = FusedNet(LAYERS, 2, 20)
+    _, first = net.forward(torch.rand(9, 2, 20), parameters())
+    _, second = net.forward(torch.rand(9, 2, 20), parameters())
+    assert first.data_ptr() != second.data_ptr()
+    net.release(first)
+    _, third = net.forward(torch.rand(4, 2, 20), parameters())
+    assert third.data_ptr() == first.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a | {"x": a["x"].double()}, "expected float32 x of shape"),
+        (lambda a: a | {"workspace": torch.empty(8)}, "expected a contiguous float32 workspace of at least"),
+        (lambda a: a | {"lanes": 5}, "expected 4, 8 or 16 lanes, got 5"),
+        (lambda a: a | {"parameters": a["parameters"][:-1]}, "expected more parameters, got 6"),
+        (lambda a: a | {"parameters": [*a["parameters"], torch.rand(2)]}, "expected 7 parameters, got 8"),
+        (lambda a: a | {"numbers": []}, "expected 10 integers a layer"),
+        (lambda a: a | {"x": torch.rand(3, 2, 22)}, "expected the output length of the convolution"),
+    ],
+)
+def test_it_refuses_what_does_not_fit(change, message):
+    net = FusedNet(LAYERS, 2, 20)
+    workspace = net.forward(torch.rand(3, 2, 20), parameters())[1]
+    arguments = {
+        "x": torch.rand(3, 2, 20), "parameters": parameters(), "layers": net._integers, "numbers": net._numbers,
+        "lanes": net._lanes, "workspace": workspace,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.dpcgan_fast.fused_forward(*change(arguments).values())

@@ -1,0 +1,22 @@
+"""What a run says about its privacy beyond the figures."""
+
+import pytest
+
+from dpcgan_fast.privacy import PrivacySpent
+from dpcgan_fast.synthesis.privacy_statement import statement
+from dpcgan_fast.synthesis.releases import ReleasedFacts, planned_releases
+from dpcgan_fast.train.plan import make_plan
+from dpcgan_fast.train.settings import default_settings
+from tests.tables import make_schema
+
+
+@pytest.mark.parametrize(("noisy_count", "warned"), [(1999.0, False), (2001.0, True)])
+def test_a_delta_above_one_over_the_estimated_number_of_units_is_a_warning_on_the_card(noisy_count, warned):
+    """Without a public number of units it cannot be refused before the count is paid for."""
+    schema = make_schema(n_units=None)
+    settings = default_settings("auto", 3.0, 5e-4, None)
+    plan = make_plan(settings, planned_releases(schema, settings), "row")
+    spent = PrivacySpent(3.0, 2.9, settings.delta, 1e-4)
+    said = statement(settings, schema, plan, ReleasedFacts(n_units=noisy_count), [], spent, "")
+    assert ("**Warning:** delta 0.0005 is greater than 1 over the estimated number of units" in said["card"]) is warned
+    assert any("estimated number of units" in note for note in said["notes"]) is warned

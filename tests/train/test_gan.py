@@ -1,0 +1,64 @@
+"""The critic's step: which form it takes, and that the paper's joint form keeps units apart."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.models import make_networks
+from dpcgan_fast.train.data import Chunk
+from dpcgan_fast.train.gan import _paired_backward
+from dpcgan_fast.train.session import Turn
+
+ROWS, CLIP = 9, 0.7
+
+
+@pytest.fixture
+def networks():
+    """The UCI preset in training mode, with running statistics that are not the first ones."""
+    made = make_networks("rdpcgan-uci", [Block("numeric", "x", 0, 179)], 1, seed=0).train()
+    made.generate(torch.zeros(16, 0), torch.Generator().manual_seed(1))
+    return made
+
+
+def paired_sum(networks, records, rows, latents):
+    """The clipped sum of the critic's gradients over some rows, each with the fake of its own latent."""
+    critic = networks.critic
+    step = PrivateStep(critic, torch.optim.SGD(critic.parameters(), lr=0.0), CLIP, 0.0, 1.0)
+
+    def generate(labels, randomness):  # noqa: ARG001
+        return networks.decode(networks.generator(latents[rows], labels), labels, None)
+
+    networks.generate = generate
+    chunk = Chunk(records[rows], torch.zeros(len(rows), 0), None)
+    session = SimpleNamespace(
+        settings=SimpleNamespace(critic_loss="wasserstein"),
+        state=SimpleNamespace(networks=networks),
+        data=SimpleNamespace(labels=torch.zeros(len(records), 0)),
+        private_randomness=lambda _turn: torch.Generator(),
+    )
+    _paired_backward(session, step, Turn(0, [chunk]))  # type: ignore[arg-type]
+    return torch.cat([step._private_sum[p].flatten() for p in critic.parameters()])
+
+
+def test_the_joint_form_leaves_the_generators_buffers_alone(networks):
+    before = {name: buffer.clone() for name, buffer in networks.generator.named_buffers()}
+    assert any("running" in name for name in before)
+    paired_sum(networks, torch.rand(ROWS, 179), list(range(ROWS)), torch.randn(ROWS, 128))
+    for name, buffer in networks.generator.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    assert networks.generator.training
+
+
+def test_removing_a_unit_moves_the_joint_forms_sum_by_at_most_the_clipping_norm(networks):
+    """Each row keeps the fake that it has, as where every row's latent is its own."""
+    records, latents = torch.rand(ROWS, 179), torch.randn(ROWS, 128)
+    records[0] *= 1e4
+    latents[1] *= 1e3
+    everyone = list(range(ROWS))
+    whole = paired_sum(networks, records, everyone, latents)
+    for gone in everyone:
+        rest = paired_sum(networks, records, [row for row in everyone if row != gone], latents)
+        assert float((whole - rest).norm()) <= CLIP * (1 + 1e-6)
