@@ -1,9 +1,10 @@
 """One private step against the plain step of the same network, and against other ways to take it."""
 
+import contextlib
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpcgan_fast.bench.memory import peak_tensor_bytes
 from dpcgan_fast.bench.nets import BENCH_NETS, BenchNet
 from dpcgan_fast.bench.timing import interleaved
 from dpcgan_fast.engine import PrivateStep
 
 MAX_GRAD_NORM, NOISE_MULTIPLIER, LEARNING_RATE = 1.0, 1.1, 1e-3
-PLAIN, OURS, OURS_PLAIN, OPACUS, VMAP = (
-    "plain step (eager)", "dpcgan_fast", "dpcgan_fast, epsilon inf", "Opacus hooks", "torch.func vmap(grad)"
-)  # fmt: skip
+PLAIN, OURS, OURS_PLAIN = "plain step (eager)", "dpcgan_fast", "dpcgan_fast, epsilon inf"
+OPACUS, GHOST, VMAP, COMPILED = "Opacus hooks", "Opacus ghost", "torch.func vmap(grad)", "plain step (torch.compile)"
 _AGREEMENT = 1e-4
 
 
@@ -26,12 +27,13 @@ def _row_losses(output: Tensor) -> Tensor:
     return output.flatten(1).sum(1)
 
 
-def _plain(module: nn.Module, x: Tensor) -> Callable[[], None]:
+def _plain(module: nn.Module, x: Tensor, compiled: bool = False) -> Callable[[], None]:
     optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE)
+    forward = torch.compile(module) if compiled else module
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        _row_losses(module(x)).mean().backward()
+        _row_losses(forward(x)).mean().backward()
         optimizer.step()
 
     return run
@@ -61,12 +63,46 @@ def _opacus(module: nn.Module, x: Tensor) -> Callable[[], None]:
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with warnings.catch_warnings():  # torch warns that hooks fire where no input needs a gradient
-            warnings.simplefilter("ignore", UserWarning)
+        with _without_hook_warnings():
             _row_losses(wrapped(x)).mean().backward()
         optimizer.step()
 
     return run
+
+
+def _opacus_ghost(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Norms first, then a second backward of the reweighted loss."""
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+
+    wrapped = GradSampleModuleFastGradientClipping(
+        module, max_grad_norm=MAX_GRAD_NORM, use_ghost_clipping=True, loss_reduction="mean"
+    )
+    optimizer = DPOptimizerFastGradientClipping(
+        torch.optim.Adam(wrapped.parameters(), LEARNING_RATE), noise_multiplier=NOISE_MULTIPLIER,
+        max_grad_norm=MAX_GRAD_NORM, expected_batch_size=len(x), loss_reduction="mean",
+    )  # fmt: skip
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with _without_hook_warnings():
+            losses = _row_losses(wrapped(x))
+            losses.mean().backward(retain_graph=True)
+            optimizer.zero_grad()
+            factor = wrapped.get_clipping_coef()
+            wrapped.disable_hooks()
+            (factor * losses).sum().backward()
+            wrapped.enable_hooks()
+        optimizer.step()
+
+    return run
+
+
+@contextlib.contextmanager
+def _without_hook_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():  # torch warns that hooks fire where no input needs a gradient
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _per_sample_grads(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -113,30 +149,42 @@ def _check(net: BenchNet, x: Tensor) -> float:
     return off / size
 
 
-def bench_step(device: torch.device, calls: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Times every network with every contender; a row each."""
+def _contenders(module: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable[[], None]]]:
+    """Ways to take a step, each as a function that sets it up on a copy of the module."""
+    made: dict[str, Callable[[], Callable[[], None]]] = {
+        PLAIN: lambda: _plain(copy.deepcopy(module), x),
+        OURS: lambda: _ours(copy.deepcopy(module), x, private=True),
+        OURS_PLAIN: lambda: _ours(copy.deepcopy(module), x, private=False),
+        VMAP: lambda: _vmap(copy.deepcopy(module), x),
+    }
+    if find_spec("opacus") is not None:
+        made[OPACUS] = lambda: _opacus(copy.deepcopy(module), x)
+        made[GHOST] = lambda: _opacus_ghost(copy.deepcopy(module), x)
+    if compiled:
+        made[COMPILED] = lambda: _plain(copy.deepcopy(module), x, compiled=True)
+    return made
+
+
+def bench_step(device: torch.device, calls: int, compiled: bool, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Times every network with every contender, and takes the peak of tensor memory; a row each."""
     rows = []
     for net in BENCH_NETS:
         torch.manual_seed(0)
         x = torch.rand(net.batch, 1, net.length, device=device)
         agreement = _check(net, x)
         module = net.build().to(device)
-        contenders = {
-            PLAIN: _plain(copy.deepcopy(module), x),
-            OURS: _ours(copy.deepcopy(module), x, private=True),
-            OURS_PLAIN: _ours(copy.deepcopy(module), x, private=False),
-            VMAP: _vmap(copy.deepcopy(module), x),
-        }
-        if find_spec("opacus") is not None:
-            contenders[OPACUS] = _opacus(copy.deepcopy(module), x)
-        timings = interleaved(contenders, calls)
+        contenders = _contenders(module, x, compiled)
+        timings = interleaved({name: make() for name, make in contenders.items()}, calls)
         plain = timings[PLAIN].median
+        peaks = {name: peak_tensor_bytes(make) for name, make in contenders.items() if device.type == "cpu"}
         row = {
             "net": net.name,
             "parameters": sum(p.numel() for p in module.parameters()),
             "agreement_with_torch_func": agreement,
             "milliseconds": {name: asdict(timing) for name, timing in timings.items()},
             "ratio_to_plain": {name: timing.median / plain for name, timing in timings.items()},
+            "ratio_to_own_plain": timings[OURS].median / timings[OURS_PLAIN].median,
+            "peak_tensor_bytes": peaks,
         }
         rows.append(row)
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratio_to_plain"].items() if name != PLAIN)

@@ -138,6 +138,7 @@ class FusedRun:
     measure: bool
     refused: str = ""
     _nets: dict[tuple[int, ...], FusedNet] = field(default_factory=dict)
+    _reports: dict[int, tuple[LayerReport, ...]] = field(default_factory=dict)  # by the net's identity
 
     def hooked(self) -> bool:
         """Whether others have put hooks on its modules since it was made, which it would pass over."""
@@ -160,6 +161,17 @@ class FusedRun:
         use = FusedUse(self, net, workspace)
         result: Any = _Graph.apply(x, torch.empty(0, requires_grad=True), out.flatten(1) if net.flat else out, use)
         return result, use
+
+    def reports(self, net: FusedNet) -> tuple[LayerReport, ...]:
+        """One report for each layer that has parameters."""
+        if id(net) not in self._reports:
+            kept = [(own, module) for own, module in self.modules if type(module) is not nn.Flatten]
+            self._reports[id(net)] = tuple(
+                LayerReport(own, layer.kind, *layer.norm_mode, fused=True)
+                for (own, module), layer in zip(kept, net.layers, strict=True)
+                if list(module.parameters(recurse=False))
+            )
+        return self._reports[id(net)]
 
     def _check_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
@@ -243,12 +255,7 @@ class FusedGradient:
 
     def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:  # noqa: ARG002
         """One report for each layer that has parameters."""
-        kept = [(own, module) for own, module in self.fused.run.modules if type(module) is not nn.Flatten]
-        return tuple(
-            LayerReport(own, layer.kind, *layer.norm_mode, fused=True)
-            for (own, module), layer in zip(kept, self.fused.net.layers, strict=True)
-            if list(module.parameters(recurse=False))
-        )
+        return self.fused.run.reports(self.fused.net)
 
     def per_sample(self) -> dict[nn.Parameter, Tensor]:
         """Never asked for: uses that share parameters are taken layer by layer."""

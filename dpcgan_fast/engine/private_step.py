@@ -151,6 +151,8 @@ class PrivateStep:
         """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a
         unit, or across uses of the same parameters, before the norm.
         """
+        if len(reached) == 1 and groups is None:
+            return reached
         uses = Counter(p for use, _ in reached for p in use.module.parameters())
 
         def fits(use: LayerUse) -> bool:

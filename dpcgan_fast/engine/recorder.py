@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten
+from torch.utils.hooks import RemovableHandle
 
 _USED = "dpcgan_fast: used by a backward"
 
@@ -48,6 +49,7 @@ class FusedForward(Protocol):
     """A run of layers with a forward of its own."""
 
     module: nn.Module
+    modules: tuple[tuple[str, nn.Module], ...]  # its layers, with their names
 
     def hooked(self) -> bool:
         """Whether its modules have hooks, which it would pass over."""
@@ -67,7 +69,15 @@ class ForwardCall:
 
 def tensors_in(*trees: Any) -> list[Tensor]:
     """All tensors in nested containers."""
-    return [leaf for leaf in tree_flatten(trees)[0] if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    for tree in trees:
+        if isinstance(tree, Tensor):
+            found.append(tree)
+        elif isinstance(tree, tuple) and all(isinstance(leaf, Tensor) for leaf in tree):
+            found += tree  # arguments of nearly every layer; the general way costs as much as a small layer
+        elif tree:
+            found += [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+    return found
 
 
 def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, nn.Module]:
@@ -115,20 +125,27 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
             )
         )
 
+    handles: list[RemovableHandle] = []
+
+    def watch(name: str, module: nn.Module) -> None:
+        hook = partial(_on_forward, record, name)
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+
     def run_fused(name: str, run: FusedForward, *args: Any, **kwargs: Any) -> Any:
         made = run.forward(args, kwargs)
         if made is None:
+            for layer_name, layer in run.modules:
+                if layer_name in layers:
+                    watch(layer_name, layer)
             return type(run.module).forward(run.module, *args, **kwargs)
         record(name, run.module, args, kwargs, made[0], made[1])
         return made[0]
 
-    handles = [
-        module.register_forward_hook(
-            lambda module, args, kwargs, output, name=name: record(name, module, args, kwargs, output), with_kwargs=True
-        )
-        for name, module in layers.items()
-    ]
+    within = {name for run in runs.values() for name, _ in run.modules}
     try:
+        for name, module in layers.items():
+            if name not in within:
+                watch(name, module)
         for name, run in runs.items():
             run.module.forward = partial(run_fused, name, run)  # an attribute of this instance, deleted below
         yield call
@@ -137,6 +154,10 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
             handle.remove()
         for run in runs.values():
             run.module.__dict__.pop("forward", None)
+
+
+def _on_forward(record: Any, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    record(name, module, args, kwargs, output)
 
 
 def check_graph(losses: Tensor, uses: list[LayerUse], trainable: dict[nn.Parameter, str]) -> None:

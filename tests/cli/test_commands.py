@@ -211,6 +211,11 @@ def test_bench_checks_before_it_times_and_describes_the_machine(tmp_path, capsys
     assert row["ratio_to_plain"]["plain step (eager)"] == 1.0
     assert math.isfinite(row["ratio_to_plain"]["dpcgan_fast"])
     assert values["machine"]["processor"]
+    assert row["peak_tensor_bytes"]["plain step (eager)"] > 128 * 178 * 4
+    table = (tmp_path / "b.md").read_text()
+    assert f"| {row['net']} |" in table
+    assert f"**{row['ratio_to_plain']['dpcgan_fast']:.2f}**" in table
+    assert (tmp_path / "b.svg").read_text().lstrip().startswith("<?xml")
     capsys.readouterr()
 
 

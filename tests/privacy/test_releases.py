@@ -125,6 +125,18 @@ def test_fine_bounds_without_noise_are_those_of_the_occupied_bins():
     assert releases.fine_bounds(counts, [(0.0, 128.0)], std=0.0) == [(10.0, 41.0)]
 
 
+@pytest.mark.parametrize(
+    ("faint", "kept"), [({60: 2.2, 61: 2.2, 62: 2.2, 63: 2.2}, 64.0), (dict.fromkeys(range(20, 120, 10), 3.5), 128.0)]
+)
+def test_fine_bounds_keep_bins_that_only_stand_clear_of_the_noise_together(faint, kept):
+    """Side by side, as a run; or scattered, by the sum of all that would be cut off."""
+    counts = np.zeros(releases.FINE_BINS)
+    counts[5] = 1e6
+    counts[list(faint)] = list(faint.values())
+    (_, high), *_ = releases.fine_bounds(counts, [(0.0, 128.0)], std=1.0)
+    assert high >= kept
+
+
 def test_fine_bounds_are_never_wider_than_coarse_ones_and_the_same_for_the_same_noisy_counts():
     rng = np.random.default_rng(0)
     for std in (0.1, 1.0, 30.0):
