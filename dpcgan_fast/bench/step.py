@@ -76,7 +76,10 @@ def _opacus_ghost(module: nn.Module, x: Tensor) -> Callable[[], None]:
     from opacus.optimizers import DPOptimizerFastGradientClipping
 
     wrapped = GradSampleModuleFastGradientClipping(
-        module, max_grad_norm=MAX_GRAD_NORM, use_ghost_clipping=True, loss_reduction="mean"
+        module,
+        max_grad_norm=MAX_GRAD_NORM,  # type: ignore[arg-type]  its stub says int
+        use_ghost_clipping=True,
+        loss_reduction="mean",
     )
     optimizer = DPOptimizerFastGradientClipping(
         torch.optim.Adam(wrapped.parameters(), LEARNING_RATE), noise_multiplier=NOISE_MULTIPLIER,

@@ -41,10 +41,7 @@ def _conv1d(module: nn.Conv1d, value: _Value) -> FusedLayer:
         raise NotFusedError("a convolution follows a flattened value")
     if module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise NotFusedError("a convolution pads by a mode or by name")
-    kernel, stride, padding, dilation = (
-        *module.kernel_size, *module.stride, *module.padding, *module.dilation,
-    )  # fmt: skip
-    assert isinstance(padding, int)
+    (kernel,), (stride,), (padding,), (dilation,) = module.kernel_size, module.stride, module.padding, module.dilation
     length = (value.length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     return FusedLayer(
         "conv1d", value.channels, value.length, module.out_channels, length, kernel, stride, padding, dilation,
@@ -55,10 +52,11 @@ def _conv1d(module: nn.Conv1d, value: _Value) -> FusedLayer:
 def _conv_transpose1d(module: nn.ConvTranspose1d, value: _Value) -> FusedLayer:
     if value.flat:
         raise NotFusedError("a convolution follows a flattened value")
-    kernel, stride, padding, dilation, extra = (
-        *module.kernel_size, *module.stride, *module.padding, *module.dilation, *module.output_padding,
+    (kernel,), (stride,), (dilation,), (extra,) = (
+        module.kernel_size, module.stride, module.dilation, module.output_padding,
     )  # fmt: skip
-    assert isinstance(padding, int)
+    padding = module.padding[0]
+    assert isinstance(padding, int)  # ConvTranspose1d takes no padding by name
     length = (value.length - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
     return FusedLayer(
         "conv_transpose1d", value.channels, value.length, module.out_channels, length, kernel, stride, padding,
@@ -186,7 +184,9 @@ class FusedRun:
 
     def _net(self, shape: tuple[int, ...]) -> FusedNet:
         if shape not in self._nets:
-            value = _Value(shape[0], shape[1] if len(shape) > 1 else 1, flat=len(shape) == 1)
+            channels, *rest = shape
+            length = rest[0] if rest else 1
+            value = _Value(channels, length, flat=not rest)
             layers: list[FusedLayer] = []
             for name, module in self.modules:
                 if type(module) is nn.Flatten:
@@ -197,8 +197,7 @@ class FusedRun:
                     raise NotFusedError(f"module {name!r} does not fit its input")
                 layers.append(layer)
                 value = _Value(layer.channels, layer.length, value.flat)
-            length = shape[1] if len(shape) > 1 else 1
-            self._nets[shape] = FusedNet(tuple(layers), shape[0], length, value.flat, len(shape) == 1)
+            self._nets[shape] = FusedNet(tuple(layers), channels, length, value.flat, flat_input=not rest)
         return self._nets[shape]
 
 
@@ -212,7 +211,8 @@ class _Graph(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
-        return ctx.use.backward(grads[0], ctx.needs_input_grad[0]), None, None, None
+        (grad_out,) = grads
+        return ctx.use.backward(grad_out, ctx.needs_input_grad[0]), None, None, None
 
 
 @dataclass

@@ -130,8 +130,8 @@ class PrivateStep:
         """
         if losses.dim() != 1:
             raise ValueError(
-                f"Expected losses of shape (B,), one a row, got {tuple(losses.shape)}; a loss that is already reduced "
-                "over rows has no per-unit gradient. Use reduction='none'."
+                f"Expected losses of shape (B,), one a row, got {losses.dim()} dimensions; a loss that is already "
+                "reduced over rows has no per-unit gradient. Use reduction='none'."
             )
         if units is not None and not private:
             raise ValueError("Expected no units for rows that touch no data (private=False): each is clipped alone.")

@@ -53,7 +53,8 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
             state["step"] = torch.tensor(0.0)
             state |= {name: torch.zeros_like(parameter) for name in names}
     states = [optimizer.state[parameter] for parameter in parameters]
-    torch._foreach_add_([state["step"] for state in states], 1.0)
+    for state in states:
+        state["step"] += 1.0
     return [[state[name] for state in states] for name in names]
 
 
