@@ -62,6 +62,14 @@ def write_whole(path: str | Path, content: bytes | str, private: bool = False) -
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def make_private_folder(path: Path) -> None:
+    """Makes a folder, where there is none yet, that only its owner can read. Raises MachineError if that fails."""
+    try:
+        path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    except OSError as error:
+        raise machine_error(error, path) from error
+
+
 def append_line(path: Path, text: str) -> None:
     """Adds a line to a file that only its owner can read. Raises MachineError if the machine cannot write."""
     try:

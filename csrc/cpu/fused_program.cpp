@@ -85,6 +85,7 @@ FusedLayer parse_layer(const char* op, const int64_t* ints, double number, int64
                 " to divide the channels, got ", channels, " and ", ints[1]);
     layer.conv = geometry(layer, ints, channels, length);
     layer.has_bias = ints[7] != 0;
+    TORCH_CHECK(ints[8] == 0 || ints[8] == 1, op, ": expected a norm mode in [0, 1], got ", ints[8]);
     layer.mode = static_cast<NormMode>(ints[8]);
     const int64_t reach = ints[5] * (ints[2] - 1) + 1;  // of a kernel
     if (layer.kind == LayerKind::kConv) {

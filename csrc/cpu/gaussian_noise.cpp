@@ -9,25 +9,14 @@
 namespace dpcgan::cpu {
 namespace {
 
-constexpr int64_t kTaskBlocks = 256;  // ChaCha20 blocks of one parallel task
+constexpr int64_t kTask = 2048;  // elements of one parallel task, whole ChaCha20 blocks
 
 template <class T>
 void add_noise(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter) {
-  const double grid = noise_grid(std_dev), inverse_grid = 1.0 / grid;
-  const int64_t blocks = ceil_div<int64_t>(numel, kNormalsPerBlock);
-  at::parallel_for(0, ceil_div(blocks, kTaskBlocks), 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, ceil_div(numel, kTask), 1, [&](int64_t first, int64_t last) {
     simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
-      double normals[kNoiseLanes * kNormalsPerBlock];
-      const int64_t end = std::min(last * kTaskBlocks, blocks);
-      for (int64_t block = first * kTaskBlocks; block < end; block += kNoiseLanes) {
-        normal_blocks(key, counter + block, normals);
-        const int64_t begin = block * kNormalsPerBlock;
-        const int64_t size =
-            std::min<int64_t>((std::min<int64_t>(end, block + kNoiseLanes)) * kNormalsPerBlock, numel) - begin;
-        for (int64_t i = 0; i < size; ++i)
-          values[begin + i] =
-              static_cast<T>(round_to_grid(values[begin + i] + std_dev * normals[i], grid, inverse_grid));
-      }
+      const int64_t begin = first * kTask, size = std::min(last * kTask, numel) - begin;
+      add_normals(values + begin, size, std_dev, key, counter + begin / kNormalsPerBlock);
     });
   });
 }

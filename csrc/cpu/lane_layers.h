@@ -14,7 +14,7 @@ DPCGAN_INLINE typename VectorOf<float, kBytes>::type map_lanes(typename VectorOf
   return x;
 }
 
-// Calls change(channel, offset) for each position of a tensor; offset is in floats from the group's block.
+// Calls change(channel, offset, position) for each position of a tensor; offset is in floats from the group's block.
 template <int kBytes>
 DPCGAN_INLINE void each_position(const LaneTensor& tensor, auto change) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;

@@ -17,7 +17,7 @@ constexpr int kMaxLanes = 16;
 constexpr int64_t kStreamBytes =
     1 << 20;  // kept gradients of a layer and group that a second-level cache does not hold
 
-// A squared norm, and a bound where one is needed, for each row of a group.
+// The squared norm of each row of a group, and whether its gradient cancels.
 struct LaneNorms {
   double sq_norm[kMaxLanes] = {};
   bool cancelled[kMaxLanes] = {};

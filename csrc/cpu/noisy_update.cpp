@@ -22,7 +22,7 @@ struct Rule {
   Optimizer optimizer;
   // SGD: lr, weight_decay, momentum. Adam: lr, weight_decay, beta1, beta2, eps, and the two bias corrections.
   // RMSprop: lr, weight_decay, alpha, eps.
-  double lr, weight_decay, first, second, eps, correction1, correction2;
+  double lr, weight_decay, decay1, decay2, eps, correction1, correction2;
 };
 
 struct Step {
@@ -41,20 +41,8 @@ struct Slice {
   uint64_t block;  // of the noise
 };
 
-DPCGAN_INLINE void add_normals(const Step& step, const Slice& slice, double* sum) {
-  const double grid = noise_grid(step.std_dev), inverse_grid = 1.0 / grid;
-  double normals[kNoiseLanes * kNormalsPerBlock];
-  constexpr int64_t kBatch = kNoiseLanes * kNormalsPerBlock;
-  for (int64_t begin = 0; begin < slice.size; begin += kBatch) {
-    normal_blocks(step.key, slice.block + begin / kNormalsPerBlock, normals);
-    const int64_t size = std::min(kBatch, slice.size - begin);
-    for (int64_t i = 0; i < size; ++i)
-      sum[begin + i] = round_to_grid(sum[begin + i] + step.std_dev * normals[i], grid, inverse_grid);
-  }
-}
-
 DPCGAN_INLINE void apply(const Rule& rule, const Slice& slice, const float* grads) {
-  const float lr = rule.lr, decay = rule.weight_decay, first = rule.first, second = rule.second, eps = rule.eps;
+  const float lr = rule.lr, decay = rule.weight_decay, first = rule.decay1, second = rule.decay2, eps = rule.eps;
   const float scale = 1.0 / std::sqrt(rule.correction2), rate = rule.lr / rule.correction1;
   float* p = slice.parameter;
   float *m = slice.first, *v = slice.second;
@@ -88,7 +76,7 @@ DPCGAN_INLINE void update_slice(const Step& step, const Slice& slice) {
   double sum[kChunk];
   float grads[kChunk];
   std::copy_n(slice.sum, slice.size, sum);
-  if (step.std_dev > 0) add_normals(step, slice, sum);
+  if (step.std_dev > 0) add_normals(sum, slice.size, step.std_dev, step.key, slice.block);
   for (int64_t i = 0; i < slice.size; ++i) {
     double grad = sum[i] / step.divisor;
     if (slice.public_sum != nullptr) grad += slice.public_sum[i] / step.public_divisor;

@@ -1,6 +1,8 @@
 // Normals from consecutive ChaCha20 blocks, computed side by side.
 #pragma once
 
+#include <algorithm>
+
 #include "../common/gaussian.h"
 #include "simd.h"
 
@@ -20,6 +22,20 @@ DPCGAN_INLINE void normal_blocks(const ChaChaKey& key, uint64_t counter,
                  normals[2 * pair][lane], normals[2 * pair + 1][lane]);
   for (int lane = 0; lane < kNoiseLanes; ++lane)
     for (int i = 0; i < kNormalsPerBlock; ++i) out[lane * kNormalsPerBlock + i] = normals[i][lane];
+}
+
+// Adds noise to values in double and rounds once to the grid; value i takes normal i of the stream from `counter` on.
+template <class T>
+DPCGAN_INLINE void add_normals(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter) {
+  constexpr int64_t kBatch = kNoiseLanes * kNormalsPerBlock;
+  const double grid = noise_grid(std_dev), inverse_grid = 1.0 / grid;
+  double normals[kBatch];
+  for (int64_t begin = 0; begin < numel; begin += kBatch) {
+    normal_blocks(key, counter + begin / kNormalsPerBlock, normals);
+    const int64_t size = std::min(kBatch, numel - begin);
+    for (int64_t i = 0; i < size; ++i)
+      values[begin + i] = static_cast<T>(round_to_grid(values[begin + i] + std_dev * normals[i], grid, inverse_grid));
+  }
 }
 
 }  // namespace dpcgan::cpu

@@ -38,6 +38,8 @@ def account(
             raise InputError("A run has its own numbers", f"account {run}", "Give a run folder or numbers, not both.")
         values = _account_run(run, expect_head)
     else:
+        if expect_head is not None:
+            raise InputError("There is no ledger to look into", "--expect-head", "Give the run folder, too.")
         missing = [name for name, value in numbers.items() if value is None]
         if missing:
             raise InputError("Numbers are missing", ", ".join(missing), "Give a run folder, or all of the numbers.")

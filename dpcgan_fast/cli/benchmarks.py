@@ -25,13 +25,16 @@ def bench(
         bool, typer.Option("--compile", help="Also time torch.compile's plain step, which compiles for minutes.")
     ] = False,
 ) -> None:
-    """Time private steps against plain ones, training, or sampling; interleaved, in one process, as ratios.
+    """Time private steps against plain ones (interleaved, as ratios), training, or sampling.
 
     Suite step: our clipped sum is compared with torch.func's before anything is timed; contenders of Opacus run where
     it is installed. Beside FILE.json it writes a table (.md) and a figure (.svg).
     """
     if suite not in SUITES:
         raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")
+    if out.suffix != ".json" or not out.parent.is_dir():
+        how = "Use a name that ends in .json, in a folder that exists."
+        raise InputError("The results cannot be written there", f"--out {out}", how)
     target = pick_device(device)
     rows: list[dict[str, Any]]
     if suite == "step":

@@ -50,6 +50,12 @@ def run(command: Callable[[Sequence[str] | None], Any], arguments: Sequence[str]
         return fail(str(_out_of_memory("memory")), MachineError.exit_code)
     except torch.OutOfMemoryError:
         return fail(str(_out_of_memory("GPU memory")), MachineError.exit_code)
+    except torch.AcceleratorError as error:
+        return fail(str(MachineError("The GPU failed", type(error).__name__, "Try --device cpu.")), 5)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):  # torch has no class of its own for it
+            return fail(str(_out_of_memory("memory")), MachineError.exit_code)
+        return _bug(error)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
             failed = machine_error(error, Path(str(error.filename or "output")))

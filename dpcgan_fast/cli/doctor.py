@@ -81,7 +81,8 @@ def _kernels() -> dict[str, Any]:
     step.backward(step(torch.zeros(2, UCI.record_length), torch.zeros(2, 0)))
     step.step()
     assert step.last is not None
-    found["path of a step"] = f"{step.last.path} (critic of preset rdpcgan-uci)"
+    found["path of a step"] = f"{step.last.path}: {step.last.why} (critic of preset rdpcgan-uci)"
     for layer in step.last.layers:
-        found[f"  {layer.name}"] = f"{layer.rule}: {layer.mode}, {layer.reason}"
+        found[f"  {layer.name}"] = f"{'fused ' if layer.fused else ''}{layer.rule}: {layer.mode}, {layer.reason}"
+    found["update of a step"] = step.last.update
     return found

@@ -76,7 +76,7 @@ def train(
     """Train a private generative model on a table, into a run folder.
 
     One noise multiplier serves autoencoder and critic; it is found so that everything together, what is released
-    before training included, stays within epsilon and delta. All settings stand on the privacy card.
+    before training included, stays within epsilon and delta. Steps, batch sizes and budget shares stand on the card.
     """
     if seed is not None:
         say("WARNING: --seed makes the noise reproducible. This run is NOT private; ledger, card and report say so.")

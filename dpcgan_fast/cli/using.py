@@ -20,7 +20,7 @@ from dpcgan_fast.data.writing import TableWriter, check_output
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import Metrics
 from dpcgan_fast.evaluate import evaluate as evaluate_tables
-from dpcgan_fast.files import PRIVATE_FOLDER
+from dpcgan_fast.files import make_private_folder
 from dpcgan_fast.report import write_report
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.stopping import stop_on_signals
@@ -113,7 +113,7 @@ def evaluate_run(
     """
     privacy = model.privacy()
     metrics = evaluate_tables(synthetic, test, schema, train=train, privacy=privacy)
-    out.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    make_private_folder(out)
     metrics.write(out / "metrics.json")
     page = write_report(out, metrics, synthetic, test, schema, privacy, model.privacy_card())
     return metrics, page
@@ -136,7 +136,7 @@ def demo(
     train_table, test_table = train_test_split(load_support2())
     say(f"SUPPORT2: {train_table.num_rows} patients for training, {test_table.num_rows} held out")
     model = DPCGAN(schema, 3.0, 1e-5, device=device, **(_QUICK if quick else {}))  # type: ignore[arg-type]
-    out.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    make_private_folder(out)
     with stop_on_signals() as stop, TerminalProgress() as progress:
         model.fit(train_table, out / "run", hooks=FitHooks(progress, stop))
     synthetic = model.sample(train_table.num_rows)

@@ -20,8 +20,6 @@ from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.engine.rules import LayerGradient, layer_gradient
 from dpcgan_fast.ops import FusedLayer, FusedNet, NormChoice, NormMode, UnitGroups
 
-_IGNORED = (nn.Identity,)
-
 
 class NotFusedError(Exception):
     """Why a module, or one call of it, does not take the fused path."""
@@ -106,15 +104,15 @@ _FORMS: dict[type[nn.Module], Callable[[Any, _Value], FusedLayer]] = {
 }
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def _changed(module: nn.Module) -> bool:
+    """Whether others have given a module hooks or a forward of its own, which a fused run would pass over."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks) or "forward" in module.__dict__
 
 
 def _in_order(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    if _hooked(module) or parametrize.is_parametrized(module):
-        raise NotFusedError(f"module {name or '(root)'!r} has hooks or a parametrization")
+    if _changed(module) or parametrize.is_parametrized(module):
+        raise NotFusedError(f"module {name or '(root)'!r} has hooks, a forward of its own or a parametrization")
     if type(module) is not nn.Sequential:
         return [(name, module)]
     children = module.named_children()
@@ -138,14 +136,17 @@ class FusedRun:
     _nets: dict[tuple[int, ...], FusedNet] = field(default_factory=dict)
     _reports: dict[int, tuple[LayerReport, ...]] = field(default_factory=dict)  # by the net's identity
 
-    def hooked(self) -> bool:
-        """Whether others have put hooks on its modules since it was made, which it would pass over."""
-        found = _hooked(self.module) or any(_hooked(module) for _, module in self.modules)
-        self.refused = "one of its modules has hooks" if found else ""
-        return found
+    def usable(self) -> bool:
+        """Whether nobody has put hooks on its modules since it was made; `refused` says so otherwise."""
+        changed = _changed(self.module) or any(_changed(module) for _, module in self.modules)
+        self.refused = "one of its modules has hooks or a forward of its own" if changed else ""
+        return not changed
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, "FusedUse"] | None:
-        """The output, in the autograd graph, and what a backward needs; None if this call does not qualify."""
+        """The output, in the autograd graph, and what a backward needs; None if this call does not qualify.
+
+        args: one tensor (B, F) or (B, C, L)
+        """
         try:
             self._check_call(args, kwargs)
             x: Tensor = args[0]
@@ -157,6 +158,7 @@ class FusedRun:
         rows = x.detach() if x.dim() == 3 else x.detach().unsqueeze(2)
         out, workspace = net.forward(rows, self.parameters)
         use = FusedUse(self, net, workspace)
+        # The empty tensor is there so that the output needs a gradient even if x does not.
         result: Any = _Graph.apply(x, torch.empty(0, requires_grad=True), out.flatten(1) if net.flat else out, use)
         return result, use
 
@@ -212,20 +214,37 @@ class _Graph(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, None, None]:
         (grad_out,) = grads
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "A gradient through a fused run was asked for with create_graph=True, as a gradient penalty does; it "
+                "has no second derivative. Use PrivateStep(..., fused=False)."
+            )
         return ctx.use.backward(grad_out, ctx.needs_input_grad[0]), None, None, None
 
 
 @dataclass
 class FusedUse:
-    """One forward of a run. `backward` measures its rows; it runs once, by autograd or when it is first needed."""
+    """One forward of a run.
+
+    workspace: what the forward left there; None once the rows are summed and it may serve another forward
+    measured:  squared norms and rows that cancel, by the backward pass of the losses; None before it
+    """
 
     run: FusedRun
     net: FusedNet
-    workspace: Tensor
+    workspace: Tensor | None
     measured: tuple[Tensor, Tensor] | None = None
 
     def backward(self, grad_out: Tensor, input_grad: bool = False) -> Tensor | None:
-        """Measures the rows, and gives the gradient of the input where it is asked for."""
+        """Measures the rows, and gives the gradient of the input, in its shape, where it is asked for.
+
+        Runs by autograd where layers before the run need its gradient, and otherwise when the norms are needed.
+        """
+        if self.workspace is None:
+            raise ValueError(
+                "A forward was used by a step.backward before, and what it kept is gone. Call step(x) anew for every "
+                "backward."
+            )
         shaped = grad_out.reshape(grad_out.shape[0], *self.net.out_shape)
         sq_norm, cancelled, grad_in = self.net.sq_norm(shaped, self.workspace, self.run.measure, input_grad)
         self.measured = sq_norm, cancelled
@@ -279,8 +298,11 @@ class FusedGradient:
     def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
         """The sum over rows; those that cancel are summed in double."""
         single = factor if cancelled is None else factor.masked_fill(cancelled, 0.0)
-        total = self.fused.net.weighted_grad(single, self.fused.workspace)
-        self.fused.net.release(self.fused.workspace)
+        workspace = self.fused.workspace
+        assert workspace is not None
+        total = self.fused.net.weighted_grad(single, workspace)
+        self.fused.workspace = None
+        self.fused.net.release(workspace)
         parameters = self.fused.run.parameters
         parts = total.split([p.numel() for p in parameters])
         sums = {parameter: part.view(parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}
@@ -315,7 +337,7 @@ def layers_again(use: LayerUse, grad_out: Tensor, rows: Tensor | slice) -> list[
 
 def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measure: bool) -> FusedRun:
     """The fused form of an nn.Sequential. Raises NotFusedError, whose text says why, if it has none."""
-    modules = [pair for pair in _in_order(name, module) if not isinstance(pair[1], _IGNORED)]
+    modules = [pair for pair in _in_order(name, module) if type(pair[1]) is not nn.Identity]
     for own, layer in modules:
         flatten = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
         if not flatten and type(layer) not in _FORMS:

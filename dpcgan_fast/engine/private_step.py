@@ -24,7 +24,7 @@ from dpcgan_fast.engine.recorder import (
 from dpcgan_fast.engine.report import LayerReport, StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
 from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
-from dpcgan_fast.engine.update import NotFusedUpdateError, check_update, noisy_update
+from dpcgan_fast.engine.update import OwnStepError, check_update, noisy_update
 from dpcgan_fast.ops import NoiseKey, NormMode
 
 
@@ -139,7 +139,7 @@ class PrivateStep:
         groups = self._grouped(units, rows)
         if rows > 0:
             total = self._private_sum if private else self._public_sum
-            reached = self._unfused_where_needed(self._uses(losses), groups)
+            reached = self._unfused_where_needed(self._uses(losses), units is not None)
             named = [(use.name, self._gradient(use, grads, rows)) for use, grads in reached]
             layers = add_clipped_sum(named, self._max_grad_norm, groups, self._norm_mode, total)
             self._chunks += 1
@@ -147,21 +147,23 @@ class PrivateStep:
         if not private:
             self._public_rows += rows
 
-    def _unfused_where_needed(self, reached: list[Reached], groups: ops.UnitGroups | None) -> list[Reached]:
+    def _unfused_where_needed(self, reached: list[Reached], units: bool) -> list[Reached]:
         """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a
-        unit, or across uses of the same parameters, before the norm.
+        unit, or across uses of the same parameters, before the norm. From then on all go layer by layer.
+
+        units: whether units were given, which is public; not whether two rows of this batch share one
         """
-        if len(reached) == 1 and groups is None:
+        if len(reached) == 1 and not units:
             return reached
         uses = Counter(p for use, _ in reached for p in use.module.parameters())
 
         def fits(use: LayerUse) -> bool:
-            return use.fused is None or (groups is None and all(uses[p] == 1 for p in use.fused.run.parameters))
+            return use.fused is None or (not units and all(uses[p] == 1 for p in use.fused.run.parameters))
 
         if all(fits(use) for use, _ in reached):
             return reached
         self._runs = {}
-        self._why = "rows are grouped into units" if groups is not None else "several forwards share a loss"
+        self._why = "rows are grouped into units" if units else "several forwards share a loss"
         again: list[Reached] = []
         for use, grads in reached:
             again += [(use, grads)] if fits(use) else layers_again(use, grads[0], slice(None))  # type: ignore[arg-type]
@@ -203,6 +205,9 @@ class PrivateStep:
         if edges and losses.requires_grad:
             check_graph(losses, [use for _, use in pending], self._trainable)
             ones = torch.ones_like(losses)
+            for _, use in pending:
+                if use.fused is not None:
+                    use.fused.measured = None  # another pass through the graph, with other gradients, does not count
             found = iter(torch.autograd.grad(losses, edges, grad_outputs=ones, allow_unused=True))
             used_calls: set[int] = set()
             for call, use in pending:
@@ -233,7 +238,7 @@ class PrivateStep:
         self._reset()
         try:
             check_update(self._optimizer, parameters)
-        except NotFusedUpdateError as reason:
+        except OwnStepError as reason:
             self._report_update(f"optimizer.step(): {reason}")
             self._optimizer_step(parameters, sums, public, public_rows)
             return

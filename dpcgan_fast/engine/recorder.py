@@ -51,8 +51,8 @@ class FusedForward(Protocol):
     module: nn.Module
     modules: tuple[tuple[str, nn.Module], ...]  # its layers, with their names
 
-    def hooked(self) -> bool:
-        """Whether its modules have hooks, which it would pass over."""
+    def usable(self) -> bool:
+        """Whether its modules are as they were, without hooks, which it would pass over."""
         ...
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any] | None:
@@ -104,7 +104,7 @@ def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, 
 def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) -> Iterator[ForwardCall]:
     """Records the layers' uses while the block runs; hooks, and the forwards of fused runs, are gone afterwards."""
     call = ForwardCall()
-    runs = {name: run for name, run in runs.items() if not run.hooked()}
+    runs = {name: run for name, run in runs.items() if run.usable()}
 
     def record(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any, fused: Any = None) -> None:
         outputs = tensors_in(output)
@@ -128,8 +128,7 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
     handles: list[RemovableHandle] = []
 
     def watch(name: str, module: nn.Module) -> None:
-        hook = partial(_on_forward, record, name)
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(record, name), with_kwargs=True))
 
     def run_fused(name: str, run: FusedForward, *args: Any, **kwargs: Any) -> Any:
         made = run.forward(args, kwargs)
@@ -147,17 +146,14 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
             if name not in within:
                 watch(name, module)
         for name, run in runs.items():
-            run.module.forward = partial(run_fused, name, run)  # an attribute of this instance, deleted below
+            # No hook can stand in for a forward; the attribute is deleted below, also after an error.
+            run.module.forward = partial(run_fused, name, run)
         yield call
     finally:
         for handle in handles:
             handle.remove()
         for run in runs.values():
             run.module.__dict__.pop("forward", None)
-
-
-def _on_forward(record: Any, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-    record(name, module, args, kwargs, output)
 
 
 def check_graph(losses: Tensor, uses: list[LayerUse], trainable: dict[nn.Parameter, str]) -> None:

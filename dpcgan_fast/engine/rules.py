@@ -212,7 +212,7 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     """The gradient of one layer use, given the gradients of its outputs.
 
     use:       what the forward recorded
-    grads:     one a output, (B, ...) or None where the losses do not depend on it
+    grads:     one for each output, (B, ...) or None where the losses do not depend on it
     trainable: set of parameters that are trained
 
     Raises ValueError if the layer's leading dimension is not the rows, or if it has no rule and cannot be vectorised.

@@ -1,7 +1,7 @@
 """The end of a step in one pass over all parameters: noise, division, and the optimizer's own rule.
 
 It stands in for `optimizer.step()` where it computes the same: plain SGD, Adam and RMSprop on the CPU. The optimizer's
-state stays its own, so that checkpoints and a later `optimizer.step()` go on from it. `update_form` says why not,
+state stays its own, so that checkpoints and a later `optimizer.step()` go on from it. `check_update` says why not,
 where it does not.
 """
 
@@ -15,34 +15,42 @@ from torch.optim import SGD, Adam, RMSprop
 from dpcgan_fast import ops
 from dpcgan_fast.ops import NoiseKey
 
-_FLAGS = ("amsgrad", "maximize", "capturable", "differentiable", "nesterov", "centered", "decoupled_weight_decay")
+_FLAGS = (
+    "amsgrad",
+    "maximize",
+    "capturable",
+    "differentiable",
+    "nesterov",
+    "centered",
+    "decoupled_weight_decay",
+    "dampening",
+)
 
 
-class NotFusedUpdateError(Exception):
+class OwnStepError(Exception):
     """Why an optimizer takes its own step."""
 
 
 def check_update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Raises NotFusedUpdateError if the one-pass update is not what `optimizer.step()` would do."""
+    """Raises OwnStepError if the one-pass update is not what `optimizer.step()` would do."""
     if ops.backend() != "native":
-        raise NotFusedUpdateError("the reference back end is in use")
+        raise OwnStepError("the reference back end is in use")
     if type(optimizer) not in (SGD, Adam, RMSprop):
-        raise NotFusedUpdateError(f"{type(optimizer).__name__} is not plain SGD, Adam or RMSprop")
+        raise OwnStepError(f"{type(optimizer).__name__} is not plain SGD, Adam or RMSprop")
     if len(optimizer.param_groups) != 1:
-        raise NotFusedUpdateError("the optimizer has several parameter groups")
+        raise OwnStepError("the optimizer has several parameter groups")
     group = optimizer.param_groups[0]
     unusual = [flag for flag in _FLAGS if group.get(flag)]
-    unusual += [name for name in ("dampening",) if group.get(name)]
     if type(optimizer) is RMSprop and group["momentum"]:
         unusual.append("momentum")
     if unusual or any(isinstance(group[name], Tensor) for name in ("lr", "weight_decay")):
-        raise NotFusedUpdateError(f"the optimizer uses {unusual[0] if unusual else 'tensor settings'}")
+        raise OwnStepError(f"the optimizer uses {unusual[0] if unusual else 'tensor settings'}")
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise NotFusedUpdateError("the optimizer has hooks")
+        raise OwnStepError("the optimizer has hooks")
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-        raise NotFusedUpdateError("a learning rate scheduler counts the optimizer's steps")
+        raise OwnStepError("a learning rate scheduler counts the optimizer's steps")
     if any(p.device.type != "cpu" or p.dtype != torch.float32 or not p.is_contiguous() for p in parameters):
-        raise NotFusedUpdateError("a parameter is not contiguous float32 on the CPU")
+        raise OwnStepError("a parameter is not contiguous float32 on the CPU")
 
 
 def _moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], *names: str) -> list[list[Tensor]]:

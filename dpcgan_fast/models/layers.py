@@ -24,11 +24,6 @@ def conv_length(length: int, spec: ConvSpec) -> int:
     return (length + 2 * spec.padding - spec.kernel) // spec.stride + 1
 
 
-def conv_transpose_length(length: int, spec: ConvSpec) -> int:
-    """Output length of a transposed convolution."""
-    return (length - 1) * spec.stride - 2 * spec.padding + spec.kernel
-
-
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm in the place of the published BatchNorm: it has the same parameters and never mixes rows."""
     return nn.GroupNorm(max(1, min(8, channels // 4)), channels, eps=1e-5)

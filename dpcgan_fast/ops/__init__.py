@@ -1,7 +1,7 @@
 """Fused kernels for DP-SGD: per-sample gradient norms, clipped sums, and secure Gaussian noise.
 
-Each op has a C++ and a CUDA kernel, a fake kernel for tracing, and a float64 reference. Importing this package needs
-torch and numpy alone.
+Each op has a C++ kernel and a fake kernel for tracing, and each but the CPU's fused path a CUDA kernel and a float64
+reference. Importing this package needs torch and numpy alone.
 """
 
 from dpcgan_fast.ops import _fake

@@ -18,15 +18,16 @@ _ACTIVATIONS = {"leaky_relu": 0, "tanh": 1, "sigmoid": 2, "silu": 3}
 _LANES = {"portable": 4, "avx2": 8, "avx512": 16}
 _GRAM_CYCLES = 2.0  # of one product of a Gram norm, which is in double
 _KEPT_CYCLES = 4.0  # of one kept gradient: stored, squared, weighted and added up
-_WEIGHTED_CYCLES = 0.5  # of one product of a gradient
 
 
 @dataclass(frozen=True)
 class FusedLayer:
     """One layer of a fused net.
 
-    channels: of the output; positions: length of the output
-    number:   slope of a leaky ReLU, eps of a GroupNorm
+    in_channels, in_length: of the input, (B, in_channels, in_length)
+    channels, length:       of the output, (B, channels, length)
+    groups:                 of a convolution, or of a GroupNorm
+    number:                 slope of a leaky ReLU, eps of a GroupNorm
     """
 
     kind: Kind
@@ -119,15 +120,15 @@ class FusedNet:
         self._integers = [number for layer in self.layers for number in layer.integers()]
         self._numbers = [layer.number for layer in self.layers]
         self._lanes = _LANES[native_module().simd_level()]
-        self._floats_of_rows: dict[int, int] = {}
+        self._floats_of_groups: dict[int, int] = {}
 
     def _workspace(self, rows: int) -> Tensor:
         groups = math.ceil(rows / self._lanes)
-        if groups not in self._floats_of_rows:
-            self._floats_of_rows[groups] = native_module().fused_workspace_floats(
+        if groups not in self._floats_of_groups:
+            self._floats_of_groups[groups] = native_module().fused_workspace_floats(
                 self._integers, self._numbers, self._lanes, groups * self._lanes, self.channels, self.length
             )
-        floats = self._floats_of_rows[groups]
+        floats = self._floats_of_groups[groups]
         for index, workspace in enumerate(self._pool):
             if workspace.numel() >= floats:
                 return self._pool.pop(index)

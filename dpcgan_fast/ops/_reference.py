@@ -1,4 +1,4 @@
-"""Float64 references of every registered op, written for reading: the specification that the kernels are tested by.
+"""Float64 references of every registered op but those of the fused path, written for reading: the specification that the kernels are tested by.
 
 Names and argument order are those of `csrc/registration.cpp`. Nothing here shares code with the kernels.
 """
@@ -187,3 +187,42 @@ def gaussian_noise_(tensors: list[Tensor], std: float, key: Tensor, counter: int
         noisy = tensor.double() + std * noise.to(tensor.device)
         tensor.copy_(torch.round(noisy / grid) * grid)
         counter += math.ceil(tensor.numel() / NORMALS_PER_BLOCK)
+
+
+def noisy_update_(
+    parameters: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    sums: list[Tensor],
+    public_sums: list[Tensor],
+    std: float,
+    key: Tensor,
+    counter: int,
+    divisor: float,
+    public_divisor: float,
+    optimizer: str,
+    settings: list[float],
+) -> None:
+    """Moves parameters by an optimizer's rule, in float64; sums are left as they are."""
+    noisy = [total.clone() for total in sums]
+    if std > 0:
+        gaussian_noise_(noisy, std, key, counter)
+    rate, weight_decay, *rest = settings
+    for i, parameter in enumerate(parameters):
+        value = parameter.double()
+        grad = noisy[i] / divisor + (public_sums[i] / public_divisor if public_sums else 0.0) + weight_decay * value
+        if optimizer == "adam":
+            beta1, beta2, eps, correction1, correction2 = rest
+            first[i].copy_(beta1 * first[i].double() + (1 - beta1) * grad)
+            second[i].copy_(beta2 * second[i].double() + (1 - beta2) * grad.square())
+            deviation = (second[i].double() / correction2).sqrt() + eps
+            move = first[i].double() / correction1 / deviation
+        elif optimizer == "rmsprop":
+            alpha, eps = rest
+            second[i].copy_(alpha * second[i].double() + (1 - alpha) * grad.square())
+            move = grad / (second[i].double().sqrt() + eps)
+        else:
+            if first:
+                first[i].copy_(rest[0] * first[i].double() + grad)
+            move = first[i].double() if first else grad
+        parameter.copy_(value - rate * move)

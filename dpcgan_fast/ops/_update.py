@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from dpcgan_fast.ops._backend import op
 from dpcgan_fast.ops._noise import NoiseKey
 from dpcgan_fast.ops._reference import NORMALS_PER_BLOCK
 
@@ -31,7 +31,7 @@ def noisy_update_(
         raise ValueError(f"Expected a finite std >= 0, got {std}.")
     blocks = sum(math.ceil(tensor.numel() / NORMALS_PER_BLOCK) for tensor in sums) if std > 0 else 0
     words, counter = key.take(blocks)
-    torch.ops.dpcgan_fast.noisy_update_(
+    op("noisy_update_")(
         list(parameters), list(first), list(second), list(sums), list(public_sums), std, words, counter, divisor,
         public_divisor, optimizer, list(settings),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dpcgan_fast.data.encoding import RecordCodec, table_columns
 from dpcgan_fast.data.reading import TableSource, read_table
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
-from dpcgan_fast.errors import InputError, MachineError, PrivacyError, StoppedError
+from dpcgan_fast.errors import InputError, MachineError, PrivacyError
 from dpcgan_fast.models import Networks, is_conditional, make_networks
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
@@ -199,7 +199,8 @@ def _session(
     encoded = codec.encode(raw.table, raw.where)
     index = UnitIndex.from_ids(raw.ids, encoded.kept, schema.max_rows_per_unit)
     conditional = is_conditional(settings.preset)
-    data = TrainingData.from_encoded(encoded, index, codec.n_classes, conditional, schema.unit is None, device)
+    rows_are_units = schema.unit is None or schema.max_rows_per_unit == 1
+    data = TrainingData.from_encoded(encoded, index, codec.n_classes, conditional, rows_are_units, device)
     return Session(settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop)
 
 
@@ -316,6 +317,3 @@ def finish(folder: RunFolder, session: Session, schema: Schema, released: Releas
     folder.write(folder.model, content)
     folder.write(folder.card, privacy.pop("card"))
     folder.write_config({**folder.read_config(), "finished": True, "privacy": privacy, "model_sha256": digest(content)})
-
-
-__all__ = ["FitHooks", "StoppedError", "check_before_reading", "pick_device", "resume", "start"]

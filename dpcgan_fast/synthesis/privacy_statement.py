@@ -47,8 +47,17 @@ def _public_facts(schema: Schema) -> list[str]:
 
 def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
     lines = [f"preset {settings.preset}", f"max_grad_norm {plan.critic.max_grad_norm:g}"]
-    for mechanism in (plan.autoencoder, plan.critic):
-        lines.append(f"{mechanism.mechanism}: {mechanism.steps} steps, sample rate {mechanism.sample_rate:.6g}")
+    for mechanism, batch in (
+        (plan.autoencoder, settings.autoencoder_batch),
+        (plan.critic, settings.critic_batch),
+    ):
+        units = "that rate times the paid number of units" if batch is None else f"{batch} units"
+        lines.append(
+            f"{mechanism.mechanism}: {mechanism.steps} steps, sample rate {mechanism.sample_rate:.6g}, expected batch "
+            f"{units}"
+        )
+    if settings.paired_fakes:
+        lines.append("the paper's joint form: a fake inside each unit's loss (paired_fakes)")
     if plan.releases:
         lines.append(f"releases before training: {settings.release_share:.3g} of epsilon")
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")

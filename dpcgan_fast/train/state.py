@@ -1,11 +1,10 @@
 """The state of a training run: networks, optimizers, counters and public randomness, as named tensors."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models.networks import Networks
@@ -88,13 +87,3 @@ def scale_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def values_to_text(values: Values) -> str:
-    """JSON text for a file's metadata."""
-    return json.dumps(values, sort_keys=True)

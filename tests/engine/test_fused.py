@@ -302,6 +302,40 @@ class TestRows:
         with pytest.raises(ValueError, match="used by a backward before"):
             total.step.backward(losses)
 
+    def test_another_pass_through_the_graph_is_not_what_is_measured(self):
+        build, shape = NETS["conv critic"]
+        module, x = build(), torch.rand(5, *shape)
+        total = Sum(module, 0.2)
+        inputs = x.clone().requires_grad_()
+        output = total.step(inputs)
+        torch.autograd.grad(5 * output.sum(), inputs, retain_graph=True)
+        total.step.backward(row_losses(output))
+        assert relative(total.take(), flat(clipped_sum_by_microbatches(module, x, 0.2))) <= 1e-5
+
+    def test_a_forward_whose_rows_are_summed_is_gone(self):
+        build, shape = NETS["conv critic"]
+        total = Sum(build(), 0.2)
+        x = torch.rand(5, *shape, requires_grad=True)
+        output = total.step(x)
+        total.step.backward(row_losses(output))
+        with pytest.raises((ValueError, RuntimeError), match=r"used by a step\.backward before|second time"):
+            torch.autograd.grad(output.sum(), x)
+
+    def test_a_gradient_of_a_gradient_is_refused(self):
+        build, shape = NETS["conv critic"]
+        total = Sum(build(), 0.2)
+        x = torch.rand(5, *shape, requires_grad=True)
+        output = total.step(x)
+        with pytest.raises(ValueError, match="has no second derivative"):
+            torch.autograd.grad(output.sum(), x, create_graph=True)
+
+    def test_units_go_layer_by_layer_whether_or_not_two_rows_share_one(self):
+        build, shape = NETS["conv critic"]
+        for ids in ([1, 2, 3], [1, 1, 3]):
+            total = Sum(build(), 0.2)
+            total.of(torch.rand(3, *shape), units=torch.tensor(ids))
+            assert (total.step.last.path, total.step.last.why) == ("layerwise", "rows are grouped into units")
+
     def test_a_row_does_not_see_the_others(self):
         build, shape = NETS["autoencoder"]
         module, x = build(), torch.rand(33, *shape)
@@ -342,12 +376,26 @@ class TestChoice:
         x = torch.rand(3, *shape)
         for module, rows, why in (
             (frozen, x, "some parameters are frozen or not in the optimizer"),
-            (hooked, x, "module '1' has hooks or a parametrization"),
+            (hooked, x, "module '1' has hooks, a forward of its own or a parametrization"),
             (build().double(), x.double(), "its input is not float32 on the CPU, or autocast is on"),
         ):
             step = Sum(module, 0.1).step
             step.backward(row_losses(step(rows)))
             assert (step.last.path, step.last.why) == ("layerwise", why)
+
+    def test_modules_that_only_look_like_a_known_kind_go_layer_by_layer(self):
+        class Twice(nn.Identity):
+            def forward(self, x):
+                return 2 * x
+
+        own = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Tanh())
+        own[1].forward = torch.sin
+        x = torch.rand(4, 1, 9)
+        for module in (nn.Sequential(nn.Conv1d(1, 2, 3), Twice()), own):
+            total = Sum(module, 0.1)
+            assert relative(total.of(x), flat(clipped_sum_by_microbatches(module, x, 0.1))) <= 1e-5
+            assert total.step.last.path == "layerwise"
+        assert own[1].forward is torch.sin
 
     def test_the_report_names_the_mode_of_each_layer_and_why(self):
         build, shape = NETS["conv critic"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from dpcgan_fast.ops import FusedLayer, FusedNet, NoiseKey, gaussian_noise_, noisy_update_
+from dpcgan_fast.ops import FusedLayer, FusedNet
 
 LAYERS = (
     FusedLayer("conv1d", 2, 20, 6, 9, 4, 2, bias=True),
@@ -34,28 +34,6 @@ def test_opcheck(rows):
     factor = torch.rand(rows, dtype=torch.float64)
     opcheck(ops.fused_weighted_grad.default, (factor, *shared, workspace))
     assert net.weighted_grad(factor, workspace).shape == (sum(p.numel() for p in parameters()),)
-
-
-def test_noisy_update_opcheck():
-    given, moments = [torch.rand(5, 3), torch.rand(7)], [torch.rand(5, 3), torch.rand(7)]
-    sums = [torch.rand(5, 3, dtype=torch.float64), torch.rand(7, dtype=torch.float64)]
-    key, counter = NoiseKey(seed=0).take(3)
-    settings = [0.1, 0.0, 0.9, 0.99, 1e-8, 0.1, 0.01]
-    seconds = [m.square() for m in moments]
-    arguments = (given, moments, seconds, sums, sums, 0.5, key, counter, 2.0, 3.0, "adam", settings)
-    opcheck(torch.ops.dpcgan_fast.noisy_update_.default, arguments)
-
-
-@pytest.mark.usefixtures("simd_level")
-def test_noise_of_the_update_is_that_of_gaussian_noise_bit_for_bit():
-    sizes = (1, 7, 8, 2047, 2048, 5000)
-    given = [torch.zeros(n) for n in sizes]
-    sums = [torch.rand(n, dtype=torch.float64) for n in sizes]
-    expected = [s.clone() for s in sums]
-    gaussian_noise_(expected, 3.0, NoiseKey(seed=5))
-    noisy_update_(given, [], [], sums, [], 3.0, NoiseKey(seed=5), 4.0, 1.0, "sgd", [1.0, 0.0, 0.0])
-    for moved, noisy in zip(given, expected, strict=True):
-        assert torch.equal(moved, -(noisy / 4.0).float())
 
 
 def test_a_workspace_that_is_given_back_serves_the_next_forward():

@@ -1,4 +1,4 @@
-"""Fitting from a table to a run folder: what is written, in which order, and what stopping and resuming do."""
+"""Fitting from a table to a run folder: what is written, in which order."""
 
 import json
 import math
