@@ -1,4 +1,5 @@
-"""Float64 references of every registered op but those of the fused path, written for reading: the specification that the kernels are tested by.
+"""Float64 references of every registered op but those of the fused path: the specification that kernels are tested by.
+
 
 Names and argument order are those of `csrc/registration.cpp`. Nothing here shares code with the kernels.
 """
