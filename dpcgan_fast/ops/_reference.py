@@ -1,6 +1,5 @@
 """Float64 references of every registered op but those of the fused path: the specification that kernels are tested by.
 
-
 Names and argument order are those of `csrc/registration.cpp`. Nothing here shares code with the kernels.
 """
 
