@@ -14,9 +14,11 @@
 namespace dpcgan::cpu {
 namespace {
 
-// A block of rows is summed in the tensors' dtype and blocks are summed in double: removing one row then changes the
-// total by that row's clipped gradient and by the rounding of at most a block, not of the batch.
+// What a row adds to the sum must not depend on which others there are, also not by rounding: a row's own sum over
+// positions may be in the tensors' dtype, the sum over rows is in double. With few positions all of it is.
+constexpr int64_t kFewPositions = 8;
 constexpr int64_t kBlockRows = 16;
+constexpr double kLeastFactor = 0x1p-60;       // smaller ones meet rows too large to be scaled in single precision
 constexpr int64_t kBlockElements = 32 * 1024;  // packed taps of a block, to stay in the second-level cache
 
 template <class T>
@@ -71,7 +73,7 @@ void add_block(const ConvGeometry& conv, const ConvOperands<T>& data, const int6
   });
 }
 
-// Rows cut into blocks; the blocks from `first_double` on are summed in double.
+// Rows cut into blocks: blocks of one row, then from `first_double` on blocks of several that are summed in double.
 struct RowBlocks {
   std::vector<int64_t> rows;
   std::vector<int64_t> offsets{0};
@@ -82,11 +84,13 @@ struct RowBlocks {
   // Rows of factor 0 (padding, or non-finite: 0 times NaN is NaN) are left out and never read.
   RowBlocks(const ConvGeometry& conv, const double* factor, const bool* cancelled) {
     const int64_t row_elements = std::max<int64_t>(1, conv.g_length * conv.taps());
-    const int64_t block_rows = std::clamp<int64_t>(kBlockElements / row_elements, 1, kBlockRows);
+    const int64_t most_rows = std::clamp<int64_t>(kBlockElements / row_elements, 1, kBlockRows);
     for (const bool in_double : {false, true}) {
       if (in_double) first_double = size();
+      const int64_t block_rows = in_double ? most_rows : 1;
       for (int64_t n = 0; n < conv.rows; ++n) {
-        if (factor[n] == 0 || (cancelled != nullptr && cancelled[n]) != in_double) continue;
+        const bool wide = conv.g_length < kFewPositions || factor[n] < kLeastFactor || (cancelled && cancelled[n]);
+        if (factor[n] == 0 || wide != in_double) continue;
         rows.push_back(n);
         if (static_cast<int64_t>(rows.size()) - offsets.back() == block_rows) offsets.push_back(rows.size());
       }

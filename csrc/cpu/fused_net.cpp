@@ -2,8 +2,8 @@
 // one element of as many rows as it has lanes, so that no row's arithmetic meets another's before the final sum.
 //
 // fused_forward keeps values in a workspace; fused_sq_norm runs backward through it and measures each row;
-// fused_weighted_grad adds the rows up with their clip factors. Rows of a group are summed in single precision, groups
-// in double (see conv_grad.cpp for why).
+// fused_weighted_grad adds the rows up with their clip factors. A row's gradient is formed in single precision, and
+// rows are summed in double: what a row adds does not depend on which others there are.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>

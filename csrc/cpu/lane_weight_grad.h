@@ -14,6 +14,7 @@
 namespace dpcgan::cpu {
 
 constexpr int kMaxLanes = 16;
+constexpr double kLargestSquare = 1e30;  // of one position's inputs or output gradients
 constexpr int64_t kStreamBytes =
     1 << 20;  // kept gradients of a layer and group that a second-level cache does not hold
 
@@ -272,7 +273,10 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneTensor& x, 
         for (int64_t m = 0; m + 1 < poly.folds; ++m) taps += full[((a + m) * poly.columns + b + m) * kLanes + i];
         const double product = taps * grads[(a * positions + b) * kLanes + i];
         result[i].sq_norm += (a == b ? 1.0 : 2.0) * product;
-        if (a == b) result[i].bound += std::sqrt(product);
+        if (a != b) continue;
+        result[i].bound += std::sqrt(product);
+        // So large a side meets a clip factor that makes the other too small for single precision.
+        norms.cancelled[i] |= taps > kLargestSquare || grads[(a * positions + b) * kLanes + i] > kLargestSquare;
       }
   for (int64_t i = 0; i < kLanes; ++i) {
     norms.cancelled[i] |= result[i].cancels(kFloatCancellation);

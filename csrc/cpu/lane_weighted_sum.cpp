@@ -13,9 +13,10 @@ namespace dpcgan::cpu {
 namespace {
 
 constexpr int64_t kKeptChunk = 128;     // kept gradients of one task
-constexpr int64_t kSingleTerms = 64;    // products of one row and position that single precision adds up
 constexpr int kRows = 8, kColumns = 3;  // of a tile of the weight: broadcast scalars by vectors
-constexpr int kBandRows = 64;           // of the tiles of one task
+// A row that must be shrunk this far is dropped: single precision could not hold the factor, or what it scales.
+constexpr double kLeastFactor = 0x1p-100;
+constexpr int kBandRows = 64;  // of the tiles of one task
 
 // A product of the batch: W[row, column] = sum over rows n and positions t of a scalar and a vector side. Both are
 // copied into the order in which the product reads them; the vector side, whose channels lie side by side, is scaled by
@@ -38,11 +39,11 @@ struct WeightProduct {
   const LaneTensor& vector_side() const { return x_is_vector ? x() : g(); }
   int64_t first_channel() const { return conv_group * channels; }
   int64_t blocks(int64_t lanes) const { return padded / lanes; }
-  // The copy of a group of rows: [position][block of channels][row][channel of the block].
-  int64_t position_floats(int64_t lanes) const { return padded * lanes; }
-  int64_t group_floats(int64_t lanes) const { return length * position_floats(lanes); }
+  // The copy of a group of rows: [block of channels][row][position][channel of the block].
+  int64_t row_floats(int64_t lanes) const { return length * lanes; }
+  int64_t group_floats(int64_t lanes) const { return padded * row_floats(lanes); }
 
-  // The copy of the scalar side: [block of kRows][group][position][row of the batch][kRows].
+  // The copy of the scalar side: [block of kRows][group][row of the batch][position][kRows].
   int64_t scalar_group_floats(int64_t lanes) const { return conv().g_length * lanes * kRows; }
   int64_t scalar_floats(int64_t lanes, int64_t groups) const {
     return ceil_div<int64_t>(row_count, kRows) * groups * scalar_group_floats(lanes);
@@ -55,12 +56,12 @@ struct WeightProduct {
   }
   // Offset of a column's vector at position 0 for row 0, in a group's copy.
   int64_t vector_at(int64_t column, int64_t lanes) const {
-    const int64_t block = column % blocks(lanes) * lanes * lanes;
+    const int64_t block = column % blocks(lanes) * lanes * row_floats(lanes);
     if (!x_is_vector) return block;
     const int64_t tap = column / blocks(lanes);
-    return (x().left + conv().dilation * tap - conv().padding) * position_floats(lanes) + block;
+    return (x().left + conv().dilation * tap - conv().padding) * lanes + block;
   }
-  int64_t vector_step(int64_t lanes) const { return (x_is_vector ? conv().stride : 1) * position_floats(lanes); }
+  int64_t vector_step(int64_t lanes) const { return (x_is_vector ? conv().stride : 1) * lanes; }
   // Adds the sums of a row and a column, one a lane, to the weight.
   void add_to_weight(int64_t row, int64_t column, int64_t lanes, const double* sums, double* weight) const {
     const int64_t kernel = conv().kernel_size, inputs = conv().x_group_channels();
@@ -113,14 +114,14 @@ DPCGAN_INLINE void copy_vector_side(const WeightProduct& product, const float* r
   const Vector scale = load_lanes<kBytes>(factor);
   for (int64_t l = 0; l < product.length; ++l)
     for (int64_t c = 0; c < product.padded; ++c) {
-      float* to = copy + (l * product.padded + c / kLanes * kLanes) * kLanes + c % kLanes;
+      float* to = copy + c / kLanes * kLanes * product.row_floats(kLanes) + l * kLanes + c % kLanes;
       float lanes[kLanes] = {};
       if (c < product.channels) {
         const Vector value = load_lanes<kBytes>(rows + side.at(product.first_channel() + c, first + l) * kLanes);
         store_lanes<kBytes>(lanes, scale != 0.0f ? scale * value : Vector{});  // 0 times NaN is NaN
       }
 #pragma GCC unroll 16
-      for (int64_t n = 0; n < kLanes; ++n) to[n * kLanes] = lanes[n];
+      for (int64_t n = 0; n < kLanes; ++n) to[n * product.row_floats(kLanes)] = lanes[n];
     }
 }
 
@@ -132,49 +133,58 @@ DPCGAN_INLINE void copy_scalar_side(const WeightProduct& product, int64_t group,
   const Vector scale = load_lanes<kBytes>(factor);
   for (int64_t first = 0; first < product.row_count; first += kRows) {
     float* to = copy + (first / kRows * groups + group) * product.scalar_group_floats(kLanes);
-    for (int64_t t = 0; t < product.conv().g_length; ++t, to += kLanes * kRows)
+    const int64_t positions = product.conv().g_length;
+    for (int64_t t = 0; t < positions; ++t)
       for (int64_t r = 0; r < kRows; ++r) {
         const int64_t row = std::min(first + r, product.row_count - 1);
         const Vector value = load_lanes<kBytes>(rows + product.scalar_at(row, t, kLanes));
         float lanes[kLanes];
         store_lanes<kBytes>(lanes, scale != 0.0f ? value : Vector{});
 #pragma GCC unroll 16
-        for (int64_t n = 0; n < kLanes; ++n) to[n * kRows + r] = lanes[n];
+        for (int64_t n = 0; n < kLanes; ++n) to[(n * positions + t) * kRows + r] = lanes[n];
       }
   }
 }
 
-// Adds the products of some groups to a tile. scalars: [group][position][row of the batch][kRows]; vectors: a
-// position's rows one after another. The sums of these groups are formed in single precision.
+// Adds a group's rows to a tile: each row's sum over positions in single precision, the sum over rows in double, so
+// that what a row adds does not depend on which others there are. scalars: [row][position][kRows]; vectors:
+// [row][position].
 template <int kBytes, int kTileRows, int kTileColumns>
-DPCGAN_INLINE void add_groups(const WeightProduct& product, const float* scalars,
-                              const float* const (&vectors)[kTileColumns], int64_t groups, double* total) {
+DPCGAN_INLINE void add_group(const WeightProduct& product, const float* scalars,
+                             const float* const (&vectors)[kTileColumns], double* total) {
   using Vector = typename VectorOf<float, kBytes>::type;
+  using Half = typename VectorOf<float, kBytes / 2>::type;
+  using Wide = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t positions = product.conv().g_length;
-  const int64_t vector_step = product.vector_step(kLanes), group_step = product.group_floats(kLanes);
-  Vector sum[kTileRows][kTileColumns] = {};
-  for (int64_t group = 0; group < groups; ++group)
-    for (int64_t t = 0; t < positions; ++t) {
-      const float* vector[kTileColumns];
+  const int64_t vector_step = product.vector_step(kLanes), row_step = product.row_floats(kLanes);
+  for (int64_t n = 0; n < kLanes; ++n) {
+    Vector sum[kTileRows][kTileColumns] = {};
+    for (int64_t t = 0; t < positions; ++t, scalars += kRows) {
+      Vector value[kTileColumns];
 #pragma GCC unroll 8
-      for (int q = 0; q < kTileColumns; ++q) vector[q] = vectors[q] + group * group_step + t * vector_step;
-      for (int64_t n = 0; n < kLanes; ++n, scalars += kRows) {
-        Vector value[kTileColumns];
+      for (int q = 0; q < kTileColumns; ++q) value[q] = load_lanes<kBytes>(vectors[q] + n * row_step + t * vector_step);
 #pragma GCC unroll 8
-        for (int q = 0; q < kTileColumns; ++q) value[q] = load_lanes<kBytes>(vector[q] + n * kLanes);
+      for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 8
-        for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 8
-          for (int q = 0; q < kTileColumns; ++q) sum[r][q] += scalars[r] * value[q];
-      }
+        for (int q = 0; q < kTileColumns; ++q) sum[r][q] += scalars[r] * value[q];
     }
-  float single[kTileRows * kTileColumns * kLanes];
 #pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r)
+    for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 8
-    for (int q = 0; q < kTileColumns; ++q) store_lanes<kBytes>(single + (r * kTileColumns + q) * kLanes, sum[r][q]);
-  for (int64_t i = 0; i < kTileRows * kTileColumns * kLanes; ++i) total[i] += single[i];
+      for (int q = 0; q < kTileColumns; ++q) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          Half half;
+          std::memcpy(&half, reinterpret_cast<const char*>(&sum[r][q]) + h * kBytes / 2, kBytes / 2);
+          double* to = total + (r * kTileColumns + q) * kLanes + h * kLanes / 2;
+          Wide wide;
+          std::memcpy(&wide, to, kBytes);
+          wide += __builtin_convertvector(half, Wide);
+          std::memcpy(to, &wide, kBytes);
+        }
+      }
+  }
 }
 
 struct Batch {
@@ -192,12 +202,11 @@ template <int kBytes, int kTileRows, int kTileColumns>
 DPCGAN_INLINE void sum_band(const Batch& batch, const WeightProduct& product, int64_t first_row, int64_t first_column,
                             double* out) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes, kTile = kTileRows * kTileColumns * kLanes;
-  const int64_t positions = product.conv().g_length, groups = batch.program.groups();
-  const int64_t at_once = std::max<int64_t>(1, kSingleTerms / (kLanes * positions));
+  const int64_t groups = batch.program.groups();
   const int64_t last_row = std::min<int64_t>(first_row + kBandRows, product.row_count);
   const int64_t group_scalars = product.scalar_group_floats(kLanes);
   double total[kBandRows / kTileRows * kTile] = {};
-  for (int64_t group = 0; group < groups; group += at_once) {
+  for (int64_t group = 0; group < groups; ++group) {
     const float* vectors[kTileColumns];
     for (int q = 0; q < kTileColumns; ++q)
       vectors[q] = batch.copies + product.offset + group * product.group_floats(kLanes) +
@@ -206,8 +215,8 @@ DPCGAN_INLINE void sum_band(const Batch& batch, const WeightProduct& product, in
       const float* scalars =
           batch.copies + product.scalar_offset + (row / kRows * groups + group) * group_scalars + row % kRows;
       run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
-        add_groups<kBytes, kTileRows, kTileColumns>(product, scalars, vectors, std::min(at_once, groups - group),
-                                                    total + (row - first_row) / kTileRows * kTile);
+        add_group<kBytes, kTileRows, kTileColumns>(product, scalars, vectors,
+                                                   total + (row - first_row) / kTileRows * kTile);
       });
     }
   }
@@ -285,7 +294,8 @@ void add_weighted_grads(const FusedProgram& program, const double* factor, const
   float* copy = copies.mutable_data_ptr<float>();
   const int64_t lanes = program.lanes;
   Batch batch{program, workspace, copy, std::vector<float>(program.groups() * lanes, 0.0f)};
-  for (int64_t n = 0; n < program.rows; ++n) batch.factor[n] = static_cast<float>(factor[n]);
+  for (int64_t n = 0; n < program.rows; ++n)
+    batch.factor[n] = factor[n] < kLeastFactor ? 0.0f : static_cast<float>(factor[n]);
   at::parallel_for(0, program.groups(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group)
       for (const WeightProduct& product : products)

@@ -44,6 +44,7 @@ struct Slice {
 DPCGAN_INLINE void apply(const Rule& rule, const Slice& slice, const float* grads) {
   const float lr = rule.lr, decay = rule.weight_decay, first = rule.decay1, second = rule.decay2, eps = rule.eps;
   const float scale = 1.0 / std::sqrt(rule.correction2), rate = rule.lr / rule.correction1;
+  const float rest1 = 1.0 - rule.decay1, rest2 = 1.0 - rule.decay2;
   float* p = slice.parameter;
   float *m = slice.first, *v = slice.second;
   switch (rule.optimizer) {
@@ -57,15 +58,15 @@ DPCGAN_INLINE void apply(const Rule& rule, const Slice& slice, const float* grad
     case Optimizer::kAdam:
       for (int64_t i = 0; i < slice.size; ++i) {
         const float g = grads[i] + decay * p[i];
-        m[i] += (g - m[i]) * (1.0f - first);
-        v[i] = second * v[i] + (1.0f - second) * g * g;
+        m[i] += (g - m[i]) * rest1;
+        v[i] = second * v[i] + rest2 * g * g;
         p[i] -= rate * m[i] / (std::sqrt(v[i]) * scale + eps);
       }
       break;
     case Optimizer::kRmsprop:
       for (int64_t i = 0; i < slice.size; ++i) {
         const float g = grads[i] + decay * p[i];
-        v[i] = first * v[i] + (1.0f - first) * g * g;
+        v[i] = first * v[i] + rest1 * g * g;
         p[i] -= lr * g / (std::sqrt(v[i]) + eps);
       }
       break;

@@ -6,12 +6,13 @@ cancels so far that single precision cannot sum it are taken layer by layer, in 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils import parametrize
 
 from dpcgan_fast import ops
@@ -119,6 +120,22 @@ def _in_order(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [pair for child, below in children for pair in _in_order(f"{name}.{child}" if name else child, below)]
 
 
+def _layers(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers of a run in order, with their names. Raises NotFusedError if one of them was changed by others."""
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        raise NotFusedError("there are global forward hooks")
+    return [pair for pair in _in_order(name, module) if type(pair[1]) is not nn.Identity]
+
+
+def _ids(things: Iterable[object]) -> list[int]:
+    return [id(thing) for thing in things]
+
+
+def _identities(layers: Iterable[tuple[str, nn.Module]]) -> list[tuple[int, float]]:
+    """What of its layers a net depends on, beside their parameters and sizes: which they are, and slope or eps."""
+    return [(id(layer), float(getattr(layer, "negative_slope", getattr(layer, "eps", 0.0)))) for _, layer in layers]
+
+
 @dataclass
 class FusedRun:
     """A run of layers in the form that the fused kernels take, for every input shape.
@@ -128,19 +145,30 @@ class FusedRun:
     refused: why the last call of the module did not qualify; empty if it did
     """
 
+    name: str
     module: nn.Module
     modules: tuple[tuple[str, nn.Module], ...]
     parameters: tuple[nn.Parameter, ...]
     measure: bool
     refused: str = ""
+    numbers: list[tuple[int, float]] = field(default_factory=list)  # `_identities` when it was made
     _nets: dict[tuple[int, ...], FusedNet] = field(default_factory=dict)
     _reports: dict[int, tuple[LayerReport, ...]] = field(default_factory=dict)  # by the net's identity
 
     def usable(self) -> bool:
-        """Whether nobody has put hooks on its modules since it was made; `refused` says so otherwise."""
-        changed = _changed(self.module) or any(_changed(module) for _, module in self.modules)
-        self.refused = "one of its modules has hooks or a forward of its own" if changed else ""
-        return not changed
+        """Whether its modules are those that it was made of, as they were; `refused` says so otherwise."""
+        try:
+            now = _layers(self.name, self.module)
+        except NotFusedError as reason:
+            self.refused = str(reason)
+            return False
+        parameters = [p for _, layer in now for p in layer.parameters(recurse=False)]
+        same = _identities(now) == self.numbers and _ids(parameters) == _ids(self.parameters)
+        if not same or not all(parameter.requires_grad for parameter in parameters):
+            self.refused = "its layers or parameters were changed after PrivateStep was made"
+            return False
+        self.refused = ""
+        return True
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, "FusedUse"] | None:
         """The output, in the autograd graph, and what a backward needs; None if this call does not qualify.
@@ -337,17 +365,19 @@ def layers_again(use: LayerUse, grad_out: Tensor, rows: Tensor | slice) -> list[
 
 def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measure: bool) -> FusedRun:
     """The fused form of an nn.Sequential. Raises NotFusedError, whose text says why, if it has none."""
-    modules = [pair for pair in _in_order(name, module) if type(pair[1]) is not nn.Identity]
+    modules = _layers(name, module)
     for own, layer in modules:
         flatten = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
         if not flatten and type(layer) not in _FORMS:
             raise NotFusedError(f"module {own!r} ({type(layer).__name__}) has no fused form")
+    if modules and getattr(modules[0][1], "inplace", False):
+        raise NotFusedError(f"module {modules[0][0]!r} changes its input in place")
     parameters = [p for _, layer in modules for p in layer.parameters(recurse=False)]
     if not parameters:
         raise NotFusedError(f"module {name or '(root)'!r} has no parameters")
     if not set(parameters) <= trainable:
         raise NotFusedError("some parameters are frozen or not in the optimizer")
-    return FusedRun(module, tuple(modules), tuple(parameters), measure)
+    return FusedRun(name, module, tuple(modules), tuple(parameters), measure, numbers=_identities(modules))
 
 
 def fused_runs(root: nn.Module, trainable: set[nn.Parameter], measure: bool) -> tuple[dict[str, FusedRun], str]:

@@ -27,6 +27,8 @@ from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
 from dpcgan_fast.engine.update import OwnStepError, check_update, noisy_update
 from dpcgan_fast.ops import NoiseKey, NormMode
 
+_LEAST_NORM = 1e-12
+
 
 class PrivateStep:
     """Turns a module and an optimizer into a DP-SGD step.
@@ -38,7 +40,7 @@ class PrivateStep:
 
     module:              every trainable layer sees rows as its leading dimension; modules that mix rows are refused
     optimizer:           any torch optimizer over parameters of the module; those it lacks stay as they are
-    max_grad_norm:       C > 0, in gradient units; `inf` clips nothing and needs noise_multiplier 0
+    max_grad_norm:       C >= 1e-12, in gradient units; `inf` clips nothing and needs noise_multiplier 0
     noise_multiplier:    sigma >= 0; the noise of a step is N(0, (sigma C)^2) on the sum of clipped gradients
     expected_batch_size: public divisor q N > 0, never the size of the batch that was drawn
     noise_key:           from `privacy.noise_key()`; a fresh secret one by default
@@ -242,8 +244,7 @@ class PrivateStep:
             self._report_update(f"optimizer.step(): {reason}")
             self._optimizer_step(parameters, sums, public, public_rows)
             return
-        for parameter in parameters:
-            parameter.grad = None  # what others may have left there is not released by this step
+        self._drop_gradients()  # what others may have left there is not released by this step
         self._report_update("one pass: noise, division and the optimizer's rule")
         noisy_update(
             self._optimizer, parameters, sums, public, self._noise_std, self._noise_key, self._expected_batch_size,
@@ -264,16 +265,23 @@ class PrivateStep:
             if public:
                 grad += public[i] / public_rows
             parameter.grad = grad.to(parameter.dtype)
+        self._drop_gradients(others=True)
         try:
             self._optimizer.step()
         finally:
-            for parameter in parameters:
-                parameter.grad = None
+            self._drop_gradients()
+
+    def _drop_gradients(self, others: bool = False) -> None:
+        """Clears the gradients of all parameters of the optimizer, or only of those that this step does not train."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if not others or parameter not in self._trainable:
+                    parameter.grad = None
 
 
 def _check_settings(max_grad_norm: float, noise_multiplier: float, expected_batch_size: float) -> None:
-    if not max_grad_norm > 0:
-        raise ValueError(f"Expected max_grad_norm={max_grad_norm} > 0.")
+    if not max_grad_norm >= _LEAST_NORM:
+        raise ValueError(f"Expected max_grad_norm={max_grad_norm} >= {_LEAST_NORM}, where squares keep their digits.")
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ValueError(f"Expected a finite noise_multiplier={noise_multiplier} >= 0.")
     if math.isinf(max_grad_norm) and noise_multiplier > 0:

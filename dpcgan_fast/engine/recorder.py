@@ -49,7 +49,6 @@ class FusedForward(Protocol):
     """A run of layers with a forward of its own."""
 
     module: nn.Module
-    modules: tuple[tuple[str, nn.Module], ...]  # its layers, with their names
 
     def usable(self) -> bool:
         """Whether its modules are as they were, without hooks, which it would pass over."""
@@ -127,24 +126,16 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
 
     handles: list[RemovableHandle] = []
 
-    def watch(name: str, module: nn.Module) -> None:
-        handles.append(module.register_forward_hook(partial(record, name), with_kwargs=True))
-
     def run_fused(name: str, run: FusedForward, *args: Any, **kwargs: Any) -> Any:
         made = run.forward(args, kwargs)
         if made is None:
-            for layer_name, layer in run.modules:
-                if layer_name in layers:
-                    watch(layer_name, layer)
             return type(run.module).forward(run.module, *args, **kwargs)
         record(name, run.module, args, kwargs, made[0], made[1])
         return made[0]
 
-    within = {name for run in runs.values() for name, _ in run.modules}
     try:
-        for name, module in layers.items():
-            if name not in within:
-                watch(name, module)
+        for name, module in layers.items():  # those of a run, too: they may be called one by one
+            handles.append(module.register_forward_hook(partial(record, name), with_kwargs=True))
         for name, run in runs.items():
             # No hook can stand in for a forward; the attribute is deleted below, also after an error.
             run.module.forward = partial(run_fused, name, run)

@@ -59,7 +59,7 @@ class _Probe:
     buffers: dict[str, Tensor]
 
 
-def _probed(root: nn.Module, inputs: Inputs, device: torch.device) -> _Probe:
+def _probed(root: nn.Module, inputs: Inputs, device: torch.device, seed: int = 0) -> _Probe:
     """A forward that leaves the module's buffers and the random state as they were."""
     args, kwargs = inputs
     clones = {name: buffer.clone() for name, buffer in root.named_buffers()}
@@ -82,7 +82,7 @@ def _probed(root: nn.Module, inputs: Inputs, device: torch.device) -> _Probe:
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             output = torch.func.functional_call(root, clones, args, kwargs)
     finally:
         for handle in handles:
@@ -136,20 +136,49 @@ def _refuse_rows_elsewhere(modules: dict[str, nn.Module], probe: _Probe, rows: i
             )  # fmt: skip
 
 
+def _agree(first: Any, second: Any) -> bool:
+    pairs = zip(tree_flatten(first)[0], tree_flatten(second)[0], strict=True)
+    return all(
+        torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        for a, b in pairs
+        if isinstance(a, Tensor)
+    )
+
+
+def _refuse_reordered_rows(modules: dict[str, nn.Module], whole: _Probe, flipped: _Probe, reseeded: _Probe) -> None:
+    """Raises if a trained layer does not see the rows in the order of the batch: sorted, run and put back, say.
+
+    The gradients of one unit would then be those of another's rows in that layer. Layers that see or make what
+    is random, as with dropout, cannot be compared so.
+    """
+    for name, (given, output) in whole.layers.items():
+        if not _trains(modules[name]) or not _agree((given, output), reseeded.layers[name]):
+            continue
+        outputs = (output[0], flipped.layers[name][1][0]) if isinstance(modules[name], nn.RNNBase) else (
+            output, flipped.layers[name][1],
+        )  # fmt: skip
+        turned = tree_map_only(Tensor, lambda x: x.flip(0), (given, outputs[0]))
+        if not _agree(turned, (flipped.layers[name][0], outputs[1])):
+            reason = (
+                "it is given the rows in another order than they come in, so that rows of two units would be taken "
+            )
+            raise _refusal(name, modules[name], f"{reason}for one's. Keep the order of the rows throughout")
+
+
 def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> bool:
-    """Runs a few rows three times and raises ValueError for what no list of kinds can catch.
+    """Runs a few rows some times and raises ValueError for what no list of kinds can catch.
 
     That is: another row's output that moves when the first row is changed, such as with statistics over the batch in a
     module of one's own; a buffer that depends on the rows; a trained layer whose leading dimension is not the number
-    of rows. The last needs a run with another number of rows, since a dimension may happen to be as long as the batch.
-    What a module keeps of its rows outside of its buffers is not seen.
+    of rows, or which is given them in another order. A run with another number of rows tells a dimension that happens
+    to be as long as the batch. What a module keeps of its rows outside of its buffers is not seen.
 
     Returns False if there are too few rows to tell, and then should be called again with another batch.
     """
     if rows < 2:
         return False
 
-    def taken(count: int, change: bool = False) -> Inputs:
+    def taken(count: int, change: bool = False, flip: bool = False) -> Inputs:
         """The first rows of the batch, over and over if it has not as many."""
 
         def few(x: Any) -> Any:
@@ -158,7 +187,7 @@ def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[st
             x = x.detach()[torch.arange(count, device=x.device) % rows]
             if change:
                 x[0] = x[1] + 1 if x.is_floating_point() else x[1]
-            return x
+            return x.flip(0) if flip else x
 
         return tree_map_only(Tensor, few, (args, kwargs))
 
@@ -172,4 +201,9 @@ def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[st
         _refuse_rows_elsewhere(modules, probe, count)
     for other in (changed, fewer):
         _refuse_data_in_buffers(modules, whole, other)
+    flipped, reseeded = (
+        _probed(root, taken(_PROBE_ROWS, flip=True), device),
+        _probed(root, taken(_PROBE_ROWS), device, 1),
+    )
+    _refuse_reordered_rows(modules, whole, flipped, reseeded)
     return True

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, RMSprop
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import NoiseKey
@@ -45,10 +46,16 @@ def check_update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Param
         unusual.append("momentum")
     if unusual or any(isinstance(group[name], Tensor) for name in ("lr", "weight_decay")):
         raise OwnStepError(f"the optimizer uses {unusual[0] if unusual else 'tensor settings'}")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         raise OwnStepError("the optimizer has hooks")
+    counts = {float(optimizer.state[p]["step"]) for p in parameters if "step" in optimizer.state.get(p, {})}
+    if len(counts) > 1:
+        raise OwnStepError("its parameters have taken different numbers of steps")
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         raise OwnStepError("a learning rate scheduler counts the optimizer's steps")
+    if "step" in optimizer.__dict__:
+        raise OwnStepError("its step was replaced")
     if any(p.device.type != "cpu" or p.dtype != torch.float32 or not p.is_contiguous() for p in parameters):
         raise OwnStepError("a parameter is not contiguous float32 on the CPU")
 

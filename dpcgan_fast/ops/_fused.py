@@ -132,6 +132,7 @@ class FusedNet:
         for index, workspace in enumerate(self._pool):
             if workspace.numel() >= floats:
                 return self._pool.pop(index)
+        self._pool.clear()  # none of them is large enough any more
         return torch.empty(floats, dtype=torch.float32)
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -75,13 +75,15 @@ def _paired_backward(session: Session, step: PrivateStep, turn: Turn) -> None:
     kind, networks = session.settings.critic_loss, session.state.networks
     randomness = session.private_randomness(turn)
     networks.generator.eval()
-    for chunk in turn.chunks:
-        labels = draw_labels(session, len(chunk.records), randomness)
-        with torch.no_grad():
-            records = networks.generate(labels, randomness)
-        real, fake = step(chunk.records, chunk.labels), step(records, labels)
-        step.backward(real_loss(real, kind) + fake_loss(fake, kind), chunk.units)
-    networks.generator.train()
+    try:
+        for chunk in turn.chunks:
+            labels = draw_labels(session, len(chunk.records), randomness)
+            with torch.no_grad():
+                records = networks.generate(labels, randomness)
+            real, fake = step(chunk.records, chunk.labels), step(records, labels)
+            step.backward(real_loss(real, kind) + fake_loss(fake, kind), chunk.units)
+    finally:
+        networks.generator.train()
 
 
 def _generator_step(session: Session, fakes: int) -> None:

@@ -88,3 +88,11 @@ def test_adding_or_removing_a_unit_changes_no_other(pairs, gone):
     everyone = contents(named)
     everyone.pop(gone, None)
     assert contents([row for row in named if row[0] != gone]) == everyone
+
+
+def test_float_ids_that_may_stand_for_several_people_are_refused():
+    """A table library turns a column of whole numbers into floats if one is missing."""
+    exact, merged = pa.table({"id": [2.0**53 - 1, 7.0]}), pa.table({"id": [2.0**53, 7.0]})
+    assert unit_ids(exact, schema("id")).tolist() == [0, 1]
+    with pytest.raises(InputError, match="may stand for several ids"):
+        unit_ids(merged, schema("id"))

@@ -151,6 +151,31 @@ class TestSensitivity:
         finally:
             native.set_simd_level(before)
 
+    @pytest.mark.parametrize("fused", [True, False])
+    def test_what_a_row_adds_does_not_depend_on_the_others_also_by_rounding(self, fused):
+        """Coherent rows: all weights of the sum round alike, and removing the first row shifts all others."""
+        module = nn.Sequential(nn.Flatten(), nn.Linear(16, 16, bias=False))
+        scales = torch.rand(2048, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+        rows = scales.expand(-1, 16).contiguous()
+        sums = []
+        for x in (rows, rows[1:]):
+            total = Sum(module, 0.01, fused=fused)
+            total.step.backward(total.step(x).sum(1))
+            sums.append(total.take())
+        assert float((sums[0] - sums[1]).norm()) <= 0.01 * (1 + 1e-7)
+
+    @pytest.mark.parametrize("fused", [True, False])
+    @pytest.mark.parametrize(("x_scale", "g_scale"), [(1e37, 10.0), (1e-15, 2e38), (3e18, 3e18)])
+    def test_rows_so_large_that_their_clip_factor_is_not_a_float(self, fused, x_scale, g_scale):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(40, 30, bias=False))
+        torch.manual_seed(0)
+        for seed in range(10):
+            torch.manual_seed(seed)
+            x = torch.rand(1, 40) * x_scale
+            total = Sum(module, 0.1, fused=fused)
+            total.step.backward((total.step(x) * (torch.rand(1, 30) * g_scale)).sum(1))
+            assert float(total.take().norm()) <= 0.1 * (1 + 1e-6)
+
     def test_rows_whose_gradient_cancels_are_summed_in_double(self):
         """Nearly constant rows and centred output gradients: what single precision sums of them is mostly rounding."""
         torch.manual_seed(0)
@@ -197,6 +222,38 @@ class TestParts:
             "trunk.0": True, "trunk.1": True, "code": False, "columns.0": True, "columns.2": True, "scores.1": True,
             "scores.3": True,
         }  # fmt: skip
+
+    def test_layers_of_a_run_may_be_called_one_by_one(self):
+        class ByHand(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Sequential(nn.Conv1d(1, 4, 5, 2), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(32, 2))
+
+            def forward(self, x):
+                for layer in self.net:
+                    x = layer(x)
+                return x
+
+        module, x = ByHand(), torch.rand(7, 1, 19)
+        total = Sum(module, 0.1)
+        assert relative(total.of(x), flat(clipped_sum_by_microbatches(module, x, 0.1))) <= 1e-5
+        assert total.step.last.path == "layerwise"
+
+    def test_changes_after_construction_are_noticed(self):
+        build, shape = NETS["conv critic"]
+        x = torch.rand(5, *shape)
+
+        changes = [
+            lambda module: setattr(module[1], "negative_slope", 0.9),
+            lambda module: module.__setitem__(1, nn.LeakyReLU(0.9)),
+        ]
+        for change in changes:
+            module = build()
+            total = Sum(module, 0.1)
+            total.of(x)
+            change(module)
+            assert relative(total.of(x), flat(clipped_sum_by_microbatches(module, x, 0.1))) <= 1e-5
+            assert total.step.last.path == "layerwise"
 
     def test_the_module_is_left_as_it_was(self):
         module, x = Parts(), torch.rand(3, 1, 19)

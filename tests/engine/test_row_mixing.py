@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.engine import PrivateStep, row_mixing
 
 
 def step_of(module):
@@ -205,3 +205,22 @@ def test_modules_that_keep_rows_apart_pass(module):
     step = step_of(module)
     step.backward(step(torch.rand(5, 4)).flatten(1).sum(1))
     step.step()
+
+
+def test_rows_that_are_sorted_for_a_layer_and_put_back_are_found():
+    """Its output for a row depends on that row alone, but one layer's gradients are those of other rows."""
+
+    class Sorted(nn.Module):
+        def __init__(self, drop=0.0):
+            super().__init__()
+            self.first, self.second, self.drop = nn.Linear(4, 4), nn.Linear(4, 1), nn.Dropout(drop)
+
+        def forward(self, x):
+            order = x[:, 0].argsort()
+            return self.second(self.drop(self.first(x))[order])[order.argsort()]
+
+    x = torch.tensor([[3.0, 1, 2, 0], [1, 0, 1, 1], [4, 2, 2, 2], [2, 5, 1, 0]])
+    with pytest.raises(ValueError, match=r"Module 'second' \(Linear\) mixes rows: it is given the rows in another"):
+        row_mixing.refuse_mixed_outputs(Sorted(), (x,), {}, 4)
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    assert row_mixing.refuse_mixed_outputs(module, (x,), {}, 4), "what dropout makes random is no other order"
