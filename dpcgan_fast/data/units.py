@@ -9,7 +9,6 @@ from dpcgan_fast.data import cells
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 
-
 _EXACT = 2.0**53  # whole numbers from here on have no float of their own
 
 
