@@ -1,5 +1,6 @@
 """The command line: `dpcgan COMMAND`. Commands are in the modules beside this one; nothing here has logic."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -46,5 +47,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the `dpcgan` command."""
-    sys.exit(run())
+    """Entry point of the `dpcgan` command.
+
+    Ends the process at once: a thread of Arrow's reader that is still there would abort an orderly end.
+    """
+    code = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -15,6 +15,8 @@ from dpcgan_fast.errors import DpcganError, MachineError, StoppedError
 from dpcgan_fast.files import machine_error
 
 DONE, BUG, USAGE, STOPPED = 0, 1, 2, StoppedError.exit_code
+_INTERRUPTED = 130  # what the command-line library makes of Ctrl-C
+_STOPPED_TEXT = "Stopped by SIGINT (the command). Nothing was left half-written; run it again."
 
 
 def say(text: str) -> None:
@@ -45,7 +47,7 @@ def run(command: Callable[[Sequence[str] | None], Any], arguments: Sequence[str]
     except DpcganError as error:
         return fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return fail("Stopped by SIGINT (the command). Nothing was left half-written; run it again.", STOPPED)
+        return fail(_STOPPED_TEXT, STOPPED)
     except MemoryError:
         return fail(str(_out_of_memory("memory")), MachineError.exit_code)
     except torch.OutOfMemoryError:
@@ -62,9 +64,14 @@ def run(command: Callable[[Sequence[str] | None], Any], arguments: Sequence[str]
             return fail(str(failed), failed.exit_code)
         return _bug(error)
     except Exception as error:  # noqa: BLE001  whatever is left is a bug of ours, and must not show a cell's value
+        if type(error).__name__ == "NoArgsIsHelpError":
+            say(error.format_message())  # type: ignore[attr-defined]  the help of the command
+            return USAGE
         if hasattr(error, "format_message"):  # usage errors of the command-line library
             return fail(f"{_usage_text(error)} (command line). See `dpcgan --help`.", USAGE)
         return _bug(error)
+    if code == _INTERRUPTED:
+        return fail(_STOPPED_TEXT, STOPPED)
     return code if isinstance(code, int) else DONE
 
 

@@ -29,6 +29,7 @@ class TerminalProgress:
         self._task = None
 
     def __enter__(self) -> "TerminalProgress":
+        say("epsilon so far is by Renyi DP, a looser bound than the claim's: it may end above the budget, which holds")
         if self._bars is not None:
             self._bars.start()
         return self
@@ -50,7 +51,7 @@ class TerminalProgress:
     def advance(self, done: int, epsilon: float | None) -> None:
         """Steps taken so far, and epsilon by Renyi DP where it was computed anew."""
         if epsilon is not None:
-            self._epsilon = f"{epsilon:.3f} (RDP)"
+            self._epsilon = f"{epsilon:.3f} (RDP bound)"
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
         elif done % max(1, self._total // _LINES_PER_PHASE) == 0:

@@ -38,7 +38,8 @@ def schema(
     write_whole(out, json.dumps(draft, indent=1, ensure_ascii=False) + "\n")
     say("The draft was made by reading the data, outside the privacy claim; the claim begins with the filled schema.")
     say(
-        'Fill in every null, with a public value or "private", and "unit": a column name, or null for one row a person.'
+        'Fill in every null, with a public value or "private"; name the label, and in "unit" the column that '
+        "identifies a person, whose entry then leaves the columns (or null if every row is a person)."
     )
     result(str(out))
 
@@ -115,6 +116,6 @@ def privacy_line(privacy: dict[str, Any]) -> str:
     spent = float(privacy["epsilon_spent"])
     assert math.isfinite(spent)
     return (
-        f"private: epsilon {privacy['epsilon']:g}, delta {privacy['delta']:g}; spent {spent:.6f} by "
-        f"{privacy['accountant']} (RDP {privacy['epsilon_rdp']:.6f}, PLD {privacy['epsilon_pld']:.6f})"
+        f"private: epsilon {privacy['epsilon']:g} at delta {privacy['delta']:g}; the ledger adds up to {spent:.6f}, "
+        f"the smaller of two bounds (RDP {privacy['epsilon_rdp']:.6f}, PLD {privacy['epsilon_pld']:.6f})"
     )

@@ -31,7 +31,7 @@ _QUICK = {"steps": 100, "autoencoder_steps": 200}
 def sample(
     run: Annotated[Path, typer.Argument(help="Run folder of `dpcgan train`.")],
     rows: Annotated[int, typer.Option("-n", help="Number of rows.")],
-    out: Annotated[Path, typer.Option(help="File to write; .csv, .csv.gz or .parquet.")],
+    out: Annotated[Path, typer.Option(help="File to write; .csv, .csv.gz or .parquet. Replaced if it is there.")],
     where: Annotated[
         list[str] | None,
         typer.Option(help="column=value, repeatable. A label of preset auto is met exactly, all else by rejection."),
@@ -64,7 +64,7 @@ def _conditions(texts: Sequence[str]) -> dict[str, object]:
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder of `dpcgan train`.")],
     real: Annotated[Path, typer.Option(help="Real held-out rows that took no part in training.")],
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html; those in it are replaced.")],
     train: Annotated[
         Path | None,
         typer.Option(help="Real training rows, for real-to-real figures and the baseline of equal epsilon."),

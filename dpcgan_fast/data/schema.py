@@ -4,13 +4,14 @@ Bounds, category lists, label rates and the number of units are either written h
 marked `"private"`, and then paid for. Nothing is read from the data without being paid for.
 """
 
+import contextlib
 import json
 import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dpcgan_fast.errors import InputError
 
@@ -56,6 +57,14 @@ class Column(_Strict):
     rates: tuple[float, ...] | None = None
     positive: tuple[str, ...] | None = None
     vocabulary: str | None = None
+
+    @field_validator("categories", "positive", mode="before")
+    @classmethod
+    def _names_as_text(cls, value: Any) -> Any:
+        """Codes may be written as whole numbers: 1 is "1"."""
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Column":
@@ -195,7 +204,7 @@ class Schema(_Strict):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
+            place = _place(first["loc"], values)
             message = first["msg"].removeprefix("Value error, ")
             raise InputError(
                 f"The schema does not fit: {message}", f"{where}{place and f', {place}'}", _CHECK
@@ -249,6 +258,15 @@ class Schema(_Strict):
         )
         signals = tuple(s.model_copy(update={"bounds": bounds.get(s.name, s.bounds)}) for s in self.signals)
         return self.model_copy(update={"columns": columns, "signals": signals})
+
+
+def _place(loc: tuple[Any, ...], values: Any) -> str:
+    """Where in the schema: a column or signal by its name, if it has one."""
+    with contextlib.suppress(KeyError, IndexError, TypeError):
+        if loc[0] in ("columns", "signals"):
+            name = values[loc[0]][loc[1]]["name"]
+            return " ".join([loc[0][:-1], str(name), *(str(part) for part in loc[2:3])])
+    return ".".join(str(part) for part in loc)
 
 
 _CHECK = "Compare it with the section on schema files in the README."

@@ -149,6 +149,7 @@ def start(
             {
                 "settings": settings.to_dict(),
                 "user_schema": schema.model_dump(mode="json"),
+                "data": _name_of(source),
                 "plan": plan.to_dict(),
                 "finished": False,
             }
@@ -223,7 +224,7 @@ def resume(
     """
     folder = RunFolder.open(out)
     config = folder.read_config()
-    _check_same_run(config, schema, settings, folder)
+    _check_same_run(config, schema, settings, source, folder)
     with Ledger(folder.ledger) as ledger:
         if config["finished"]:
             raise PrivacyError("The run is finished and its budget is spent", str(out), "Start a new run.")
@@ -271,7 +272,18 @@ def _charge_torn_line(session: Session) -> None:
         session.ledger.close(seq, block.steps)
 
 
-def _check_same_run(config: dict[str, Any], schema: Schema, settings: TrainSettings, folder: RunFolder) -> None:
+def _name_of(source: TableSource) -> str:
+    """A file's name, for a person to notice another table. A fingerprint of its content would tell who is in it."""
+    return Path(source).name if isinstance(source, (str, Path)) else "a table in memory"
+
+
+def _check_same_run(
+    config: dict[str, Any], schema: Schema, settings: TrainSettings, source: TableSource, folder: RunFolder
+) -> None:
+    if config["data"] != _name_of(source):
+        raise InputError(
+            f"The run was started on another table, {config['data']}", str(folder.path), "Resume with the same table."
+        )
     if Schema.from_dict(config["user_schema"], str(folder.config)) != schema:
         raise InputError("The schema is not that of the run", str(folder.path), "Resume with the same schema file.")
     before, now = config["settings"], settings.to_dict()

@@ -24,8 +24,8 @@ def unit_in_words(schema: Schema) -> str:
             "one row of the table. Rows of one person, should there be several, are not protected together: the "
             "guarantee is then for each row, and not for the person"
         )
-    rows = "one row" if schema.max_rows_per_unit == 1 else f"at most {schema.max_rows_per_unit} rows"
-    return f"one person: all rows with one value of `{schema.unit}`, of which {rows} are used"
+    used = "one row is" if schema.max_rows_per_unit == 1 else f"at most {schema.max_rows_per_unit} rows are"
+    return f"one person: all rows with one value of `{schema.unit}`, of which {used} used"
 
 
 def _public_facts(schema: Schema) -> list[str]:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from dpcgan_fast.data.encoding import RecordCodec
+from dpcgan_fast.data.schema import OTHER
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import Networks
 
 BATCH_ROWS = 8192
-_MOST_TRIES = 2000  # batches without the rows that are asked for, before giving up
+_MOST_TRIES = 200  # batches without the rows that are asked for, before giving up
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,19 @@ class Sampler:
             return self.codec.decode(records.cpu().numpy())
         return self.codec.decode(records.cpu().numpy(), labels.cpu().numpy())
 
+    def _check_possible(self, name: str, value: object) -> None:
+        """Refuses a value that no synthetic row can have, before any is drawn."""
+        column = next((c for c in self.codec.schema.columns if c.name == name), None)
+        bounds = column.bounds if column else next(s.bounds for s in self.codec.schema.signals if name in s.columns)
+        if column is not None and column.type != "numeric":
+            names = column.classes() + ((OTHER,) if column.type == "categorical" and column.unknown == OTHER else ())
+            if _text(value) not in names:
+                raise InputError(
+                    "The column has no such category", f"--where {name}", f"Choose from {', '.join(names)}."
+                )
+        elif not _in_bounds(value, bounds):
+            raise InputError("The value is outside the column's bounds", f"--where {name}", "Give one inside them.")
+
     def _checked(self, where: Mapping[str, object]) -> dict[str, object]:
         """Conditions as values of the decoded table's types; the label's as the name of its class."""
         types = {field.name: field.type for field in self.codec.arrow_schema}
@@ -89,12 +103,21 @@ class Sampler:
                     raise InputError("The label has no such class", f"--where {name}", how)
                 checked[name] = _text(value)
                 continue
+            self._check_possible(name, value)
             try:
                 text = pa.types.is_string(types[name]) or pa.types.is_large_string(types[name])
                 checked[name] = pa.scalar(_text(value) if text else float(str(value)), types[name], from_pandas=False)
             except (ValueError, TypeError, pa.ArrowInvalid):
                 raise InputError("The value does not fit the column", f"--where {name}", "Give a number.") from None
         return checked
+
+
+def _in_bounds(value: object, bounds: object) -> bool:
+    try:
+        number = float(str(value))
+    except ValueError:
+        return True  # no number at all, which is said elsewhere
+    return not isinstance(bounds, tuple) or bounds[0] <= number <= bounds[1]
 
 
 def _text(value: object) -> str:

@@ -245,6 +245,34 @@ def test_a_signal_stops_at_a_step_with_a_checkpoint_and_exit_4_and_resume_goes_o
     assert "done before" in err
 
 
+def test_ctrl_c_outside_of_training_is_exit_4_with_one_line(workplace, capsys):
+    assert run(train_arguments(workplace)) == 0
+    capsys.readouterr()
+    process = start(["sample", str(workplace / "run"), "-n", "90000000", "--out", str(workplace / "rows.csv")])
+    for _ in range(600):
+        if list(workplace.glob(".rows.csv.*.partial")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    assert out == ""
+    assert err.startswith("error: Stopped by SIGINT")
+    assert not list(workplace.glob("*rows.csv*"))
+
+
+def test_resuming_with_another_table_is_refused(workplace, capsys):
+    process = start_training(workplace)
+    wait_for_training(process, workplace)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    arguments = train_arguments(workplace, **{"steps": 5000, "autoencoder-steps": 5000})
+    other = workplace / "other.csv"
+    other.write_bytes(Path(arguments[1]).read_bytes())
+    assert run([arguments[0], str(other), *arguments[2:], "--resume"]) == 2
+    assert "was started on another table" in capsys.readouterr().err
+
+
 def test_kill_leaves_a_run_that_resumes_within_the_budget(workplace, capsys):
     process = start_training(workplace, **{"autoencoder-steps": 250, "steps": 250})
     wait_for_training(process, workplace)

@@ -111,3 +111,12 @@ def test_a_schema_file_that_cannot_be_read_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"schema\.json"):
         Schema.from_json(path)
+
+
+def test_an_error_names_the_column_and_codes_may_be_whole_numbers():
+    column = {"name": "height", "type": "numeric", "bounds": [2, 1]}
+    with pytest.raises(InputError, match="column height"):
+        Schema.from_dict({"unit": None, "columns": [column]})
+    sex = {"name": "sex", "type": "categorical", "categories": [1, 2]}
+    schema = Schema.from_dict({"unit": None, "columns": [sex]})
+    assert schema.columns[0].categories == ("1", "2")

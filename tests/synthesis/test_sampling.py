@@ -51,6 +51,9 @@ def test_conditions_on_other_columns_are_met_by_rejection(model):
         ({"heart": 1}, r"There is no such column \(--where heart\)"),
         ({"died": 2}, r"The label has no such class \(--where died\). Choose one of 0, 1"),
         ({"age": "old"}, r"The value does not fit the column \(--where age\)"),
+        ({"age": 200}, r"The value is outside the column's bounds \(--where age\)"),
+        ({"sex": "f"}, r"The column has no such category \(--where sex\). Choose from F, M"),
+        ({"smoker": 3}, r"The column has no such category \(--where smoker\). Choose from 0, 1"),
     ],
 )
 def test_conditions_that_cannot_be_are_refused(model, where, message):
