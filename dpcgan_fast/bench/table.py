@@ -58,6 +58,8 @@ def step_figure(results: dict[str, Any]) -> bytes:
         axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=2, fontsize=6.5)
     axes.axvline(1.0, color="#1c2330", linewidth=1, linestyle="--")
     axes.set_xscale("log")
+    axes.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(rows)), [row["net"] for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time of a step / PyTorch's plain eager step (dashed: equal; further left is faster)")
