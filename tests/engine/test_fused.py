@@ -69,8 +69,10 @@ def sequential_nets(draw):
             )
             length = after
         channels = out
-        if draw(st.booleans()) and channels * length > 1:
-            layers.append(nn.GroupNorm(draw(st.sampled_from([g for g in (1, 2, 4) if channels % g == 0])), channels))
+        # PyTorch refuses a group of a single value
+        group_counts = [g for g in (1, 2, 4) if channels % g == 0 and channels // g * length > 1]
+        if group_counts and draw(st.booleans()):
+            layers.append(nn.GroupNorm(draw(st.sampled_from(group_counts)), channels))
         for _ in range(draw(st.integers(0, 2))):
             layers.append(draw(st.sampled_from([nn.LeakyReLU(0.2), nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.ReLU()])))
     if draw(st.booleans()):
