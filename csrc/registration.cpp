@@ -41,13 +41,15 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   // gradient cancels, to be taken by another path; and the gradient of x, with no rows unless input_grad. Without
   // `measure` a norm is 0, or NaN for a row that is not finite.
   m.def(
-      "fused_sq_norm(Tensor grad_out, int[] layers, float[] numbers, int lanes, int channels, int length, bool "
-      "measure, "
-      "bool input_grad, Tensor(a!) workspace) -> (Tensor, Tensor, Tensor)");
-  // sum_n factor[n] G_n over all parameters in order, (P,) float64; rows of factor 0 are not read. factor: (B,) float64
+      "fused_sq_norm(Tensor grad_out, int[] layers, float[] numbers, int lanes, int channels, int length, "
+      "bool measure, bool input_grad, Tensor workspace) -> (Tensor, Tensor, Tensor)");
+  // Backward through the workspace, and sum_n factor[n] G_n over all parameters in order, (P,) float64; rows of factor
+  // 0 are not read. factor: (B,) float64; without it, that of clip_factor for the row's norm, and 0 for a row whose
+  // gradient cancels. returns the sum, and the rows' squared norms and (B,) bool as fused_sq_norm does if no factor is
+  // given.
   m.def(
-      "fused_weighted_grad(Tensor factor, int[] layers, float[] numbers, int lanes, int channels, int length, "
-      "Tensor workspace) -> Tensor");
+      "fused_clipped_sum(Tensor grad_out, Tensor? factor, float max_grad_norm, int[] layers, float[] numbers, "
+      "int lanes, int channels, int length, Tensor workspace) -> (Tensor, Tensor, Tensor)");
   // Adds N(0, std^2) to each element in double and rounds once to the public grid. Element i of a tensor takes
   // normal i of a ChaCha20 stream that starts at block `counter` and a fresh block for each tensor.
   m.def("gaussian_noise_(Tensor(a!)[] tensors, float std, Tensor key, int counter) -> ()");

@@ -1,21 +1,24 @@
-// A sequential net's forward, per-sample gradient norms, and clip-weighted gradient, "lanes = samples": a vector holds
-// one element of as many rows as it has lanes, so that no row's arithmetic meets another's before the final sum.
+// A sequential net's forward, per-sample gradient norms, and clipped sum, "lanes = samples": a vector holds one element
+// of as many rows as it has lanes, so that no row's arithmetic meets another's before the final sum.
 //
-// fused_forward keeps values in a workspace; fused_sq_norm runs backward through it and measures each row;
-// fused_weighted_grad adds the rows up with their clip factors. A row's gradient is formed in single precision, and
-// rows are summed in double: what a row adds does not depend on which others there are.
+// fused_forward keeps values in a workspace. fused_clipped_sum runs backward through it, a group of rows at a time,
+// measures and clips each row, and adds it up while its gradients are still in the caches; it takes factors instead
+// where other layers count for the norm, too, which fused_sq_norm then measures by a backward of its own. A row's
+// gradient is formed in single precision, and rows are summed in double: what a row adds does not depend on which
+// others there are.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "../checks.h"
+#include "../common/clip.h"
+#include "fused_group.h"
 #include "fused_program.h"
-#include "lane_layers.h"
-#include "lane_weight_grad.h"
-#include "lane_weighted_sum.h"
+#include "lane_products.h"
 #include "parallel.h"
 
 namespace dpcgan::cpu {
@@ -88,146 +91,68 @@ void pack_all(const FusedProgram& program, const float* flat, float* packed) {
   });
 }
 
-void zero_margins(const LaneTensor& tensor, int64_t lanes, float* rows) {
-  const int64_t right = tensor.stride - tensor.left - tensor.length;
-  for (int64_t c = 0; c < tensor.channels; ++c) {
-    std::memset(rows + tensor.at(c, -tensor.left) * lanes, 0, tensor.left * lanes * sizeof(float));
-    std::memset(rows + tensor.at(c, tensor.length) * lanes, 0, right * lanes * sizeof(float));
-  }
-}
-
-// (B, C, L) rows of one group <-> lanes; lanes beyond the batch are zero.
-void load_rows(const float* x, const LaneTensor& tensor, int64_t first, int64_t count, int64_t lanes, float* rows) {
-  for (int64_t c = 0; c < tensor.channels; ++c)
-    for (int64_t l = 0; l < tensor.length; ++l) {
-      float* to = rows + tensor.at(c, l) * lanes;
-      const float* from = x + (first * tensor.channels + c) * tensor.length + l;
-      for (int64_t i = 0; i < lanes; ++i) to[i] = i < count ? from[i * tensor.channels * tensor.length] : 0.0f;
-    }
-}
-
-void store_rows(const LaneTensor& tensor, int64_t first, int64_t count, int64_t lanes, const float* rows, float* out) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t c = 0; c < tensor.channels; ++c)
-      for (int64_t l = 0; l < tensor.length; ++l)
-        out[((first + i) * tensor.channels + c) * tensor.length + l] = rows[tensor.at(c, l) * lanes + i];
-}
-
-struct Buffers {
-  float* workspace;
-  const float* parameters;
-  const float* packed;
-
-  Buffers(const FusedProgram& program, float* base)
-      : workspace(base), parameters(base + program.parameters_offset()), packed(base + program.packed_offset()) {}
-};
-
-template <int kBytes>
-DPCGAN_INLINE void forward_group(const FusedProgram& program, const Buffers& buffers, float* rows) {
-  for (const FusedLayer& layer : program.layers) {
-    const float* bias = layer.has_bias ? buffers.parameters + layer.bias : nullptr;
-    switch (layer.kind) {
-      case LayerKind::kConv:
-        correlate_strided<kBytes>(layer.conv, buffers.packed + layer.packed_forward, bias, layer.in, layer.out, rows);
-        break;
-      case LayerKind::kConvTranspose:
-        correlate_adjoint<kBytes>(layer.conv, buffers.packed + layer.packed_forward, bias, layer.in, layer.out, rows);
-        break;
-      case LayerKind::kGroupNorm:
-        group_norm_forward<kBytes>(layer, buffers.parameters + layer.weight, buffers.parameters + layer.bias, rows);
-        break;
-      case LayerKind::kActivation:
-        activation_forward<kBytes>(layer, rows);
-        break;
-    }
-  }
-}
-
-// Per-sample gradients of one convolution, kept or measured.
-template <int kBytes>
-DPCGAN_INLINE void conv_grads(const FusedLayer& layer, const FusedProgram& program, bool measure, float* rows,
-                              LaneGramScratch& scratch, LaneNorms& norms) {
-  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  const bool conv = layer.kind == LayerKind::kConv;
-  const LaneTensor& x = conv ? layer.in : layer.grad;
-  const LaneTensor& g = conv ? layer.grad : layer.in;
-  float* kept = rows + program.kept_offset * kLanes;
-  if (layer.has_bias) {
-    keep_bias_grad<kBytes>(layer.grad, rows, kept + layer.kept_bias * kLanes);
-    if (measure) add_squares<kBytes>(kept + layer.kept_bias * kLanes, layer.bias_numel(), norms.sq_norm);
-  }
-  if (layer.mode == NormMode::kMaterialise) {
-    keep_weight_grad<kBytes>(layer.conv, x, g, rows, kept + layer.kept_weight * kLanes,
-                             measure ? norms.sq_norm : nullptr);
-  } else if (measure) {
-    for (int64_t group = 0; group < layer.conv.groups; ++group)
-      add_gram_norm<kBytes>(layer.conv, x, g, rows, group, scratch, norms);
-  }
-}
-
-// NaN in each lane where an output or a gradient of the first layer is not finite, else 0: all that an unmeasured row
-// must tell.
-template <int kBytes>
-DPCGAN_INLINE void mark_not_finite(const FusedProgram& program, const float* rows, LaneNorms& norms) {
-  using Vector = typename VectorOf<float, kBytes>::type;
-  Vector sum{};
-  for (const LaneTensor* tensor : {&program.layers.back().out, &program.layers.front().grad})
-    each_position<kBytes>(*tensor, [&](int64_t, int64_t at, int64_t) DPCGAN_INLINE_BODY {
-      const Vector value = load_lanes<kBytes>(rows + at);
-      sum += value - value;
-    });
-  add_lanes<kBytes>(sum, norms.sq_norm);
-}
-
-template <int kBytes>
-DPCGAN_INLINE void backward_group(const FusedProgram& program, const Buffers& buffers, bool measure, bool input_grad,
-                                  float* rows, LaneGramScratch& scratch, LaneNorms& norms) {
-  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  float* kept = rows + program.kept_offset * kLanes;
-  for (int64_t i = static_cast<int64_t>(program.layers.size()) - 1; i >= 0; --i) {
-    const FusedLayer& layer = program.layers[i];
-    switch (layer.kind) {
-      case LayerKind::kConv:
-        conv_grads<kBytes>(layer, program, measure, rows, scratch, norms);
-        if (i > 0 || input_grad)
-          correlate_adjoint<kBytes>(layer.conv, buffers.packed + layer.packed_backward, nullptr, layer.grad,
-                                    layer.in_grad, rows);
-        break;
-      case LayerKind::kConvTranspose:
-        conv_grads<kBytes>(layer, program, measure, rows, scratch, norms);
-        if (i > 0 || input_grad)
-          correlate_strided<kBytes>(layer.conv, buffers.packed + layer.packed_backward, nullptr, layer.grad,
-                                    layer.in_grad, rows);
-        break;
-      case LayerKind::kGroupNorm:
-        group_norm_backward<kBytes>(layer, buffers.parameters + layer.weight, kept, rows);
-        if (measure)  // the pair lies side by side
-          add_squares<kBytes>(kept + layer.kept_weight * kLanes, 2 * layer.in.channels, norms.sq_norm);
-        break;
-      case LayerKind::kActivation:
-        activation_backward<kBytes>(layer, rows);
-        break;
-    }
-  }
-  if (!measure) mark_not_finite<kBytes>(program, rows, norms);
-}
-
-void zero_gradient_margins(const FusedProgram& program, float* rows) {
-  zero_margins(program.layers.back().grad, program.lanes, rows);
-  for (const FusedLayer& layer : program.layers)
-    if (layer.is_conv()) zero_margins(layer.in_grad, program.lanes, rows);
-}
-
-void zero_value_margins(const FusedProgram& program, float* rows) {
-  zero_margins(program.layers.front().in, program.lanes, rows);
-  for (const FusedLayer& layer : program.layers) zero_margins(layer.out, program.lanes, rows);
-}
-
 Shape shape_of(const char* op, const at::Tensor& x) {
   TORCH_CHECK(x.dim() == 3 && x.scalar_type() == at::kFloat, op, ": expected float32 x of shape (B, C, L), got ",
               x.sizes(), " of ", x.scalar_type());
   return {x.size(0), x.size(1), x.size(2)};
 }
+
+// A row that must be shrunk this far is dropped: single precision could not hold the factor, or what it scales.
+constexpr double kLeastFactor = 0x1p-100;
+
+// What the two backward ops share: the checked arguments, and each row's norm.
+struct Backward {
+  FusedProgram program;
+  const float* base;
+  Workspace workspace;
+  at::Tensor contiguous;  // gradients of the output
+  at::Tensor sq_norm, cancelled;
+  const float* grads;
+  double* norm_of_row;
+  bool* cancelled_of_row;
+
+  Backward(const char* op, const at::Tensor& grad_out, c10::IntArrayRef layers, c10::ArrayRef<double> numbers,
+           int64_t lanes, int64_t channels, int64_t length, const at::Tensor& buffer)
+      : program(checked_program(op, layers, numbers, lanes, {shape_of(op, grad_out).rows, channels, length}, buffer)),
+        base(buffer.const_data_ptr<float>()),
+        workspace(program, base),
+        contiguous(grad_out.contiguous()),
+        sq_norm(at::zeros({program.rows}, grad_out.options().dtype(at::kDouble))),
+        cancelled(at::zeros({program.rows}, grad_out.options().dtype(at::kBool))),
+        grads(contiguous.const_data_ptr<float>()),
+        norm_of_row(sq_norm.mutable_data_ptr<double>()),
+        cancelled_of_row(cancelled.mutable_data_ptr<bool>()) {
+    const LaneTensor& last = program.layers.back().out;
+    TORCH_CHECK(grad_out.size(1) == last.channels && grad_out.size(2) == last.length, op,
+                ": expected grad_out of shape (B, ", last.channels, ", ", last.length, "), got ", grad_out.sizes());
+  }
+
+  int64_t first_row(int64_t group) const { return group * program.lanes; }
+  int64_t rows_of(int64_t group) const { return std::min(program.lanes, program.rows - first_row(group)); }
+  const float* values(int64_t group) const { return base + group * program.value_vectors * program.lanes; }
+  int64_t scratch_floats() const { return program.scratch_vectors * program.lanes; }
+
+  LaneGramScratch gram_scratch(const BackwardWants& wants) const {
+    LaneGramScratch gram;
+    for (const FusedLayer& layer : program.layers)
+      if (layer.is_conv() && layer.mode == NormMode::kGram && wants.norms)
+        reserve_gram(layer.conv, program.lanes, gram);
+    return gram;
+  }
+
+  LaneNorms run(int64_t group, const BackwardWants& wants, float* scratch, LaneGramScratch& gram) {
+    LaneNorms norms;
+    zero_gradient_margins(program, scratch);
+    lanes_dispatch(program.lanes, [&](auto width) DPCGAN_INLINE_BODY {
+      constexpr int kBytes = decltype(width)::value;
+      load_rows<kBytes>(grads, program.layers.back().grad, first_row(group), rows_of(group), scratch);
+      backward_group<kBytes>(program, workspace, wants, values(group), scratch, gram, norms);
+    });
+    std::copy_n(norms.sq_norm, rows_of(group), norm_of_row + first_row(group));
+    std::copy_n(norms.cancelled, rows_of(group), cancelled_of_row + first_row(group));
+    return norms;
+  }
+};
 
 }  // namespace
 
@@ -241,18 +166,20 @@ at::Tensor fused_forward_cpu(const at::Tensor& x, at::TensorList parameters, c10
   const LaneTensor& last = program.layers.back().out;
   at::Tensor out = at::empty({program.rows, last.channels, last.length}, x.options());
   const at::Tensor contiguous = x.contiguous();
-  const float* values = contiguous.const_data_ptr<float>();
+  const float* in = contiguous.const_data_ptr<float>();
   float* results = out.mutable_data_ptr<float>();
-  const Buffers buffers(program, base);
+  const Workspace shared(program, base);
   at::parallel_for(0, program.groups(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
-      float* rows = base + group * program.group_vectors * lanes;
+      float* values = base + group * program.value_vectors * lanes;
       const int64_t first = group * lanes, count = std::min(lanes, program.rows - first);
-      zero_value_margins(program, rows);
-      load_rows(values, program.layers.front().in, first, count, lanes, rows);
-      lanes_dispatch(
-          lanes, [&](auto width) DPCGAN_INLINE_BODY { forward_group<decltype(width)::value>(program, buffers, rows); });
-      store_rows(last, first, count, lanes, rows, results);
+      zero_value_margins(program, values);
+      lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
+        constexpr int kBytes = decltype(width)::value;
+        load_rows<kBytes>(in, program.layers.front().in, first, count, values);
+        forward_group<kBytes>(program, shared, values);
+        store_rows<kBytes>(last, first, count, values, results);
+      });
     }
   });
   return out;
@@ -261,56 +188,72 @@ at::Tensor fused_forward_cpu(const at::Tensor& x, at::TensorList parameters, c10
 std::tuple<at::Tensor, at::Tensor, at::Tensor> fused_sq_norm_cpu(const at::Tensor& grad_out, c10::IntArrayRef layers,
                                                                  c10::ArrayRef<double> numbers, int64_t lanes,
                                                                  int64_t channels, int64_t length, bool measure,
-                                                                 bool input_grad, at::Tensor workspace) {
-  const Shape out_shape = shape_of("fused_sq_norm", grad_out);
-  const FusedProgram program =
-      checked_program("fused_sq_norm", layers, numbers, lanes, {out_shape.rows, channels, length}, workspace);
-  const LaneTensor& last = program.layers.back().out;
-  TORCH_CHECK(out_shape.channels == last.channels && out_shape.length == last.length,
-              "fused_sq_norm: expected grad_out of shape (B, ", last.channels, ", ", last.length, "), got ",
-              grad_out.sizes());
-  float* base = workspace.mutable_data_ptr<float>();
-  at::Tensor sq_norm = at::zeros({program.rows}, grad_out.options().dtype(at::kDouble));
-  at::Tensor cancelled = at::zeros({program.rows}, grad_out.options().dtype(at::kBool));
-  double* norm_of = sq_norm.mutable_data_ptr<double>();
-  bool* cancelled_of = cancelled.mutable_data_ptr<bool>();
-  const at::Tensor contiguous = grad_out.contiguous();
-  const float* grads = contiguous.const_data_ptr<float>();
+                                                                 bool input_grad, const at::Tensor& workspace) {
+  Backward backward("fused_sq_norm", grad_out, layers, numbers, lanes, channels, length, workspace);
+  const FusedProgram& program = backward.program;
   const FusedLayer& front = program.layers.front();
   const LaneTensor& in_grad = front.is_conv() ? front.in_grad : front.grad;
   at::Tensor grad_in = at::empty({input_grad ? program.rows : 0, channels, length}, grad_out.options());
   float* grads_in = grad_in.mutable_data_ptr<float>();
-  const Buffers buffers(program, base);
+  const BackwardWants wants{measure, false, input_grad};
   at::parallel_for(0, program.groups(), 1, [&](int64_t begin, int64_t end) {
-    LaneGramScratch scratch;
-    for (const FusedLayer& layer : program.layers)
-      if (layer.is_conv() && layer.mode == NormMode::kGram && measure) reserve_gram(layer.conv, lanes, scratch);
+    const at::Tensor block = at::empty({backward.scratch_floats()}, at::kFloat);
+    float* scratch = block.mutable_data_ptr<float>();
+    LaneGramScratch gram = backward.gram_scratch(wants);
     for (int64_t group = begin; group < end; ++group) {
-      float* rows = base + group * program.group_vectors * lanes;
-      const int64_t first = group * lanes, count = std::min(lanes, program.rows - first);
-      LaneNorms norms;
-      zero_gradient_margins(program, rows);
-      load_rows(grads, program.layers.back().grad, first, count, lanes, rows);
+      backward.run(group, wants, scratch, gram);
+      if (!input_grad) continue;
       lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
-        backward_group<decltype(width)::value>(program, buffers, measure, input_grad, rows, scratch, norms);
+        store_rows<decltype(width)::value>(in_grad, backward.first_row(group), backward.rows_of(group), scratch,
+                                           grads_in);
       });
-      if (input_grad) store_rows(in_grad, first, count, lanes, rows, grads_in);
-      std::copy_n(norms.sq_norm, count, norm_of + first);
-      std::copy_n(norms.cancelled, count, cancelled_of + first);
     }
   });
-  return {sq_norm, cancelled, grad_in};
+  return {backward.sq_norm, backward.cancelled, grad_in};
 }
 
-at::Tensor fused_weighted_grad_cpu(const at::Tensor& factor, c10::IntArrayRef layers, c10::ArrayRef<double> numbers,
-                                   int64_t lanes, int64_t channels, int64_t length, const at::Tensor& workspace) {
-  const FusedProgram program =
-      checked_program("fused_weighted_grad", layers, numbers, lanes, {factor.numel(), channels, length}, workspace);
-  check_row_factor("fused_weighted_grad", factor, program.rows, workspace.device());
-  at::Tensor out = at::zeros({program.parameters}, factor.options());
-  add_weighted_grads(program, factor.const_data_ptr<double>(), workspace.const_data_ptr<float>(),
-                     out.mutable_data_ptr<double>());
-  return out;
+std::tuple<at::Tensor, at::Tensor, at::Tensor> fused_clipped_sum_cpu(
+    const at::Tensor& grad_out, const std::optional<at::Tensor>& factor, double max_grad_norm, c10::IntArrayRef layers,
+    c10::ArrayRef<double> numbers, int64_t lanes, int64_t channels, int64_t length, const at::Tensor& workspace) {
+  Backward backward("fused_clipped_sum", grad_out, layers, numbers, lanes, channels, length, workspace);
+  const FusedProgram& program = backward.program;
+  if (factor) check_row_factor("fused_clipped_sum", *factor, program.rows, workspace.device());
+  TORCH_CHECK(max_grad_norm > 0, "fused_clipped_sum: expected max_grad_norm > 0, got ", max_grad_norm);
+  const double* given = factor ? factor->const_data_ptr<double>() : nullptr;
+  const BackwardWants wants{given == nullptr && std::isfinite(max_grad_norm), true, false};
+  const auto row_factor = [&](const LaneNorms& norms, int64_t row, int64_t lane) {
+    if (given != nullptr) return given[row];
+    return norms.cancelled[lane] ? 0.0 : clip_factor(norms.sq_norm[lane], max_grad_norm);
+  };
+  const SumPlan plan(program, at::get_num_threads());
+  const at::Tensor sums = at::zeros({plan.workers, plan.sum_count}, at::kDouble);
+  at::parallel_for(0, plan.workers, 1, [&](int64_t begin, int64_t end) {
+    const at::Tensor block = at::empty({backward.scratch_floats()}, at::kFloat);
+    const at::Tensor copied = at::empty({plan.pass_groups * lanes * plan.row_bytes}, at::kByte);
+    float* scratch = block.mutable_data_ptr<float>();
+    char* copies = reinterpret_cast<char*>(copied.mutable_data_ptr<uint8_t>());
+    LaneGramScratch gram = backward.gram_scratch(wants);
+    for (int64_t worker = begin; worker < end; ++worker) {
+      double* own = sums.mutable_data_ptr<double>() + worker * plan.sum_count;
+      const int64_t last_pass = plan.passes() * (worker + 1) / plan.workers;
+      for (int64_t pass = plan.passes() * worker / plan.workers; pass < last_pass; ++pass) {
+        const int64_t first = pass * plan.pass_groups, count = std::min(plan.pass_groups, program.groups() - first);
+        for (int64_t group = first; group < first + count; ++group) {
+          const LaneNorms norms = backward.run(group, wants, scratch, gram);
+          float factors[kMaxLanes] = {};  // 0 beyond the batch
+          for (int64_t lane = 0; lane < backward.rows_of(group); ++lane) {
+            const double value = row_factor(norms, backward.first_row(group) + lane, lane);
+            factors[lane] = value < kLeastFactor ? 0.0f : static_cast<float>(value);
+          }
+          add_group_rows(plan, backward.values(group), scratch, factors, group - first, copies, own);
+        }
+        add_products(plan, count, copies, own);
+      }
+    }
+  });
+  at::Tensor out = at::zeros({program.parameters}, grad_out.options().dtype(at::kDouble));
+  add_worker_sums(plan, sums.const_data_ptr<double>(), out.mutable_data_ptr<double>());
+  return {out, backward.sq_norm, backward.cancelled};
 }
 
 }  // namespace dpcgan::cpu
@@ -318,5 +261,5 @@ at::Tensor fused_weighted_grad_cpu(const at::Tensor& factor, c10::IntArrayRef la
 TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) {
   m.impl("fused_forward", &dpcgan::cpu::fused_forward_cpu);
   m.impl("fused_sq_norm", &dpcgan::cpu::fused_sq_norm_cpu);
-  m.impl("fused_weighted_grad", &dpcgan::cpu::fused_weighted_grad_cpu);
+  m.impl("fused_clipped_sum", &dpcgan::cpu::fused_clipped_sum_cpu);
 }

@@ -24,7 +24,7 @@ Margins position_margins(const ConvGeometry& conv) {
   return {before > 0 ? ceil_div(before, conv.stride) : 0, std::max<int64_t>(0, last - (conv.g_length - 1))};
 }
 
-// Hands out places in a group's block.
+// Hands out places in a block.
 class Places {
  public:
   int64_t take(int64_t vectors) {
@@ -207,11 +207,12 @@ FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRe
     }
   }
   decide_in_place(program.layers);
-  Places places;
-  place_values(program, places, in_channels, in_length);
-  place_gradients(program, places);
-  place_parameters(program, places);
-  program.group_vectors = places.used();
+  Places values, scratch;
+  place_values(program, values, in_channels, in_length);
+  place_gradients(program, scratch);
+  place_parameters(program, scratch);
+  program.value_vectors = values.used();
+  program.scratch_vectors = scratch.used();
   return program;
 }
 

@@ -1,8 +1,9 @@
-// The layers of a sequential net and where their tensors lie in the workspace of the fused path ("lanes = samples").
+// The layers of a sequential net and where their tensors lie on the fused path ("lanes = samples").
 //
-// A group of `lanes` rows (one vector) shares one block of the workspace; in it, element (channel c, position l) of a
-// tensor is the vector of that element's values in the group's rows. Tensors that a convolution reads have margins of
-// zeros, so that no inner loop tests for padding.
+// A group of `lanes` rows (one vector) shares one block of values, which forward leaves in the workspace, and, while it
+// goes backward, one block of scratch memory with its gradients. In either, element (channel c, position l) of a tensor
+// is the vector of that element in the group's rows. Tensors that a convolution reads have margins of zeros, so that no
+// inner loop tests for padding.
 #pragma once
 
 #include <c10/util/ArrayRef.h>
@@ -18,7 +19,7 @@ enum class LayerKind : int64_t { kConv = 0, kConvTranspose = 1, kGroupNorm = 2, 
 enum class Activation : int64_t { kLeakyRelu = 0, kTanh = 1, kSigmoid = 2, kSilu = 3 };
 enum class NormMode : int64_t { kMaterialise = 0, kGram = 1 };
 
-// Where a tensor of one group lies, in vectors from the start of the group's block.
+// Where a tensor of one group lies, in vectors from the start of the block that holds it.
 struct LaneTensor {
   int64_t offset = 0;
   int64_t channels = 0;
@@ -40,10 +41,12 @@ struct FusedLayer {
   double number = 0;      // slope of a leaky ReLU, eps of a GroupNorm
   bool in_place = false;  // of an activation: its output overwrites its input
 
-  LaneTensor in, out;      // values
-  LaneTensor grad;         // gradient of `out`; of an activation or a norm it becomes that of `in` in place
-  LaneTensor in_grad;      // gradient of `in`; of convolutions only
+  // Among the values:
+  LaneTensor in, out;
   int64_t statistics = 0;  // of GroupNorm: offset of mean and inverse deviation, two vectors a group of channels
+  // In scratch memory:
+  LaneTensor grad;     // gradient of `out`; of an activation or a norm it becomes that of `in` in place
+  LaneTensor in_grad;  // gradient of `in`; of convolutions only
 
   // Offsets among the per-sample gradients that are kept, in vectors; -1 if there are none.
   int64_t kept_weight = -1;
@@ -65,15 +68,16 @@ struct FusedProgram {
   int64_t lanes = 0;
   int64_t rows = 0;
   std::vector<FusedLayer> layers;
-  int64_t parameters = 0;     // floats of all weights and biases
-  int64_t group_vectors = 0;  // workspace of one group
-  int64_t kept_offset = 0;    // of the kept per-sample gradients, in the group's block
+  int64_t parameters = 0;       // floats of all weights and biases
+  int64_t value_vectors = 0;    // of one group
+  int64_t scratch_vectors = 0;  // of one group: gradients, then the kept per-sample gradients
+  int64_t kept_offset = 0;      // of the latter
   int64_t kept_vectors = 0;
   int64_t packed_floats = 0;  // packed weights
 
   int64_t groups() const { return ceil_div(rows, lanes); }
-  // The workspace: a block for each group, the parameters as one vector, the packed weights.
-  int64_t parameters_offset() const { return groups() * group_vectors * lanes; }
+  // The workspace: a block of values for each group, the parameters as one vector, the packed weights.
+  int64_t parameters_offset() const { return groups() * value_vectors * lanes; }
   int64_t packed_offset() const { return parameters_offset() + ceil_div<int64_t>(parameters, 16) * 16; }
   int64_t workspace_floats() const { return packed_offset() + packed_floats; }
 };

@@ -48,16 +48,16 @@ DPCGAN_INLINE void activation_forward(const FusedLayer& layer, float* rows) {
   });
 }
 
-// Turns layer.grad from the gradient of the output into that of the input.
+// Turns layer.grad, in scratch memory, from the gradient of the output into that of the input.
 template <int kBytes>
-DPCGAN_INLINE void activation_backward(const FusedLayer& layer, float* rows) {
+DPCGAN_INLINE void activation_backward(const FusedLayer& layer, const float* values, float* scratch) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const float slope = static_cast<float>(layer.number);
   const LaneTensor& known = layer.activation == Activation::kSilu ? layer.in : layer.out;
   each_position<kBytes>(known, [&](int64_t c, int64_t at, int64_t l) DPCGAN_INLINE_BODY {
-    const Vector y = load_lanes<kBytes>(rows + at);
-    float* grad = rows + layer.grad.at(c, l) * kLanes;
+    const Vector y = load_lanes<kBytes>(values + at);
+    float* grad = scratch + layer.grad.at(c, l) * kLanes;
     Vector g = load_lanes<kBytes>(grad);
     switch (layer.activation) {
       case Activation::kLeakyRelu:  // the output has the input's sign, since the slope is not negative
@@ -127,22 +127,24 @@ DPCGAN_INLINE void group_norm_forward(const FusedLayer& layer, const float* weig
   }
 }
 
-// Keeps the per-sample gradients of the affine pair, and turns layer.grad into the gradient of the input.
+// Keeps the per-sample gradients of the affine pair, and turns layer.grad, in scratch memory, into the gradient of the
+// input.
 template <int kBytes>
-DPCGAN_INLINE void group_norm_backward(const FusedLayer& layer, const float* weight, float* kept, float* rows) {
+DPCGAN_INLINE void group_norm_backward(const FusedLayer& layer, const float* weight, float* kept, const float* values,
+                                       float* scratch) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t channels = layer.in.channels / layer.norm_groups, length = layer.in.length;
   const float inverse_size = 1.0f / static_cast<float>(channels * length);
   for (int64_t group = 0; group < layer.norm_groups; ++group) {
     const int64_t first = group * channels;
-    const float* statistics = rows + (layer.statistics + 2 * group) * kLanes;
+    const float* statistics = values + (layer.statistics + 2 * group) * kLanes;
     const Vector mean = load_lanes<kBytes>(statistics), inverse = load_lanes<kBytes>(statistics + kLanes);
     const auto normalised = [&](int64_t c, int64_t l) DPCGAN_INLINE_BODY {
-      return (load_lanes<kBytes>(rows + layer.in.at(c, l) * kLanes) - mean) * inverse;
+      return (load_lanes<kBytes>(values + layer.in.at(c, l) * kLanes) - mean) * inverse;
     };
     const auto grad = [&](int64_t c, int64_t l)
-                          DPCGAN_INLINE_BODY { return load_lanes<kBytes>(rows + layer.grad.at(c, l) * kLanes); };
+                          DPCGAN_INLINE_BODY { return load_lanes<kBytes>(scratch + layer.grad.at(c, l) * kLanes); };
     Vector bias_total{}, weight_total{};
     for (int64_t c = first; c < first + channels; ++c) {
       const Vector bias_grad = sum_positions<kBytes>(c, 1, length, grad);
@@ -158,7 +160,7 @@ DPCGAN_INLINE void group_norm_backward(const FusedLayer& layer, const float* wei
     for (int64_t c = first; c < first + channels; ++c)
       for (int64_t l = 0; l < length; ++l) {
         const Vector g = grad(c, l) * weight[c] - bias_total - normalised(c, l) * weight_total;
-        store_lanes<kBytes>(rows + layer.grad.at(c, l) * kLanes, g * inverse);
+        store_lanes<kBytes>(scratch + layer.grad.at(c, l) * kLanes, g * inverse);
       }
   }
 }

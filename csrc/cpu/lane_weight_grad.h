@@ -18,6 +18,17 @@ constexpr double kLargestSquare = 1e30;  // of one position's inputs or output g
 constexpr int64_t kStreamBytes =
     1 << 20;  // kept gradients of a layer and group that a second-level cache does not hold
 
+// A tensor of one group, and the block that it lies in.
+struct LaneSource {
+  const LaneTensor& tensor;
+  const float* block;
+
+  template <int kLanes>
+  DPCGAN_INLINE const float* at(int64_t channel, int64_t position) const {
+    return block + tensor.at(channel, position) * kLanes;
+  }
+};
+
 // The squared norm of each row of a group, and whether its gradient cancels.
 struct LaneNorms {
   double sq_norm[kMaxLanes] = {};
@@ -109,8 +120,8 @@ DPCGAN_INLINE void weight_grad_tile(const float* g, int64_t g_stride, const floa
 
 // Keeps the weight gradient of each row, in the layout of the weight, and adds up its squares.
 template <int kBytes>
-DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneTensor& x, const LaneTensor& g,
-                                    const float* rows, float* kept, double* sq_norm) {
+DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneSource& x, const LaneSource& g, float* kept,
+                                    double* sq_norm) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   constexpr int kOutputs = 4, kTaps = kBytes == 64 ? 5 : 2;
   const int64_t outputs = conv.g_group_channels(), inputs = conv.x_group_channels(), taps = conv.taps();
@@ -121,20 +132,18 @@ DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneTensor& 
       const float* line[kTaps];
       for (int q = 0; q < kTaps; ++q) {
         const int64_t cj = tap + std::min<int64_t>(q, count - 1);
-        line[q] = rows + (x.at(group * inputs + cj / conv.kernel_size, 0) - conv.padding +
-                          conv.dilation * (cj % conv.kernel_size)) *
-                             kLanes;
+        line[q] = x.at<kLanes>(group * inputs + cj / conv.kernel_size, conv.x_position(0, cj % conv.kernel_size));
       }
-      const auto at_output = [&](int64_t o) { return rows + g.at(group * outputs + o, 0) * kLanes; };
+      const auto at_output = [&](int64_t o) { return g.at<kLanes>(group * outputs + o, 0); };
       const auto offset = [&](int64_t o) { return ((group * outputs + o) * taps + tap) * kLanes; };
       int64_t o = 0;
       run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
         for (; o + kOutputs <= outputs; o += kOutputs)
-          weight_grad_tile<kBytes, kOutputs, kTaps>(at_output(o), g.stride * kLanes, line, conv.stride * kLanes,
+          weight_grad_tile<kBytes, kOutputs, kTaps>(at_output(o), g.tensor.stride * kLanes, line, conv.stride * kLanes,
                                                     conv.g_length, count, out, offset(o));
       });
       for (; o < outputs; ++o)
-        weight_grad_tile<kBytes, 1, kTaps>(at_output(o), g.stride * kLanes, line, conv.stride * kLanes, conv.g_length,
+        weight_grad_tile<kBytes, 1, kTaps>(at_output(o), g.tensor.stride * kLanes, line, conv.stride * kLanes, conv.g_length,
                                            count, out, offset(o));
     }
   if (out.stream) end_stream();
@@ -142,12 +151,12 @@ DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneTensor& 
 
 // Per-sample bias gradient: the sum over positions, in four partial sums.
 template <int kBytes>
-DPCGAN_INLINE void keep_bias_grad(const LaneTensor& grad, const float* rows, float* kept) {
+DPCGAN_INLINE void keep_bias_grad(const LaneSource& grad, float* kept) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  for (int64_t c = 0; c < grad.channels; ++c) {
+  for (int64_t c = 0; c < grad.tensor.channels; ++c) {
     Vector part[4] = {};
-    for (int64_t l = 0; l < grad.length; ++l) part[l % 4] += load_lanes<kBytes>(rows + grad.at(c, l) * kLanes);
+    for (int64_t l = 0; l < grad.tensor.length; ++l) part[l % 4] += load_lanes<kBytes>(grad.at<kLanes>(c, l));
     store_lanes<kBytes>(kept + c * kLanes, (part[0] + part[1]) + (part[2] + part[3]));
   }
 }
@@ -161,22 +170,21 @@ struct LaneGramScratch {
 };
 
 template <int kBytes>
-DPCGAN_INLINE void load_gram_lanes(const ConvGeometry& conv, const PolyphaseGeometry& poly, const LaneTensor& x,
-                                   const LaneTensor& g, const float* rows, int64_t group, double* wide_x,
-                                   double* wide_g) {
+DPCGAN_INLINE void load_gram_lanes(const ConvGeometry& conv, const PolyphaseGeometry& poly, const LaneSource& x,
+                                   const LaneSource& g, int64_t group, double* wide_x, double* wide_g) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t inputs = conv.x_group_channels(), outputs = conv.g_group_channels();
   for (int64_t q = 0; q < poly.columns; ++q)
     for (int64_t phase = 0; phase < poly.phases; ++phase) {
       const int64_t position = polyphase_position(conv, q, phase);
       for (int64_t c = 0; c < inputs; ++c, wide_x += kLanes) {
-        const float* from = rows + x.at(group * inputs + c, position) * kLanes;
+        const float* from = x.at<kLanes>(group * inputs + c, position);
         for (int64_t i = 0; i < kLanes; ++i) wide_x[i] = conv.inside(position) ? from[i] : 0.0;
       }
     }
   for (int64_t t = 0; t < conv.g_length; ++t)
     for (int64_t o = 0; o < outputs; ++o, wide_g += kLanes) {
-      const float* from = rows + g.at(group * outputs + o, t) * kLanes;
+      const float* from = g.at<kLanes>(group * outputs + o, t);
       for (int64_t i = 0; i < kLanes; ++i) wide_g[i] = from[i];
     }
 }
@@ -248,8 +256,8 @@ DPCGAN_INLINE void gram_products(const double* wide, int64_t columns, int64_t co
 
 // Adds the squared norm of one channel group's weight gradient, and says which rows cancel.
 template <int kBytes>
-DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneTensor& x, const LaneTensor& g, const float* rows,
-                                 int64_t group, LaneGramScratch& scratch, LaneNorms& norms) {
+DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, const LaneSource& g, int64_t group,
+                                 LaneGramScratch& scratch, LaneNorms& norms) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const PolyphaseGeometry poly(conv);
   const int64_t inputs = conv.x_group_channels(), outputs = conv.g_group_channels(), positions = conv.g_length;
@@ -258,7 +266,7 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneTensor& x, 
   double* last = scratch.last.data();
   double* full = scratch.full.data();
   double* grads = scratch.grads.data();
-  load_gram_lanes<kBytes>(conv, poly, x, g, rows, group, scratch.x.data(), scratch.g.data());
+  load_gram_lanes<kBytes>(conv, poly, x, g, group, scratch.x.data(), scratch.g.data());
   std::fill_n(last, square, 0.0);
   gram_products<kBytes>(scratch.x.data(), poly.columns, lines * kLanes, last_lines, last);
   std::copy_n(last, square, full);

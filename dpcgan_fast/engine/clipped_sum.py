@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
+from dpcgan_fast.engine.fused import FusedGradient
 from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.engine.rules import LayerGradient, MaterialisedGradient
 from dpcgan_fast.ops import NormMode, UnitGroups
@@ -50,6 +51,10 @@ def add_clipped_sum(
     Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
     """
     gradients = merge_shared(named)
+    if len(gradients) == 1 and isinstance(gradients[0][1], FusedGradient):
+        name, alone = gradients[0]
+        add_to(total, alone.clipped_sum(max_grad_norm))
+        return alone.reports(name, alone.choose(asked))
     sq_norm: Tensor | None = None
     cancelled: list[Tensor | None] = []
     reports: list[LayerReport] = []

@@ -1,4 +1,4 @@
-"""The fused path: runs of layers whose forward, norms and clipped sum each take one native call, rows in lanes.
+"""The fused path: runs of layers whose forward and clipped sum take one native call each, rows in lanes.
 
 A run is an nn.Sequential, the whole module or a part of it, and qualifies by its structure alone; `fused_runs` says why
 not, where it does not. What a row contributes is the same as layer by layer, up to float rounding. Rows whose gradient
@@ -268,17 +268,32 @@ class FusedUse:
 
         Runs by autograd where layers before the run need its gradient, and otherwise when the norms are needed.
         """
+        sq_norm, cancelled, grad_in = self.net.sq_norm(self.shaped(grad_out), self.kept(), self.run.measure, input_grad)
+        self.measured = sq_norm, cancelled
+        if not input_grad:
+            return None
+        return grad_in.flatten(1) if self.net.flat_input else grad_in
+
+    def shaped(self, grad_out: Tensor) -> Tensor:
+        """A gradient of the output as the kernels take it, (B, O, T)."""
+        return grad_out.reshape(grad_out.shape[0], *self.net.out_shape)
+
+    def kept(self) -> Tensor:
+        """The workspace. Raises ValueError if it was given back."""
         if self.workspace is None:
             raise ValueError(
                 "A forward was used by a step.backward before, and what it kept is gone. Call step(x) anew for every "
                 "backward."
             )
-        shaped = grad_out.reshape(grad_out.shape[0], *self.net.out_shape)
-        sq_norm, cancelled, grad_in = self.net.sq_norm(shaped, self.workspace, self.run.measure, input_grad)
-        self.measured = sq_norm, cancelled
-        if not input_grad:
-            return None
-        return grad_in.flatten(1) if self.net.flat_input else grad_in
+        return self.workspace
+
+    def finish(self, total: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Gives the workspace back, and the sum over rows, (P,), by parameter."""
+        self.net.release(self.kept())
+        self.workspace = None
+        parameters = self.run.parameters
+        parts = total.split([p.numel() for p in parameters])
+        return {parameter: part.view(parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}
 
 
 @dataclass(eq=False)
@@ -308,6 +323,17 @@ class FusedGradient:
         """Never asked for: uses that share parameters are taken layer by layer."""
         raise AssertionError("per-sample gradients of a fused run")
 
+    def clipped_sum(self, max_grad_norm: float) -> dict[nn.Parameter, Tensor]:
+        """The clipped sum of a run that has all layers that count for the norm: one backward."""
+        total, _, cancelled = self.fused.net.clipped_sum(
+            self.fused.shaped(self.grad_out), self.fused.kept(), max_grad_norm
+        )
+        sums = self.fused.finish(total)
+        if bool(cancelled.any()):
+            sq_norm = self._exact_sq_norm(cancelled)
+            self._add_exact(sums, ops.clip_factor(sq_norm, max_grad_norm))
+        return sums
+
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
         """Squared norms, those of rows that cancel by the layers' own rules."""
         if units is not None:
@@ -318,28 +344,29 @@ class FusedGradient:
         sq_norm, cancelled = self.fused.measured
         if not bool(cancelled.any()):
             return sq_norm, None
-        again = layers_again(self.use, self.grad_out, cancelled)
-        self._exact = [layer_gradient(use, grads, self.trainable, int(cancelled.sum())) for use, grads in again]
-        sq_norm[cancelled] = torch.stack([_direct_sq_norm(gradient) for gradient in self._exact]).sum(0)
+        sq_norm[cancelled] = self._exact_sq_norm(cancelled)
         return sq_norm, cancelled
 
     def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
-        """The sum over rows; those that cancel are summed in double."""
+        """The sum over rows, by another backward; those that cancel are summed in double."""
         single = factor if cancelled is None else factor.masked_fill(cancelled, 0.0)
-        workspace = self.fused.workspace
-        assert workspace is not None
-        total = self.fused.net.weighted_grad(single, workspace)
-        self.fused.workspace = None
-        self.fused.net.release(workspace)
-        parameters = self.fused.run.parameters
-        parts = total.split([p.numel() for p in parameters])
-        sums = {parameter: part.view(parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}
+        fused = self.fused
+        sums = fused.finish(fused.net.weighted_sum(fused.shaped(self.grad_out), fused.kept(), single))
         if cancelled is not None:
-            every = torch.ones(int(cancelled.sum()), dtype=torch.bool)
-            for gradient in self._exact:
-                for parameter, part in gradient.weighted(factor[cancelled], every).items():
-                    sums[parameter] += part
+            self._add_exact(sums, factor[cancelled])
         return sums
+
+    def _exact_sq_norm(self, cancelled: Tensor) -> Tensor:
+        """Of the rows that cancel, whose gradients are kept."""
+        again = layers_again(self.use, self.grad_out, cancelled)
+        self._exact = [layer_gradient(use, grads, self.trainable, int(cancelled.sum())) for use, grads in again]
+        return torch.stack([_direct_sq_norm(gradient) for gradient in self._exact]).sum(0)
+
+    def _add_exact(self, sums: dict[nn.Parameter, Tensor], factor: Tensor) -> None:
+        every = torch.ones(len(factor), dtype=torch.bool)
+        for gradient in self._exact:
+            for parameter, part in gradient.weighted(factor, every).items():
+                sums[parameter] += part
 
 
 def _direct_sq_norm(gradient: LayerGradient) -> Tensor:

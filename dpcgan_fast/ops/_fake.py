@@ -63,9 +63,11 @@ def register() -> None:
         grad_in = grad_out.new_empty(rows if input_grad else 0, channels, length)
         return grad_out.new_empty(rows, dtype=torch.float64), grad_out.new_empty(rows, dtype=torch.bool), grad_in
 
-    @register_fake("dpcgan_fast::fused_weighted_grad")
-    def _(factor, layers, numbers, lanes, channels, length, workspace):  # noqa: ARG001
-        return factor.new_empty(fused_parameters(layers, channels))
+    @register_fake("dpcgan_fast::fused_clipped_sum")
+    def _(grad_out, factor, max_grad_norm, layers, numbers, lanes, channels, length, workspace):  # noqa: ARG001
+        rows, total = grad_out.shape[0], fused_parameters(layers, channels)
+        doubles = grad_out.new_empty(rows + total, dtype=torch.float64)
+        return doubles.new_empty(total), doubles.new_empty(rows), grad_out.new_empty(rows, dtype=torch.bool)
 
     @register_fake("dpcgan_fast::gaussian_noise_")
     def _(tensors, std, key, counter):  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""The fused path of a sequential net: forward, per-row norms, and the clip-weighted gradient in three calls."""
+"""The fused path of a sequential net: forward, and backward with per-row norms and the clipped sum, a call each."""
 
 import math
 from collections.abc import Sequence
@@ -156,7 +156,7 @@ class FusedNet:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Squared gradient norms (B,) float64; rows (B,) bool that cancel; and the gradient of the input.
 
-        Runs backward through the workspace, which `weighted_grad` needs too; it may be called again. Rows that cancel
+        Runs backward through the workspace, which `clipped_sum` needs too; it may be called again. Rows that cancel
         must be taken by another path. Without `measure` a norm is 0, or NaN for a row that is not finite. Without
         `input_grad` the last has no rows.
         """
@@ -165,11 +165,20 @@ class FusedNet:
             workspace,
         )  # fmt: skip
 
-    def weighted_grad(self, factor: Tensor, workspace: Tensor) -> Tensor:
+    def clipped_sum(self, grad_out: Tensor, workspace: Tensor, max_grad_norm: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The sum over rows of clipped gradients, all parameters in order, (P,) float64; and as `sq_norm` does the
+        rows' squared norms and those that cancel, which are left out of the sum."""
+        return torch.ops.dpcgan_fast.fused_clipped_sum(
+            grad_out, None, max_grad_norm, self._integers, self._numbers, self._lanes, self.channels, self.length,
+            workspace,
+        )  # fmt: skip
+
+    def weighted_sum(self, grad_out: Tensor, workspace: Tensor, factor: Tensor) -> Tensor:
         """sum_n factor[n] G_n over all parameters in order, (P,) float64; rows of factor 0 are not read."""
-        return torch.ops.dpcgan_fast.fused_weighted_grad(
-            factor, self._integers, self._numbers, self._lanes, self.channels, self.length, workspace
-        )
+        return torch.ops.dpcgan_fast.fused_clipped_sum(
+            grad_out, factor, math.inf, self._integers, self._numbers, self._lanes, self.channels, self.length,
+            workspace,
+        )[0]  # fmt: skip
 
     def release(self, workspace: Tensor) -> None:
         """Gives a workspace back for a later forward."""
