@@ -18,8 +18,8 @@ struct Workspace {
 
 // What backward is asked for beside the gradients of the layers' outputs.
 struct BackwardWants {
-  bool norms;        // else only rows that are not finite are found
-  bool kept;         // the per-sample gradients that the sum over rows reads
+  bool norms;  // else only rows that are not finite are found
+  bool kept;   // the per-sample gradients that the sum over rows reads
   bool input_grad;
 };
 

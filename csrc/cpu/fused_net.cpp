@@ -252,7 +252,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fused_clipped_sum_cpu(
     }
   });
   at::Tensor out = at::zeros({program.parameters}, grad_out.options().dtype(at::kDouble));
-  add_worker_sums(plan, sums.const_data_ptr<double>(), out.mutable_data_ptr<double>());
+  join_worker_sums(plan, sums.const_data_ptr<double>(), out.mutable_data_ptr<double>());
   return {out, backward.sq_norm, backward.cancelled};
 }
 

@@ -140,28 +140,37 @@ DPCGAN_INLINE void group_norm_backward(const FusedLayer& layer, const float* wei
     const int64_t first = group * channels;
     const float* statistics = values + (layer.statistics + 2 * group) * kLanes;
     const Vector mean = load_lanes<kBytes>(statistics), inverse = load_lanes<kBytes>(statistics + kLanes);
-    const auto normalised = [&](int64_t c, int64_t l) DPCGAN_INLINE_BODY {
-      return (load_lanes<kBytes>(values + layer.in.at(c, l) * kLanes) - mean) * inverse;
-    };
+    const auto x = [&](int64_t c, int64_t l)
+                       DPCGAN_INLINE_BODY { return load_lanes<kBytes>(values + layer.in.at(c, l) * kLanes); };
     const auto grad = [&](int64_t c, int64_t l)
                           DPCGAN_INLINE_BODY { return load_lanes<kBytes>(scratch + layer.grad.at(c, l) * kLanes); };
     Vector bias_total{}, weight_total{};
     for (int64_t c = first; c < first + channels; ++c) {
-      const Vector bias_grad = sum_positions<kBytes>(c, 1, length, grad);
-      const Vector weight_grad = sum_positions<kBytes>(
-          c, 1, length, [&](int64_t i, int64_t l) DPCGAN_INLINE_BODY { return grad(i, l) * normalised(i, l); });
+      Vector bias_part[4] = {}, weight_part[4] = {};
+      const auto add = [&](int64_t l, int part) DPCGAN_INLINE_BODY {
+        const Vector g = grad(c, l);
+        bias_part[part] += g;
+        weight_part[part] += g * (x(c, l) - mean);
+      };
+      int64_t l = 0;
+      for (; l + 4 <= length; l += 4)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) add(l + i, i);
+      for (; l < length; ++l) add(l, 0);
+      const Vector bias_grad = (bias_part[0] + bias_part[1]) + (bias_part[2] + bias_part[3]);
+      const Vector weight_grad = ((weight_part[0] + weight_part[1]) + (weight_part[2] + weight_part[3])) * inverse;
       store_lanes<kBytes>(kept + (layer.kept_weight + c) * kLanes, weight_grad);
       store_lanes<kBytes>(kept + (layer.kept_bias + c) * kLanes, bias_grad);
       bias_total += bias_grad * weight[c];
       weight_total += weight_grad * weight[c];
     }
-    bias_total *= inverse_size;
-    weight_total *= inverse_size;
-    for (int64_t c = first; c < first + channels; ++c)
-      for (int64_t l = 0; l < length; ++l) {
-        const Vector g = grad(c, l) * weight[c] - bias_total - normalised(c, l) * weight_total;
-        store_lanes<kBytes>(scratch + layer.grad.at(c, l) * kLanes, g * inverse);
-      }
+    const Vector shift = bias_total * inverse * inverse_size, slope = weight_total * inverse * inverse * inverse_size;
+    for (int64_t c = first; c < first + channels; ++c) {
+      const Vector scale = inverse * weight[c];
+      for (int64_t l = 0; l < length; ++l)
+        store_lanes<kBytes>(scratch + layer.grad.at(c, l) * kLanes,
+                            grad(c, l) * scale - shift - (x(c, l) - mean) * slope);
+    }
   }
 }
 

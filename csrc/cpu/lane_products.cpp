@@ -7,8 +7,7 @@
 namespace dpcgan::cpu {
 namespace {
 
-constexpr int kColumns = 3;              // vectors of a tile
-constexpr int64_t kDoublePositions = 6;  // up to so many, products in double cost less than converting each row's sum
+constexpr int64_t kDoublePositions = 6;   // up to so many, products in double cost less than converting each row's sum
 constexpr int64_t kCacheBytes = 1 << 20;  // of a worker's sums, up to which they stay in the second-level cache
 
 int64_t whole(int64_t count, int64_t unit) { return ceil_div(count, unit) * unit; }
@@ -43,20 +42,20 @@ LaneSource source_of(const FusedLayer& layer, bool x, const float* values, const
   return {layer.grad, scratch};
 }
 
-// Stores `count` of a vector's lanes as Real.
+// Stores a vector's lanes as Real; those of doubles are two vectors `step` apart, of which the second may be beyond
+// `count` lanes.
 template <int kBytes, class Real>
-DPCGAN_INLINE void store_reals(Real* to, const typename VectorOf<float, kBytes>::type& lanes, int64_t count) {
+DPCGAN_INLINE void store_reals(Real* to, int64_t step, const typename VectorOf<float, kBytes>::type& lanes,
+                               int64_t count) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   if constexpr (sizeof(Real) == 4) {
     store_lanes<kBytes>(to, lanes);
   } else {
-    using Half = typename VectorOf<float, kBytes / 2>::type;
-    using Wide = typename VectorOf<double, kBytes>::type;
+    float single[kLanes];
+    store_lanes<kBytes>(single, lanes);
     for (int h = 0; h < 2 && h * kLanes / 2 < count; ++h) {
-      Half half;
-      std::memcpy(&half, reinterpret_cast<const char*>(&lanes) + h * kBytes / 2, kBytes / 2);
-      const Wide wide = __builtin_convertvector(half, Wide);
-      std::memcpy(to + h * kLanes / 2, &wide, kBytes);
+      const auto wide = load_wide<kBytes>(single + h * kLanes / 2);
+      std::memcpy(to + h * step, &wide, kBytes);
     }
   }
 }
@@ -64,7 +63,7 @@ DPCGAN_INLINE void store_reals(Real* to, const typename VectorOf<float, kBytes>:
 // Rows of factor 0 become zeros, whatever they hold: 0 times NaN is NaN.
 template <int kBytes, class Real>
 DPCGAN_INLINE void copy_vector_side(const WeightProduct& product, const LaneSource& side, const float* factor,
-                                    int64_t row_step, Real* to) {
+                                    int64_t pass_rows, Real* to) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t first_position = product.x_is_vector ? -side.tensor.left : 0;
@@ -78,15 +77,17 @@ DPCGAN_INLINE void copy_vector_side(const WeightProduct& product, const LaneSour
         square[i] = scale != 0.0f ? scale * value : Vector{};
       }
       transpose_lanes<kLanes>(square);
+      const int64_t vector_step = pass_rows * product.vector_length * product.unit;
+      Real* at = to + c / product.unit * vector_step + l * product.unit;
 #pragma GCC unroll 16
       for (int n = 0; n < kLanes; ++n)
-        store_reals<kBytes>(to + n * row_step + l * product.padded + c, square[n], product.padded - c);
+        store_reals<kBytes>(at + n * product.vector_length * product.unit, vector_step, square[n], product.padded - c);
     }
 }
 
 template <int kBytes, class Real>
 DPCGAN_INLINE void copy_scalar_side(const WeightProduct& product, const LaneSource& side, const float* factor,
-                                    int64_t row_step, Real* to) {
+                                    int64_t pass_rows, Real* to) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t first_position = product.x_is_vector ? 0 : -side.tensor.left;
@@ -101,9 +102,10 @@ DPCGAN_INLINE void copy_scalar_side(const WeightProduct& product, const LaneSour
         square[i] = scale != 0.0f ? value : Vector{};
       }
       transpose_lanes<kLanes>(square);
+      Real* at = to + c * pass_rows * product.scalar_length + l;
 #pragma GCC unroll 16
       for (int n = 0; n < kLanes; ++n)
-        store_reals<kBytes>(to + n * row_step + c * product.scalar_length + l, square[n], kLanes);
+        store_reals<kBytes>(at + n * product.scalar_length, kLanes / 2, square[n], kLanes);
     }
 }
 
@@ -111,7 +113,6 @@ DPCGAN_INLINE void copy_scalar_side(const WeightProduct& product, const LaneSour
 template <int kBytes>
 DPCGAN_INLINE void add_kept(const float* kept, int64_t count, const float* factor, double* sums) {
   using Vector = typename VectorOf<float, kBytes>::type;
-  using Half = typename VectorOf<float, kBytes / 2>::type;
   using Wide = typename VectorOf<double, kBytes>::type;
   constexpr int kLanes = VectorOf<float, kBytes>::kLanes, kWide = kLanes / 2;
   const Vector scale = load_lanes<kBytes>(factor);
@@ -120,9 +121,9 @@ DPCGAN_INLINE void add_kept(const float* kept, int64_t count, const float* facto
     for (int64_t q = 0; q < std::min<int64_t>(kWide, count - i); ++q) {
       const Vector grad = load_lanes<kBytes>(kept + (i + q) * kLanes);
       const Vector clipped = scale != 0.0f ? grad * scale : Vector{};
-      Half half[2];
-      std::memcpy(half, &clipped, kBytes);
-      square[q] = __builtin_convertvector(half[0], Wide) + __builtin_convertvector(half[1], Wide);
+      float single[kLanes];
+      store_lanes<kBytes>(single, clipped);
+      square[q] = load_wide<kBytes>(single) + load_wide<kBytes>(single + kWide);
     }
     transpose_lanes<kWide>(square);
     Wide total{};
@@ -138,19 +139,18 @@ template <class Real, int kTileRows, int kTileColumns>
 struct TileSource {
   const Real* scalars[kTileRows];
   const Real* vectors[kTileColumns];
-  int64_t row_step, scalar_step, vector_step;
+  int64_t scalar_row_step, vector_row_step, scalar_step, vector_step;
 };
 
 template <int kBytes, int kTileRows, int kTileColumns>
 DPCGAN_INLINE void add_tile(const TileSource<float, kTileRows, kTileColumns>& source, int64_t rows, int64_t positions,
                             double* total) {
   using Vector = typename VectorOf<float, kBytes>::type;
-  using Half = typename VectorOf<float, kBytes / 2>::type;
   using Wide = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   for (int64_t n = 0; n < rows; ++n) {
     Vector sum[kTileRows][kTileColumns] = {};
-    int64_t scalar_at = n * source.row_step, vector_at = n * source.row_step;
+    int64_t scalar_at = n * source.scalar_row_step, vector_at = n * source.vector_row_step;
     for (int64_t t = 0; t < positions; ++t, scalar_at += source.scalar_step, vector_at += source.vector_step) {
       Vector value[kTileColumns];
 #pragma GCC unroll 8
@@ -160,20 +160,14 @@ DPCGAN_INLINE void add_tile(const TileSource<float, kTileRows, kTileColumns>& so
 #pragma GCC unroll 8
         for (int q = 0; q < kTileColumns; ++q) sum[r][q] += source.scalars[r][scalar_at] * value[q];
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 8
-      for (int q = 0; q < kTileColumns; ++q)
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-          Half half;
-          std::memcpy(&half, reinterpret_cast<const char*>(&sum[r][q]) + h * kBytes / 2, kBytes / 2);
-          double* to = total + (r * kTileColumns + q) * kLanes + h * kLanes / 2;
-          Wide wide;
-          std::memcpy(&wide, to, kBytes);
-          wide += __builtin_convertvector(half, Wide);
-          std::memcpy(to, &wide, kBytes);
-        }
+    alignas(64) float row_sum[kTileRows * kTileColumns * kLanes];
+    std::memcpy(row_sum, sum, sizeof(sum));
+    for (int i = 0; i < 2 * kTileRows * kTileColumns; ++i) {
+      Wide wide;
+      std::memcpy(&wide, total + i * kLanes / 2, kBytes);
+      wide += load_wide<kBytes>(row_sum + i * kLanes / 2);
+      std::memcpy(total + i * kLanes / 2, &wide, kBytes);
+    }
   }
 }
 
@@ -189,11 +183,10 @@ DPCGAN_INLINE void add_tile(const TileSource<double, kTileRows, kTileColumns>& s
       for (int q = 0; q < kTileColumns; ++q) body(r, q);
   };
   Vector sum[kTileRows][kTileColumns];
-  each_sum([&](int r, int q) DPCGAN_INLINE_BODY {
-    std::memcpy(&sum[r][q], total + (r * kTileColumns + q) * kLanes, kBytes);
-  });
+  each_sum([&](int r, int q)
+               DPCGAN_INLINE_BODY { std::memcpy(&sum[r][q], total + (r * kTileColumns + q) * kLanes, kBytes); });
   for (int64_t n = 0; n < rows; ++n) {
-    int64_t scalar_at = n * source.row_step, vector_at = n * source.row_step;
+    int64_t scalar_at = n * source.scalar_row_step, vector_at = n * source.vector_row_step;
     for (int64_t t = 0; t < positions; ++t, scalar_at += source.scalar_step, vector_at += source.vector_step) {
       Vector value[kTileColumns];
 #pragma GCC unroll 8
@@ -201,9 +194,8 @@ DPCGAN_INLINE void add_tile(const TileSource<double, kTileRows, kTileColumns>& s
       each_sum([&](int r, int q) DPCGAN_INLINE_BODY { sum[r][q] += source.scalars[r][scalar_at] * value[q]; });
     }
   }
-  each_sum([&](int r, int q) DPCGAN_INLINE_BODY {
-    std::memcpy(total + (r * kTileColumns + q) * kLanes, &sum[r][q], kBytes);
-  });
+  each_sum([&](int r, int q)
+               DPCGAN_INLINE_BODY { std::memcpy(total + (r * kTileColumns + q) * kLanes, &sum[r][q], kBytes); });
 }
 
 // A pass's copies of one product.
@@ -213,19 +205,31 @@ struct Copies {
   const LaneTensor& x;
   const Real* vectors;
   const Real* scalars;
-  int64_t row_step;
-  int64_t rows;
+  int64_t pass_rows;
+  int64_t rows;                     // of which so many are there
+  std::vector<const Real*> starts;  // of each row of the product in the scalar side
+
+  Copies(const WeightProduct& of, int64_t pass, int64_t present, const char* copied)
+      : product(of),
+        x(of.layer->kind == LayerKind::kConv ? of.layer->in : of.layer->grad),
+        vectors(reinterpret_cast<const Real*>(copied)),
+        scalars(vectors + pass * of.vector_numel()),
+        pass_rows(pass),
+        rows(present),
+        starts(of.row_count) {
+    for (int64_t row = 0; row < of.row_count; ++row) starts[row] = scalar(row);
+  }
 
   const Real* scalar(int64_t row) const {
-    if (product.x_is_vector) return scalars + row * product.scalar_length;
+    const int64_t channel_step = pass_rows * product.scalar_length;
+    if (product.x_is_vector) return scalars + row * channel_step;
     const ConvGeometry& conv = product.conv();
-    return scalars + row / conv.kernel_size * product.scalar_length + x.left +
-           conv.x_position(0, row % conv.kernel_size);
+    return scalars + row / conv.kernel_size * channel_step + x.left + conv.x_position(0, row % conv.kernel_size);
   }
   const Real* vector(int64_t column) const {
     const int64_t blocks = product.padded / product.unit;
     const int64_t position = product.x_is_vector ? x.left + product.conv().x_position(0, column / blocks) : 0;
-    return vectors + position * product.padded + column % blocks * product.unit;
+    return vectors + (column % blocks * pass_rows * product.vector_length + position) * product.unit;
   }
 };
 
@@ -234,12 +238,13 @@ DPCGAN_INLINE void add_column(const Copies<Real>& copies, int64_t first_column, 
   const WeightProduct& product = copies.product;
   const int64_t stride = product.conv().stride;
   TileSource<Real, kTileRows, kTileColumns> source;
-  source.row_step = copies.row_step;
+  source.scalar_row_step = product.scalar_length;
+  source.vector_row_step = product.vector_length * product.unit;
   source.scalar_step = product.x_is_vector ? 1 : stride;
-  source.vector_step = (product.x_is_vector ? stride : 1) * product.padded;
+  source.vector_step = (product.x_is_vector ? stride : 1) * product.unit;
   for (int q = 0; q < kTileColumns; ++q) source.vectors[q] = copies.vector(first_column + q);
   for (int64_t row = 0; row < product.row_count; row += kTileRows) {
-    for (int r = 0; r < kTileRows; ++r) source.scalars[r] = copies.scalar(std::min(row + r, product.row_count - 1));
+    for (int r = 0; r < kTileRows; ++r) source.scalars[r] = copies.starts[std::min(row + r, product.row_count - 1)];
     double* total = sums + product.tile_sums(row, first_column);
     run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
       add_tile<kBytes, kTileRows, kTileColumns>(source, copies.rows, product.conv().g_length, total);
@@ -249,19 +254,20 @@ DPCGAN_INLINE void add_column(const Copies<Real>& copies, int64_t first_column, 
 
 template <int kBytes, int kTileRows, class Real>
 DPCGAN_INLINE void add_columns(const Copies<Real>& copies, double* sums) {
-  int64_t column = 0;
-  for (; column + kColumns <= copies.product.column_count; column += kColumns)
-    add_column<kBytes, kTileRows, kColumns>(copies, column, sums);
-  if (copies.product.column_count - column == 2) return add_column<kBytes, kTileRows, 2>(copies, column, sums);
-  if (copies.product.column_count - column == 1) return add_column<kBytes, kTileRows, 1>(copies, column, sums);
+  const WeightProduct& product = copies.product;
+  for (int64_t column = 0; column < product.column_count;) {
+    const int64_t width = product.tile_columns(column);
+    if (width == 3) add_column<kBytes, kTileRows, 3>(copies, column, sums);
+    if (width == 2) add_column<kBytes, kTileRows, 2>(copies, column, sums);
+    if (width == 1) add_column<kBytes, kTileRows, 1>(copies, column, sums);
+    column += width;
+  }
 }
 
 template <int kBytes, class Real>
-DPCGAN_INLINE void add_product(const WeightProduct& product, int64_t rows, const char* copies, double* sums) {
-  const LaneTensor& x = product.layer->kind == LayerKind::kConv ? product.layer->in : product.layer->grad;
-  const Real* vectors = reinterpret_cast<const Real*>(copies);
-  const int64_t row_step = product.row_bytes() / static_cast<int64_t>(sizeof(Real));
-  const Copies<Real> source{product, x, vectors, vectors + product.vector_numel(), row_step, rows};
+DPCGAN_INLINE void add_product(const WeightProduct& product, int64_t pass_rows, int64_t rows, const char* copies,
+                               double* sums) {
+  const Copies<Real> source(product, pass_rows, rows, copies);
   if constexpr (kBytes == 64) {
     if (product.tile_rows == 8) return add_columns<kBytes, 8>(source, sums);
   }
@@ -270,31 +276,36 @@ DPCGAN_INLINE void add_product(const WeightProduct& product, int64_t rows, const
 
 template <int kBytes, class Real>
 DPCGAN_INLINE void copy_sides(const WeightProduct& product, const float* values, const float* scratch,
-                              const float* factor, char* copies) {
-  Real* to = reinterpret_cast<Real*>(copies);
-  const int64_t row_step = product.row_bytes() / static_cast<int64_t>(sizeof(Real));
+                              const float* factor, int64_t pass_rows, int64_t first_row, char* copies) {
+  Real* vectors = reinterpret_cast<Real*>(copies);
+  Real* scalars = vectors + pass_rows * product.vector_numel();
   const FusedLayer& layer = *product.layer;
-  copy_vector_side<kBytes>(product, source_of(layer, product.x_is_vector, values, scratch), factor, row_step, to);
-  copy_scalar_side<kBytes>(product, source_of(layer, !product.x_is_vector, values, scratch), factor, row_step,
-                           to + product.vector_numel());
+  copy_vector_side<kBytes>(product, source_of(layer, product.x_is_vector, values, scratch), factor, pass_rows,
+                           vectors + first_row * product.vector_length * product.unit);
+  copy_scalar_side<kBytes>(product, source_of(layer, !product.x_is_vector, values, scratch), factor, pass_rows,
+                           scalars + first_row * product.scalar_length);
 }
 
-// Adds all workers' sums of the rows of a product in [first, last) to the weight.
+// Adds all workers' sums of the tiles [first, last) of rows of a product to the weight.
 void add_product_sums(const SumPlan& plan, const WeightProduct& product, int64_t first, int64_t last,
                       const double* sums, double* weight) {
-  const int64_t blocks = product.padded / product.unit;
-  for (int64_t row = first; row < last; ++row)
-    for (int64_t column = 0; column < product.column_count; ++column) {
-      const int64_t tile_column = column / kColumns * kColumns;
-      const int64_t tile_columns = std::min<int64_t>(kColumns, product.column_count - tile_column);
-      const int64_t tile_row = row / product.tile_rows * product.tile_rows;
-      const double* from = sums + product.tile_sums(tile_row, tile_column) +
-                           ((row - tile_row) * tile_columns + column - tile_column) * product.unit;
-      double* to = weight + product.weight_at(row, column);
-      const int64_t count = std::min(product.unit, product.channels - column % blocks * product.unit);
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t worker = 0; worker < plan.workers; ++worker)
-          to[i * product.weight_step()] += from[worker * plan.sum_count + i];
+  const int64_t blocks = product.padded / product.unit, step = product.weight_step();
+  for (int64_t row = first * product.tile_rows; row < last * product.tile_rows; row += product.tile_rows)
+    for (int64_t column = 0; column < product.column_count;) {
+      const int64_t width = product.tile_columns(column);
+      const double* tile = sums + product.tile_sums(row, column);
+      for (int64_t r = 0; r < std::min(product.tile_rows, product.row_count - row); ++r)
+        for (int64_t q = 0; q < width; ++q) {
+          double* to = weight + product.weight_at(row + r, column + q);
+          const double* from = tile + (r * width + q) * product.unit;
+          double total[kMaxLanes];
+          std::copy_n(from, product.unit, total);
+          for (int64_t worker = 1; worker < plan.workers; ++worker)
+            for (int64_t i = 0; i < product.unit; ++i) total[i] += from[worker * plan.sum_count + i];
+          const int64_t count = std::min(product.unit, product.channels - (column + q) % blocks * product.unit);
+          for (int64_t i = 0; i < count; ++i) to[i * step] = total[i];
+        }
+      column += width;
     }
 }
 
@@ -333,9 +344,10 @@ void add_group_rows(const SumPlan& plan, const float* values, const float* scrat
   lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
     for (const WeightProduct& product : plan.products) {
-      char* to = copies + product.offset * lanes * plan.pass_groups + index * lanes * product.row_bytes();
-      product.in_double ? copy_sides<kBytes, double>(product, values, scratch, factor, to)
-                        : copy_sides<kBytes, float>(product, values, scratch, factor, to);
+      char* to = copies + product.offset * plan.pass_rows();
+      product.in_double
+          ? copy_sides<kBytes, double>(product, values, scratch, factor, plan.pass_rows(), index * lanes, to)
+          : copy_sides<kBytes, float>(product, values, scratch, factor, plan.pass_rows(), index * lanes, to);
     }
     add_kept<kBytes>(scratch + plan.program.kept_offset * lanes, plan.program.kept_vectors, factor,
                      sums + plan.kept_sums);
@@ -347,16 +359,17 @@ void add_products(const SumPlan& plan, int64_t groups, const char* copies, doubl
   lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
     for (const WeightProduct& product : plan.products) {
-      const char* from = copies + product.offset * lanes * plan.pass_groups;
-      product.in_double ? add_product<kBytes, double>(product, groups * lanes, from, sums)
-                        : add_product<kBytes, float>(product, groups * lanes, from, sums);
+      const char* from = copies + product.offset * plan.pass_rows();
+      product.in_double ? add_product<kBytes, double>(product, plan.pass_rows(), groups * lanes, from, sums)
+                        : add_product<kBytes, float>(product, plan.pass_rows(), groups * lanes, from, sums);
     }
   });
 }
 
-void add_worker_sums(const SumPlan& plan, const double* sums, double* out) {
+void join_worker_sums(const SumPlan& plan, const double* sums, double* out) {
   for (const WeightProduct& product : plan.products)
-    at::parallel_for(0, product.row_count, grain_size(product.column_count * product.unit),
+    at::parallel_for(0, product.padded_rows() / product.tile_rows,
+                     grain_size(4 * product.column_count * product.unit * product.tile_rows),
                      [&](int64_t first, int64_t last) {
                        add_product_sums(plan, product, first, last, sums, out + product.layer->weight);
                      });

@@ -23,25 +23,31 @@ struct WeightProduct {
   bool in_double;    // the products; else each row's sum is in single precision
   bool x_is_vector;  // else g is
   int64_t conv_group;
-  int64_t channels, padded;     // of the vector side; the latter fills whole vectors
-  int64_t vector_length;        // positions of the vector side's copy, margins included
-  int64_t scalar_channels;      // of the scalar side
-  int64_t scalar_length;        // positions of the scalar side's copy, margins included, in whole vectors
-  int64_t row_count;            // scalars: outputs, or taps of inputs
-  int64_t column_count;         // vectors: blocks of channels, times taps where x is the vector side
-  int64_t unit;                 // channels of one vector
-  int64_t tile_rows;            // rows of a tile
-  int64_t offset = 0;           // of the copies, in bytes a row of the batch
-  int64_t sums = 0;             // offset of the sums, in doubles
+  int64_t channels, padded;  // of the vector side; the latter fills whole vectors
+  int64_t vector_length;     // positions of the vector side's copy, margins included
+  int64_t scalar_channels;   // of the scalar side
+  int64_t scalar_length;     // positions of the scalar side's copy, margins included, in whole vectors
+  int64_t row_count;         // scalars: outputs, or taps of inputs
+  int64_t column_count;      // vectors: blocks of channels, times taps where x is the vector side
+  int64_t unit;              // channels of one vector
+  int64_t tile_rows;         // rows of a tile
+  int64_t offset = 0;        // of the copies, in bytes a row of the batch
+  int64_t sums = 0;          // offset of the sums, in doubles
 
   const ConvGeometry& conv() const { return layer->conv; }
   int64_t real_bytes() const { return in_double ? 8 : 4; }
-  // A row's copies: the vector side, [position][channel], then the scalar side, [channel][position].
-  int64_t vector_numel() const { return vector_length * padded; }
+  // The copies of a pass: the vector side, [vector of channels][row][position][channel], then the scalar side,
+  // [channel][row][position].
+  int64_t vector_numel() const { return vector_length * padded; }  // of a row
   int64_t scalar_numel() const { return scalar_channels * scalar_length; }
   int64_t row_bytes() const { return ceil_div<int64_t>((vector_numel() + scalar_numel()) * real_bytes(), 64) * 64; }
   int64_t padded_rows() const { return ceil_div(row_count, tile_rows) * tile_rows; }
   int64_t sum_count() const { return padded_rows() * column_count * unit; }
+  // Vectors of the tile that begins at a column: 3, and 2 at the end where 1 would be left over.
+  int64_t tile_columns(int64_t column) const {
+    const int64_t left = column_count - column;
+    return left == 4 ? 2 : left < 3 ? left : 3;
+  }
   // Where the sums of a tile's first row and column lie; in a tile they are [row][column][channel of the vector].
   int64_t tile_sums(int64_t first_row, int64_t first_column) const {
     return sums + (first_row * column_count + first_column * tile_rows) * unit;
@@ -64,6 +70,7 @@ struct SumPlan {
   // threads: how many may work
   SumPlan(const FusedProgram& program, int64_t threads);
   int64_t passes() const { return ceil_div(program.groups(), pass_groups); }
+  int64_t pass_rows() const { return pass_groups * program.lanes; }
 };
 
 // Copies both sides of every product for group `index` of the pass, and adds up its kept gradients.
@@ -74,7 +81,7 @@ void add_group_rows(const SumPlan& plan, const float* values, const float* scrat
 // Adds the products of the first `groups` groups of a pass.
 void add_products(const SumPlan& plan, int64_t groups, const char* copies, double* sums);
 
-// Adds the sums of all workers to `out`, in the order of the program's parameters.
-void add_worker_sums(const SumPlan& plan, const double* sums, double* out);
+// The sums of all workers, in the order of the program's parameters. out: zeros.
+void join_worker_sums(const SumPlan& plan, const double* sums, double* out);
 
 }  // namespace dpcgan::cpu

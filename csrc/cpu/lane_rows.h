@@ -79,7 +79,8 @@ DPCGAN_INLINE void store_rows(const LaneTensor& tensor, int64_t first, int64_t c
     Vector square[kLanes] = {};
     for (int64_t i = 0; i < run; ++i) square[i] = load_lanes<kBytes>(block + (vector + i) * kLanes);
     transpose_lanes<kLanes>(square);
-    for (int64_t n = 0; n < count; ++n) std::memcpy(out + (first + n) * numel + offset, &square[n], run * sizeof(float));
+    for (int64_t n = 0; n < count; ++n)
+      std::memcpy(out + (first + n) * numel + offset, &square[n], run * sizeof(float));
   });
 }
 

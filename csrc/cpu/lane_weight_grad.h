@@ -143,8 +143,8 @@ DPCGAN_INLINE void keep_weight_grad(const ConvGeometry& conv, const LaneSource& 
                                                     conv.g_length, count, out, offset(o));
       });
       for (; o < outputs; ++o)
-        weight_grad_tile<kBytes, 1, kTaps>(at_output(o), g.tensor.stride * kLanes, line, conv.stride * kLanes, conv.g_length,
-                                           count, out, offset(o));
+        weight_grad_tile<kBytes, 1, kTaps>(at_output(o), g.tensor.stride * kLanes, line, conv.stride * kLanes,
+                                           conv.g_length, count, out, offset(o));
     }
   if (out.stream) end_stream();
 }
@@ -170,23 +170,34 @@ struct LaneGramScratch {
 };
 
 template <int kBytes>
+DPCGAN_INLINE void widen_lanes(const float* from, double* to) {
+  constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes;
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    const auto wide = load_wide<kBytes>(from + h * kHalf);
+    std::memcpy(to + h * kHalf, &wide, kBytes);
+  }
+}
+
+template <int kBytes>
 DPCGAN_INLINE void load_gram_lanes(const ConvGeometry& conv, const PolyphaseGeometry& poly, const LaneSource& x,
                                    const LaneSource& g, int64_t group, double* wide_x, double* wide_g) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t inputs = conv.x_group_channels(), outputs = conv.g_group_channels();
-  for (int64_t q = 0; q < poly.columns; ++q)
-    for (int64_t phase = 0; phase < poly.phases; ++phase) {
-      const int64_t position = polyphase_position(conv, q, phase);
-      for (int64_t c = 0; c < inputs; ++c, wide_x += kLanes) {
-        const float* from = x.at<kLanes>(group * inputs + c, position);
-        for (int64_t i = 0; i < kLanes; ++i) wide_x[i] = conv.inside(position) ? from[i] : 0.0;
+  // Positions innermost, since they are what lies side by side.
+  for (int64_t c = 0; c < inputs; ++c)
+    for (int64_t q = 0; q < poly.columns; ++q)
+      for (int64_t phase = 0; phase < poly.phases; ++phase) {
+        const int64_t position = polyphase_position(conv, q, phase);
+        double* to = wide_x + ((q * poly.phases + phase) * inputs + c) * kLanes;
+        if (conv.inside(position))
+          widen_lanes<kBytes>(x.at<kLanes>(group * inputs + c, position), to);
+        else
+          std::fill_n(to, kLanes, 0.0);
       }
-    }
-  for (int64_t t = 0; t < conv.g_length; ++t)
-    for (int64_t o = 0; o < outputs; ++o, wide_g += kLanes) {
-      const float* from = g.at<kLanes>(group * outputs + o, t);
-      for (int64_t i = 0; i < kLanes; ++i) wide_g[i] = from[i];
-    }
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t t = 0; t < conv.g_length; ++t)
+      widen_lanes<kBytes>(g.at<kLanes>(group * outputs + o, t), wide_g + (t * outputs + o) * kLanes);
 }
 
 constexpr int kGramTile = 3;  // columns by columns of a register tile, two vectors of doubles each
@@ -230,6 +241,14 @@ DPCGAN_INLINE void gram_tile(const double* a, const double* b, int64_t column_st
       for (int h = 0; h < 2; ++h) std::memcpy(out + r * out_stride + c * kLanes + h * kHalf, &sum[r][c][h], kBytes);
 }
 
+// Calls body with a size in [1, kGramTile] as a constant.
+DPCGAN_INLINE void with_tile_size(int64_t size, auto body) {
+  static_assert(kGramTile == 3);
+  if (size == 3) return body(std::integral_constant<int, 3>{});
+  if (size == 2) return body(std::integral_constant<int, 2>{});
+  body(std::integral_constant<int, 1>{});
+}
+
 // Adds the products of all pairs of columns a <= b to out[a][b]; entries below the diagonal may be written, too.
 template <int kBytes>
 DPCGAN_INLINE void gram_products(const double* wide, int64_t columns, int64_t column_stride, int64_t lines,
@@ -241,16 +260,14 @@ DPCGAN_INLINE void gram_products(const double* wide, int64_t columns, int64_t co
       const double* left = wide + a * column_stride;
       const double* right = wide + b * column_stride;
       double* to = out + a * out_stride + b * kLanes;
-      if (a + kGramTile <= columns && b + kGramTile <= columns) {
-        run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
-          gram_tile<kBytes, kGramTile, kGramTile>(left, right, column_stride, lines, to, out_stride);
+      run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
+        with_tile_size(std::min<int64_t>(kGramTile, columns - a), [&](auto rows) DPCGAN_INLINE_BODY {
+          with_tile_size(std::min<int64_t>(kGramTile, columns - b), [&](auto width) DPCGAN_INLINE_BODY {
+            gram_tile<kBytes, decltype(rows)::value, decltype(width)::value>(left, right, column_stride, lines, to,
+                                                                             out_stride);
+          });
         });
-        continue;
-      }
-      for (int64_t r = 0; r < std::min<int64_t>(kGramTile, columns - a); ++r)
-        for (int64_t c = 0; c < std::min<int64_t>(kGramTile, columns - b); ++c)
-          gram_tile<kBytes, 1, 1>(left + r * column_stride, right + c * column_stride, column_stride, lines,
-                                  to + r * out_stride + c * kLanes, out_stride);
+      });
     }
 }
 
@@ -273,19 +290,33 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
   gram_products<kBytes>(scratch.x.data() + last_lines * kLanes, poly.columns, lines * kLanes, lines - last_lines, full);
   std::fill_n(grads, positions * positions * kLanes, 0.0);
   gram_products<kBytes>(scratch.g.data(), positions, outputs * kLanes, outputs, grads);
+  using Vector = typename VectorOf<double, kBytes>::type;
+  constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes;
+  const auto load = [](const double* from) DPCGAN_INLINE_BODY {
+    Vector value;
+    std::memcpy(&value, from, kBytes);
+    return value;
+  };
   NormAndBound result[kMaxLanes];
-  for (int64_t a = 0; a < positions; ++a)
-    for (int64_t b = a; b < positions; ++b)
-      for (int64_t i = 0; i < kLanes; ++i) {
-        double taps = last[((a + poly.folds - 1) * poly.columns + b + poly.folds - 1) * kLanes + i];
-        for (int64_t m = 0; m + 1 < poly.folds; ++m) taps += full[((a + m) * poly.columns + b + m) * kLanes + i];
-        const double product = taps * grads[(a * positions + b) * kLanes + i];
-        result[i].sq_norm += (a == b ? 1.0 : 2.0) * product;
+  for (int64_t h = 0; h < kLanes; h += kHalf) {
+    Vector sq_norm{};
+    for (int64_t a = 0; a < positions; ++a)
+      for (int64_t b = a; b < positions; ++b) {
+        const int64_t from = a * poly.columns + b, step = poly.columns + 1;  // to the next position of both
+        Vector taps = load(last + (from + (poly.folds - 1) * step) * kLanes + h);
+        for (int64_t m = 0; m + 1 < poly.folds; ++m) taps += load(full + (from + m * step) * kLanes + h);
+        const Vector grad = load(grads + (a * positions + b) * kLanes + h);
+        const Vector product = taps * grad;
+        sq_norm += a == b ? product : 2.0 * product;
         if (a != b) continue;
-        result[i].bound += std::sqrt(product);
-        // So large a side meets a clip factor that makes the other too small for single precision.
-        norms.cancelled[i] |= taps > kLargestSquare || grads[(a * positions + b) * kLanes + i] > kLargestSquare;
+        for (int64_t i = 0; i < kHalf; ++i) {
+          result[h + i].bound += std::sqrt(product[i]);
+          // So large a side meets a clip factor that makes the other too small for single precision.
+          norms.cancelled[h + i] |= taps[i] > kLargestSquare || grad[i] > kLargestSquare;
+        }
       }
+    for (int64_t i = 0; i < kHalf; ++i) result[h + i].sq_norm = sq_norm[i];
+  }
   for (int64_t i = 0; i < kLanes; ++i) {
     norms.cancelled[i] |= result[i].cancels(kFloatCancellation);
     norms.sq_norm[i] += result[i].sq_norm + result[i].rounding_sq_norm();

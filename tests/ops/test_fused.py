@@ -1,10 +1,12 @@
 """The fused ops as torch sees them: shapes when traced, schemas, refusals, and an empty workspace pool."""
 
+import math
+
 import pytest
 import torch
 from torch.library import opcheck
 
-from dpcgan_fast.ops import FusedLayer, FusedNet
+from dpcgan_fast.ops import FusedLayer, FusedNet, clip_factor
 
 LAYERS = (
     FusedLayer("conv1d", 2, 20, 6, 9, 4, 2, bias=True),
@@ -31,9 +33,24 @@ def test_opcheck(rows):
     opcheck(ops.fused_forward.default, (x, parameters(), net._integers, net._numbers, net._lanes, workspace))
     shared = (net._integers, net._numbers, net._lanes, 2, 20)
     opcheck(ops.fused_sq_norm.default, (torch.rand_like(out), *shared, True, True, workspace))
-    factor = torch.rand(rows, dtype=torch.float64)
-    opcheck(ops.fused_weighted_grad.default, (factor, *shared, workspace))
-    assert net.weighted_grad(factor, workspace).shape == (sum(p.numel() for p in parameters()),)
+    for factor in (None, torch.rand(rows, dtype=torch.float64)):
+        opcheck(ops.fused_clipped_sum.default, (torch.rand_like(out), factor, 0.5, *shared, workspace))
+    total, sq_norm, cancelled = net.clipped_sum(torch.rand_like(out), workspace, 0.5)
+    assert total.shape == (sum(p.numel() for p in parameters()),)
+    assert sq_norm.shape == cancelled.shape == (rows,)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.01, 1e6, math.inf])
+def test_the_clipped_sum_is_the_sum_weighted_by_the_factors_of_its_norms(max_grad_norm):
+    net = FusedNet(LAYERS, 2, 20)
+    out, workspace = net.forward(torch.rand(37, 2, 20), parameters())
+    grad_out = torch.rand_like(out)
+    total, sq_norm, cancelled = net.clipped_sum(grad_out, workspace, max_grad_norm)
+    measured, same, _ = net.sq_norm(grad_out, workspace, measure=math.isfinite(max_grad_norm))
+    assert torch.equal(sq_norm, measured)
+    assert torch.equal(cancelled, same)
+    factor = clip_factor(sq_norm, max_grad_norm).masked_fill(cancelled, 0.0)
+    assert torch.equal(total, net.weighted_sum(grad_out, workspace, factor))
 
 
 def test_a_workspace_that_is_given_back_serves_the_next_forward():
