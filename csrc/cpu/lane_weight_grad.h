@@ -162,88 +162,58 @@ DPCGAN_INLINE void keep_bias_grad(const LaneSource& grad, float* kept) {
 }
 
 struct LaneGramScratch {
-  std::vector<double> x;      // (columns, lines), lines of the last fold's phases first
-  std::vector<double> g;      // (positions, outputs)
   std::vector<double> last;   // (columns, columns): products over the phases of the last fold
-  std::vector<double> full;   // (columns, columns): and over all phases
+  std::vector<double> full;   // (columns, columns): and over all phases, but for the last column
   std::vector<double> grads;  // (positions, positions): products over the outputs
 };
 
-template <int kBytes>
-DPCGAN_INLINE void widen_lanes(const float* from, double* to) {
-  constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes;
-#pragma GCC unroll 2
-  for (int h = 0; h < 2; ++h) {
-    const auto wide = load_wide<kBytes>(from + h * kHalf);
-    std::memcpy(to + h * kHalf, &wide, kBytes);
-  }
-}
+// The columns of a Gram matrix, a row in each lane: column q is what lies at start + q * column_step, over `channels`
+// times `phases` lines. Steps are in floats.
+struct GramColumns {
+  const float* start;
+  int64_t column_step;
+  int64_t channels, channel_step;
+  int64_t phases, phase_step;
+};
 
-template <int kBytes>
-DPCGAN_INLINE void load_gram_lanes(const ConvGeometry& conv, const PolyphaseGeometry& poly, const LaneSource& x,
-                                   const LaneSource& g, int64_t group, double* wide_x, double* wide_g) {
-  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  const int64_t inputs = conv.x_group_channels(), outputs = conv.g_group_channels();
-  // Positions innermost, since they are what lies side by side.
-  for (int64_t c = 0; c < inputs; ++c)
-    for (int64_t q = 0; q < poly.columns; ++q)
-      for (int64_t phase = 0; phase < poly.phases; ++phase) {
-        const int64_t position = polyphase_position(conv, q, phase);
-        double* to = wide_x + ((q * poly.phases + phase) * inputs + c) * kLanes;
-        if (conv.inside(position))
-          widen_lanes<kBytes>(x.at<kLanes>(group * inputs + c, position), to);
-        else
-          std::fill_n(to, kLanes, 0.0);
-      }
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t t = 0; t < conv.g_length; ++t)
-      widen_lanes<kBytes>(g.at<kLanes>(group * outputs + o, t), wide_g + (t * outputs + o) * kLanes);
-}
+constexpr int kGramTile = 4;  // columns by columns of a register tile
 
-constexpr int kGramTile = 3;  // columns by columns of a register tile, two vectors of doubles each
-
-// Products of columns [a, a + rows) by [b, b + columns) over `lines` lines, a lane a row; added to what `out` holds.
+// Products of columns [a, a + rows) by [b, b + columns), in double, a lane a row; added to what `out` holds.
 template <int kBytes, int kRows, int kColumns>
-DPCGAN_INLINE void gram_tile(const double* a, const double* b, int64_t column_stride, int64_t lines, double* out,
-                             int64_t out_stride) {
+DPCGAN_INLINE void gram_tile(const GramColumns& from, int64_t a, int64_t b, double* out, int64_t out_stride) {
   using Vector = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes, kLanes = 2 * kHalf;
-  const auto load = [](const double* from) DPCGAN_INLINE_BODY {
-    Vector value;
-    std::memcpy(&value, from, kBytes);
-    return value;
-  };
-  Vector sum[kRows][kColumns][2];
+  for (int64_t h = 0; h < kLanes; h += kHalf) {
+    Vector sum[kRows][kColumns];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c)
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) sum[r][c][h] = load(out + r * out_stride + c * kLanes + h * kHalf);
-  for (int64_t line = 0; line < lines; ++line)
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) {
-      Vector left[kRows];
+      for (int c = 0; c < kColumns; ++c) std::memcpy(&sum[r][c], out + r * out_stride + c * kLanes + h, kBytes);
+    for (int64_t channel = 0; channel < from.channels; ++channel) {
+      const float* line = from.start + channel * from.channel_step + h;
+      for (int64_t phase = 0; phase < from.phases; ++phase, line += from.phase_step) {
+        Vector left[kRows];
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) left[r] = load(a + r * column_stride + line * kLanes + h * kHalf);
+        for (int r = 0; r < kRows; ++r) left[r] = load_wide<kBytes>(line + (a + r) * from.column_step);
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) {
-        const Vector right = load(b + c * column_stride + line * kLanes + h * kHalf);
+        for (int c = 0; c < kColumns; ++c) {
+          const Vector right = load_wide<kBytes>(line + (b + c) * from.column_step);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r][c][h] += left[r] * right;
+          for (int r = 0; r < kRows; ++r) sum[r][c] += left[r] * right;
+        }
       }
     }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r)
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = 0; c < kColumns; ++c)
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) std::memcpy(out + r * out_stride + c * kLanes + h * kHalf, &sum[r][c][h], kBytes);
+      for (int c = 0; c < kColumns; ++c) std::memcpy(out + r * out_stride + c * kLanes + h, &sum[r][c], kBytes);
+  }
 }
 
 // Calls body with a size in [1, kGramTile] as a constant.
 DPCGAN_INLINE void with_tile_size(int64_t size, auto body) {
-  static_assert(kGramTile == 3);
+  static_assert(kGramTile == 4);
+  if (size == 4) return body(std::integral_constant<int, 4>{});
   if (size == 3) return body(std::integral_constant<int, 3>{});
   if (size == 2) return body(std::integral_constant<int, 2>{});
   body(std::integral_constant<int, 1>{});
@@ -251,24 +221,18 @@ DPCGAN_INLINE void with_tile_size(int64_t size, auto body) {
 
 // Adds the products of all pairs of columns a <= b to out[a][b]; entries below the diagonal may be written, too.
 template <int kBytes>
-DPCGAN_INLINE void gram_products(const double* wide, int64_t columns, int64_t column_stride, int64_t lines,
-                                 double* out) {
+DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64_t out_stride, double* out) {
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  const int64_t out_stride = columns * kLanes;
   for (int64_t a = 0; a < columns; a += kGramTile)
-    for (int64_t b = a; b < columns; b += kGramTile) {
-      const double* left = wide + a * column_stride;
-      const double* right = wide + b * column_stride;
-      double* to = out + a * out_stride + b * kLanes;
+    for (int64_t b = a; b < columns; b += kGramTile)
       run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
         with_tile_size(std::min<int64_t>(kGramTile, columns - a), [&](auto rows) DPCGAN_INLINE_BODY {
           with_tile_size(std::min<int64_t>(kGramTile, columns - b), [&](auto width) DPCGAN_INLINE_BODY {
-            gram_tile<kBytes, decltype(rows)::value, decltype(width)::value>(left, right, column_stride, lines, to,
-                                                                             out_stride);
+            gram_tile<kBytes, decltype(rows)::value, decltype(width)::value>(
+                from, a, b, out + a * out_stride + b * kLanes, out_stride);
           });
         });
       });
-    }
 }
 
 // Adds the squared norm of one channel group's weight gradient, and says which rows cancel.
@@ -278,18 +242,27 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const PolyphaseGeometry poly(conv);
   const int64_t inputs = conv.x_group_channels(), outputs = conv.g_group_channels(), positions = conv.g_length;
-  const int64_t lines = poly.phases * inputs, last_lines = poly.last_phases * inputs;
-  const int64_t square = poly.columns * poly.columns * kLanes;
+  const int64_t square = poly.columns * poly.columns * kLanes, row = poly.columns * kLanes;
   double* last = scratch.last.data();
   double* full = scratch.full.data();
   double* grads = scratch.grads.data();
-  load_gram_lanes<kBytes>(conv, poly, x, g, group, scratch.x.data(), scratch.g.data());
+  GramColumns lines{x.at<kLanes>(group * inputs, polyphase_position(conv, 0, 0)),
+                    conv.stride * kLanes,
+                    inputs,
+                    x.tensor.stride * kLanes,
+                    poly.last_phases,
+                    conv.dilation * kLanes};
   std::fill_n(last, square, 0.0);
-  gram_products<kBytes>(scratch.x.data(), poly.columns, lines * kLanes, last_lines, last);
-  std::copy_n(last, square, full);
-  gram_products<kBytes>(scratch.x.data() + last_lines * kLanes, poly.columns, lines * kLanes, lines - last_lines, full);
+  gram_products<kBytes>(lines, poly.columns, row, last);
+  if (poly.folds > 1) {  // the last column has no further phases: there the tensor's margin may end
+    std::copy_n(last, square, full);
+    lines.start += poly.last_phases * conv.dilation * kLanes;
+    lines.phases = poly.phases - poly.last_phases;
+    gram_products<kBytes>(lines, poly.columns - 1, row, full);
+  }
   std::fill_n(grads, positions * positions * kLanes, 0.0);
-  gram_products<kBytes>(scratch.g.data(), positions, outputs * kLanes, outputs, grads);
+  const GramColumns grad_lines{g.at<kLanes>(group * outputs, 0), kLanes, outputs, g.tensor.stride * kLanes, 1, 0};
+  gram_products<kBytes>(grad_lines, positions, positions * kLanes, grads);
   using Vector = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes;
   const auto load = [](const double* from) DPCGAN_INLINE_BODY {
@@ -328,8 +301,6 @@ inline void reserve_gram(const ConvGeometry& conv, int64_t lanes, LaneGramScratc
   const auto grow = [](std::vector<double>& buffer, int64_t size) {
     if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
   };
-  grow(scratch.x, poly.columns * poly.phases * conv.x_group_channels() * lanes);
-  grow(scratch.g, conv.g_length * conv.g_group_channels() * lanes);
   grow(scratch.last, poly.columns * poly.columns * lanes);
   grow(scratch.full, poly.columns * poly.columns * lanes);
   grow(scratch.grads, conv.g_length * conv.g_length * lanes);

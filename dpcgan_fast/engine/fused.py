@@ -105,19 +105,26 @@ _FORMS: dict[type[nn.Module], Callable[[Any, _Value], FusedLayer]] = {
 }
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _changed(module: nn.Module) -> bool:
-    """Whether others have given a module hooks or a forward of its own, which a fused run would pass over."""
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks) or "forward" in module.__dict__
+    """Whether others have given a module hooks, a forward of its own or a parametrization: a fused run would pass over
+    them. Looks at the instance alone, since this is asked before every forward."""
+    own = module.__dict__
+    return "forward" in own or "parametrizations" in own["_modules"] or any(own[hooks] for hooks in _HOOKS)
 
 
 def _in_order(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    if _changed(module) or parametrize.is_parametrized(module):
+    if _changed(module):
         raise NotFusedError(f"module {name or '(root)'!r} has hooks, a forward of its own or a parametrization")
     if type(module) is not nn.Sequential:
         return [(name, module)]
-    children = module.named_children()
-    return [pair for child, below in children for pair in _in_order(f"{name}.{child}" if name else child, below)]
+    pairs: list[tuple[str, nn.Module]] = []
+    for child, below in module._modules.items():
+        if below is not None:
+            pairs += _in_order(f"{name}.{child}" if name else child, below)
+    return pairs
 
 
 def _layers(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -127,13 +134,18 @@ def _layers(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [pair for pair in _in_order(name, module) if type(pair[1]) is not nn.Identity]
 
 
+def _own_parameters(layers: Iterable[tuple[str, nn.Module]]) -> list[nn.Parameter]:
+    return [p for _, layer in layers for p in layer._parameters.values() if p is not None]
+
+
 def _ids(things: Iterable[object]) -> list[int]:
     return [id(thing) for thing in things]
 
 
 def _identities(layers: Iterable[tuple[str, nn.Module]]) -> list[tuple[int, float]]:
     """What of its layers a net depends on, beside their parameters and sizes: which they are, and slope or eps."""
-    return [(id(layer), float(getattr(layer, "negative_slope", getattr(layer, "eps", 0.0)))) for _, layer in layers]
+    own = ((id(layer), layer.__dict__) for _, layer in layers)
+    return [(identity, float(values.get("negative_slope", values.get("eps", 0.0)))) for identity, values in own]
 
 
 @dataclass
@@ -162,7 +174,7 @@ class FusedRun:
         except NotFusedError as reason:
             self.refused = str(reason)
             return False
-        parameters = [p for _, layer in now for p in layer.parameters(recurse=False)]
+        parameters = _own_parameters(now)
         same = _identities(now) == self.numbers and _ids(parameters) == _ids(self.parameters)
         if not same or not all(parameter.requires_grad for parameter in parameters):
             self.refused = "its layers or parameters were changed after PrivateStep was made"
@@ -291,9 +303,8 @@ class FusedUse:
         """Gives the workspace back, and the sum over rows, (P,), by parameter."""
         self.net.release(self.kept())
         self.workspace = None
-        parameters = self.run.parameters
-        parts = total.split([p.numel() for p in parameters])
-        return {parameter: part.view(parameter.shape) for parameter, part in zip(parameters, parts, strict=True)}
+        parts = torch._utils._unflatten_dense_tensors(total, self.run.parameters)
+        return dict(zip(self.run.parameters, parts, strict=True))
 
 
 @dataclass(eq=False)
@@ -399,7 +410,7 @@ def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measur
             raise NotFusedError(f"module {own!r} ({type(layer).__name__}) has no fused form")
     if modules and getattr(modules[0][1], "inplace", False):
         raise NotFusedError(f"module {modules[0][0]!r} changes its input in place")
-    parameters = [p for _, layer in modules for p in layer.parameters(recurse=False)]
+    parameters = _own_parameters(modules)
     if not parameters:
         raise NotFusedError(f"module {name or '(root)'!r} has no parameters")
     if not set(parameters) <= trainable:

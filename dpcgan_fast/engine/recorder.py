@@ -126,16 +126,22 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
 
     handles: list[RemovableHandle] = []
 
+    def hook_layers() -> None:
+        for name, module in layers.items():
+            handles.append(module.register_forward_hook(partial(record, name), with_kwargs=True))
+
     def run_fused(name: str, run: FusedForward, *args: Any, **kwargs: Any) -> Any:
         made = run.forward(args, kwargs)
         if made is None:
+            if not handles:
+                hook_layers()
             return type(run.module).forward(run.module, *args, **kwargs)
         record(name, run.module, args, kwargs, made[0], made[1])
         return made[0]
 
     try:
-        for name, module in layers.items():  # those of a run, too: they may be called one by one
-            handles.append(module.register_forward_hook(partial(record, name), with_kwargs=True))
+        if "" not in runs:  # also those of a run that is only a part: its layers may be called one by one
+            hook_layers()
         for name, run in runs.items():
             # No hook can stand in for a forward; the attribute is deleted below, also after an error.
             run.module.forward = partial(run_fused, name, run)

@@ -68,8 +68,7 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
             state["step"] = torch.tensor(0.0)
             state |= {name: torch.zeros_like(parameter) for name in names}
     states = [optimizer.state[parameter] for parameter in parameters]
-    for state in states:
-        state["step"] += 1.0
+    torch._foreach_add_([state["step"] for state in states], 1.0)
     return [[state[name] for state in states] for name in names]
 
 
@@ -112,8 +111,8 @@ def noisy_update(
     group = optimizer.param_groups[0]
     first, second, name, settings = _RULES[type(optimizer)](optimizer, parameters, group)
     values = [float(value) for value in (group["lr"], group["weight_decay"], *settings)]
-    ops.noisy_update_(
-        [p.detach() for p in parameters], first, second, sums, public_sums, noise_std, key, divisor, public_divisor,
-        name, values,
-    )  # fmt: skip
+    with torch.no_grad():
+        ops.noisy_update_(
+            parameters, first, second, sums, public_sums, noise_std, key, divisor, public_divisor, name, values
+        )
     torch.autograd.graph.increment_version(parameters)

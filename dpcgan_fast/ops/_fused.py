@@ -142,8 +142,10 @@ class FusedNet:
         parameters: weights and biases in the order of the layers, contiguous float32
         """
         workspace = self._workspace(x.shape[0])
-        parameters = [parameter.detach() for parameter in parameters]
-        out = torch.ops.dpcgan_fast.fused_forward(x, parameters, self._integers, self._numbers, self._lanes, workspace)
+        with torch.no_grad():
+            out = torch.ops.dpcgan_fast.fused_forward(
+                x, parameters, self._integers, self._numbers, self._lanes, workspace
+            )
         return out, workspace
 
     @property
