@@ -227,32 +227,28 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> fused_clipped_sum_cpu(
   };
   const SumPlan plan(program, at::get_num_threads());
   const at::Tensor sums = at::zeros({plan.workers, plan.sum_count}, at::kDouble);
+  double* worker_sums = sums.mutable_data_ptr<double>();
   at::parallel_for(0, plan.workers, 1, [&](int64_t begin, int64_t end) {
     const at::Tensor block = at::empty({backward.scratch_floats()}, at::kFloat);
-    const at::Tensor copied = at::empty({plan.pass_groups * lanes * plan.row_bytes}, at::kByte);
+    const at::Tensor copied = at::empty({plan.copied_bytes}, at::kByte);
     float* scratch = block.mutable_data_ptr<float>();
     char* copies = reinterpret_cast<char*>(copied.mutable_data_ptr<uint8_t>());
     LaneGramScratch gram = backward.gram_scratch(wants);
     for (int64_t worker = begin; worker < end; ++worker) {
-      double* own = sums.mutable_data_ptr<double>() + worker * plan.sum_count;
-      const int64_t last_pass = plan.passes() * (worker + 1) / plan.workers;
-      for (int64_t pass = plan.passes() * worker / plan.workers; pass < last_pass; ++pass) {
-        const int64_t first = pass * plan.pass_groups, count = std::min(plan.pass_groups, program.groups() - first);
-        for (int64_t group = first; group < first + count; ++group) {
-          const LaneNorms norms = backward.run(group, wants, scratch, gram);
-          float factors[kMaxLanes] = {};  // 0 beyond the batch
-          for (int64_t lane = 0; lane < backward.rows_of(group); ++lane) {
-            const double value = row_factor(norms, backward.first_row(group) + lane, lane);
-            factors[lane] = value < kLeastFactor ? 0.0f : static_cast<float>(value);
-          }
-          add_group_rows(plan, backward.values(group), scratch, factors, group - first, copies, own);
+      const int64_t last = program.groups() * (worker + 1) / plan.workers;
+      for (int64_t group = program.groups() * worker / plan.workers; group < last; ++group) {
+        const LaneNorms norms = backward.run(group, wants, scratch, gram);
+        float factors[kMaxLanes] = {};  // 0 beyond the batch
+        for (int64_t lane = 0; lane < backward.rows_of(group); ++lane) {
+          const double value = row_factor(norms, backward.first_row(group) + lane, lane);
+          factors[lane] = value < kLeastFactor ? 0.0f : static_cast<float>(value);
         }
-        add_products(plan, count, copies, own);
+        add_rows(plan, backward.values(group), scratch, factors, copies, worker_sums + worker * plan.sum_count);
       }
     }
   });
   at::Tensor out = at::zeros({program.parameters}, grad_out.options().dtype(at::kDouble));
-  join_worker_sums(plan, sums.const_data_ptr<double>(), out.mutable_data_ptr<double>());
+  join_worker_sums(plan, worker_sums, out.mutable_data_ptr<double>());
   return {out, backward.sq_norm, backward.cancelled};
 }
 

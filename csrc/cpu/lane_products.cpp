@@ -7,8 +7,7 @@
 namespace dpcgan::cpu {
 namespace {
 
-constexpr int64_t kDoublePositions = 6;   // up to so many, products in double cost less than converting each row's sum
-constexpr int64_t kCacheBytes = 1 << 20;  // of a worker's sums, up to which they stay in the second-level cache
+constexpr int64_t kDoublePositions = 6;  // up to so many, products in double cost less than converting each row's sum
 
 int64_t whole(int64_t count, int64_t unit) { return ceil_div(count, unit) * unit; }
 
@@ -63,7 +62,7 @@ DPCGAN_INLINE void store_reals(Real* to, int64_t step, const typename VectorOf<f
 // Rows of factor 0 become zeros, whatever they hold: 0 times NaN is NaN.
 template <int kBytes, class Real>
 DPCGAN_INLINE void copy_vector_side(const WeightProduct& product, const LaneSource& side, const float* factor,
-                                    int64_t pass_rows, Real* to) {
+                                    Real* to) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t first_position = product.x_is_vector ? -side.tensor.left : 0;
@@ -77,7 +76,7 @@ DPCGAN_INLINE void copy_vector_side(const WeightProduct& product, const LaneSour
         square[i] = scale != 0.0f ? scale * value : Vector{};
       }
       transpose_lanes<kLanes>(square);
-      const int64_t vector_step = pass_rows * product.vector_length * product.unit;
+      const int64_t vector_step = kLanes * product.vector_length * product.unit;
       Real* at = to + c / product.unit * vector_step + l * product.unit;
 #pragma GCC unroll 16
       for (int n = 0; n < kLanes; ++n)
@@ -87,7 +86,7 @@ DPCGAN_INLINE void copy_vector_side(const WeightProduct& product, const LaneSour
 
 template <int kBytes, class Real>
 DPCGAN_INLINE void copy_scalar_side(const WeightProduct& product, const LaneSource& side, const float* factor,
-                                    int64_t pass_rows, Real* to) {
+                                    Real* to) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t first_position = product.x_is_vector ? 0 : -side.tensor.left;
@@ -102,7 +101,7 @@ DPCGAN_INLINE void copy_scalar_side(const WeightProduct& product, const LaneSour
         square[i] = scale != 0.0f ? value : Vector{};
       }
       transpose_lanes<kLanes>(square);
-      Real* at = to + c * pass_rows * product.scalar_length + l;
+      Real* at = to + c * kLanes * product.scalar_length + l;
 #pragma GCC unroll 16
       for (int n = 0; n < kLanes; ++n)
         store_reals<kBytes>(at + n * product.scalar_length, kLanes / 2, square[n], kLanes);
@@ -143,12 +142,12 @@ struct TileSource {
 };
 
 template <int kBytes, int kTileRows, int kTileColumns>
-DPCGAN_INLINE void add_tile(const TileSource<float, kTileRows, kTileColumns>& source, int64_t rows, int64_t positions,
+DPCGAN_INLINE void add_tile(const TileSource<float, kTileRows, kTileColumns>& source, int64_t positions,
                             double* total) {
   using Vector = typename VectorOf<float, kBytes>::type;
   using Wide = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  for (int64_t n = 0; n < rows; ++n) {
+  for (int64_t n = 0; n < kLanes; ++n) {
     Vector sum[kTileRows][kTileColumns] = {};
     int64_t scalar_at = n * source.scalar_row_step, vector_at = n * source.vector_row_step;
     for (int64_t t = 0; t < positions; ++t, scalar_at += source.scalar_step, vector_at += source.vector_step) {
@@ -172,7 +171,7 @@ DPCGAN_INLINE void add_tile(const TileSource<float, kTileRows, kTileColumns>& so
 }
 
 template <int kBytes, int kTileRows, int kTileColumns>
-DPCGAN_INLINE void add_tile(const TileSource<double, kTileRows, kTileColumns>& source, int64_t rows, int64_t positions,
+DPCGAN_INLINE void add_tile(const TileSource<double, kTileRows, kTileColumns>& source, int64_t positions,
                             double* total) {
   using Vector = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<double, kBytes>::kLanes;
@@ -185,7 +184,7 @@ DPCGAN_INLINE void add_tile(const TileSource<double, kTileRows, kTileColumns>& s
   Vector sum[kTileRows][kTileColumns];
   each_sum([&](int r, int q)
                DPCGAN_INLINE_BODY { std::memcpy(&sum[r][q], total + (r * kTileColumns + q) * kLanes, kBytes); });
-  for (int64_t n = 0; n < rows; ++n) {
+  for (int64_t n = 0; n < 2 * kLanes; ++n) {
     int64_t scalar_at = n * source.scalar_row_step, vector_at = n * source.vector_row_step;
     for (int64_t t = 0; t < positions; ++t, scalar_at += source.scalar_step, vector_at += source.vector_step) {
       Vector value[kTileColumns];
@@ -198,30 +197,28 @@ DPCGAN_INLINE void add_tile(const TileSource<double, kTileRows, kTileColumns>& s
                DPCGAN_INLINE_BODY { std::memcpy(total + (r * kTileColumns + q) * kLanes, &sum[r][q], kBytes); });
 }
 
-// A pass's copies of one product.
+// A group's copies of one product.
 template <class Real>
 struct Copies {
   const WeightProduct& product;
   const LaneTensor& x;
+  int64_t rows;  // of the group, as many as lanes
   const Real* vectors;
   const Real* scalars;
-  int64_t pass_rows;
-  int64_t rows;                     // of which so many are there
   std::vector<const Real*> starts;  // of each row of the product in the scalar side
 
-  Copies(const WeightProduct& of, int64_t pass, int64_t present, const char* copied)
+  Copies(const WeightProduct& of, int64_t lanes, const char* copied)
       : product(of),
         x(of.layer->kind == LayerKind::kConv ? of.layer->in : of.layer->grad),
+        rows(lanes),
         vectors(reinterpret_cast<const Real*>(copied)),
-        scalars(vectors + pass * of.vector_numel()),
-        pass_rows(pass),
-        rows(present),
+        scalars(vectors + rows * of.vector_numel()),
         starts(of.row_count) {
     for (int64_t row = 0; row < of.row_count; ++row) starts[row] = scalar(row);
   }
 
   const Real* scalar(int64_t row) const {
-    const int64_t channel_step = pass_rows * product.scalar_length;
+    const int64_t channel_step = rows * product.scalar_length;
     if (product.x_is_vector) return scalars + row * channel_step;
     const ConvGeometry& conv = product.conv();
     return scalars + row / conv.kernel_size * channel_step + x.left + conv.x_position(0, row % conv.kernel_size);
@@ -229,7 +226,7 @@ struct Copies {
   const Real* vector(int64_t column) const {
     const int64_t blocks = product.padded / product.unit;
     const int64_t position = product.x_is_vector ? x.left + product.conv().x_position(0, column / blocks) : 0;
-    return vectors + (column % blocks * pass_rows * product.vector_length + position) * product.unit;
+    return vectors + (column % blocks * rows * product.vector_length + position) * product.unit;
   }
 };
 
@@ -247,7 +244,7 @@ DPCGAN_INLINE void add_column(const Copies<Real>& copies, int64_t first_column, 
     for (int r = 0; r < kTileRows; ++r) source.scalars[r] = copies.starts[std::min(row + r, product.row_count - 1)];
     double* total = sums + product.tile_sums(row, first_column);
     run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
-      add_tile<kBytes, kTileRows, kTileColumns>(source, copies.rows, product.conv().g_length, total);
+      add_tile<kBytes, kTileRows, kTileColumns>(source, product.conv().g_length, total);
     });
   }
 }
@@ -265,25 +262,19 @@ DPCGAN_INLINE void add_columns(const Copies<Real>& copies, double* sums) {
 }
 
 template <int kBytes, class Real>
-DPCGAN_INLINE void add_product(const WeightProduct& product, int64_t pass_rows, int64_t rows, const char* copies,
-                               double* sums) {
-  const Copies<Real> source(product, pass_rows, rows, copies);
+DPCGAN_INLINE void add_product(const WeightProduct& product, const float* values, const float* scratch,
+                               const float* factor, char* copies, double* sums) {
+  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
+  const FusedLayer& layer = *product.layer;
+  Real* vectors = reinterpret_cast<Real*>(copies);
+  copy_vector_side<kBytes>(product, source_of(layer, product.x_is_vector, values, scratch), factor, vectors);
+  copy_scalar_side<kBytes>(product, source_of(layer, !product.x_is_vector, values, scratch), factor,
+                           vectors + kLanes * product.vector_numel());
+  const Copies<Real> source(product, kLanes, copies);
   if constexpr (kBytes == 64) {
     if (product.tile_rows == 8) return add_columns<kBytes, 8>(source, sums);
   }
   add_columns<kBytes, 4>(source, sums);
-}
-
-template <int kBytes, class Real>
-DPCGAN_INLINE void copy_sides(const WeightProduct& product, const float* values, const float* scratch,
-                              const float* factor, int64_t pass_rows, int64_t first_row, char* copies) {
-  Real* vectors = reinterpret_cast<Real*>(copies);
-  Real* scalars = vectors + pass_rows * product.vector_numel();
-  const FusedLayer& layer = *product.layer;
-  copy_vector_side<kBytes>(product, source_of(layer, product.x_is_vector, values, scratch), factor, pass_rows,
-                           vectors + first_row * product.vector_length * product.unit);
-  copy_scalar_side<kBytes>(product, source_of(layer, !product.x_is_vector, values, scratch), factor, pass_rows,
-                           scalars + first_row * product.scalar_length);
 }
 
 // Adds all workers' sums of the tiles [first, last) of rows of a product to the weight.
@@ -323,46 +314,28 @@ SumPlan::SumPlan(const FusedProgram& net, int64_t threads) : program(net) {
     if (!layer.is_conv() || layer.mode != NormMode::kGram) continue;
     for (int64_t group = 0; group < layer.conv.groups; ++group) {
       WeightProduct product = make_product(program, layer, group);
-      product.offset = row_bytes;
       product.sums = sum_count;
-      row_bytes += product.row_bytes();
+      copied_bytes = std::max(copied_bytes, product.row_bytes() * program.lanes);
       sum_count += product.sum_count();
       products.push_back(product);
     }
   }
   kept_sums = sum_count;
   sum_count += whole(program.kept_vectors, 8);
-  const bool far = sum_count * static_cast<int64_t>(sizeof(double)) > kCacheBytes;
   const bool little = program.rows * program.parameters < kTaskWork;
   workers = little ? 1 : std::min(threads, program.groups());
-  pass_groups = far ? std::min<int64_t>(2, ceil_div(program.groups(), workers)) : 1;
 }
 
-void add_group_rows(const SumPlan& plan, const float* values, const float* scratch, const float* factor, int64_t index,
-                    char* copies, double* sums) {
+void add_rows(const SumPlan& plan, const float* values, const float* scratch, const float* factor, char* copies,
+              double* sums) {
   const int64_t lanes = plan.program.lanes;
   lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
-    for (const WeightProduct& product : plan.products) {
-      char* to = copies + product.offset * plan.pass_rows();
-      product.in_double
-          ? copy_sides<kBytes, double>(product, values, scratch, factor, plan.pass_rows(), index * lanes, to)
-          : copy_sides<kBytes, float>(product, values, scratch, factor, plan.pass_rows(), index * lanes, to);
-    }
+    for (const WeightProduct& product : plan.products)
+      product.in_double ? add_product<kBytes, double>(product, values, scratch, factor, copies, sums)
+                        : add_product<kBytes, float>(product, values, scratch, factor, copies, sums);
     add_kept<kBytes>(scratch + plan.program.kept_offset * lanes, plan.program.kept_vectors, factor,
                      sums + plan.kept_sums);
-  });
-}
-
-void add_products(const SumPlan& plan, int64_t groups, const char* copies, double* sums) {
-  const int64_t lanes = plan.program.lanes;
-  lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
-    constexpr int kBytes = decltype(width)::value;
-    for (const WeightProduct& product : plan.products) {
-      const char* from = copies + product.offset * plan.pass_rows();
-      product.in_double ? add_product<kBytes, double>(product, plan.pass_rows(), groups * lanes, from, sums)
-                        : add_product<kBytes, float>(product, plan.pass_rows(), groups * lanes, from, sums);
-    }
   });
 }
 

@@ -1,7 +1,7 @@
 // The clip-weighted sum over rows of convolutions' weight gradients, as products of the batch:
 //   W[row, column] = sum over rows n and positions t of a scalar times a vector,
 // where one of x and g is the vector side, whose channels fill the vectors, and the other the scalar side, whose rows
-// are its channels (g) or its channels' taps (x). A worker copies both sides of a few groups into row order, the vector
+// are its channels (g) or its channels' taps (x). A worker copies both sides of a group into row order, the vector
 // side scaled by the clip factors, and adds their products to sums of its own.
 //
 // What a row adds does not depend on which other rows there are: sums over rows are in double throughout. With few
@@ -31,12 +31,11 @@ struct WeightProduct {
   int64_t column_count;      // vectors: blocks of channels, times taps where x is the vector side
   int64_t unit;              // channels of one vector
   int64_t tile_rows;         // rows of a tile
-  int64_t offset = 0;        // of the copies, in bytes a row of the batch
   int64_t sums = 0;          // offset of the sums, in doubles
 
   const ConvGeometry& conv() const { return layer->conv; }
   int64_t real_bytes() const { return in_double ? 8 : 4; }
-  // The copies of a pass: the vector side, [vector of channels][row][position][channel], then the scalar side,
+  // The copies of a group: the vector side, [vector of channels][row][position][channel], then the scalar side,
   // [channel][row][position].
   int64_t vector_numel() const { return vector_length * padded; }  // of a row
   int64_t scalar_numel() const { return scalar_channels * scalar_length; }
@@ -57,29 +56,23 @@ struct WeightProduct {
   int64_t weight_step() const { return x_is_vector ? conv().kernel_size : conv().taps(); }
 };
 
-// How one worker sums the rows of a pass of some groups.
+// How workers sum rows, a group at a time.
 struct SumPlan {
   const FusedProgram& program;
   std::vector<WeightProduct> products;
-  int64_t row_bytes = 0;    // copies of one row, all products
-  int64_t sum_count = 0;    // doubles of a worker: the products' sums, then those of kept gradients
-  int64_t kept_sums = 0;    // offset of the latter
-  int64_t pass_groups = 1;  // groups that are summed together
+  int64_t copied_bytes = 0;  // of a group, the largest product's
+  int64_t sum_count = 0;     // doubles of a worker: the products' sums, then those of kept gradients
+  int64_t kept_sums = 0;     // offset of the latter
   int64_t workers = 1;
 
   // threads: how many may work
   SumPlan(const FusedProgram& program, int64_t threads);
-  int64_t passes() const { return ceil_div(program.groups(), pass_groups); }
-  int64_t pass_rows() const { return pass_groups * program.lanes; }
 };
 
-// Copies both sides of every product for group `index` of the pass, and adds up its kept gradients.
-// factor: a float a lane; copies: 64-byte aligned; sums: of the worker.
-void add_group_rows(const SumPlan& plan, const float* values, const float* scratch, const float* factor, int64_t index,
-                    char* copies, double* sums);
-
-// Adds the products of the first `groups` groups of a pass.
-void add_products(const SumPlan& plan, int64_t groups, const char* copies, double* sums);
+// Adds a group's rows, each times its factor, to a worker's sums.
+// factor: a float a lane; copies: scratch memory of plan.copied_bytes, 64-byte aligned.
+void add_rows(const SumPlan& plan, const float* values, const float* scratch, const float* factor, char* copies,
+              double* sums);
 
 // The sums of all workers, in the order of the program's parameters. out: zeros.
 void join_worker_sums(const SumPlan& plan, const double* sums, double* out);

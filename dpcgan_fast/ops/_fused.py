@@ -16,8 +16,12 @@ Kind = Literal["conv1d", "conv_transpose1d", "group_norm", "leaky_relu", "tanh",
 _KINDS: dict[str, int] = {"conv1d": 0, "conv_transpose1d": 1, "group_norm": 2}
 _ACTIVATIONS = {"leaky_relu": 0, "tanh": 1, "sigmoid": 2, "silu": 3}
 _LANES = {"portable": 4, "avx2": 8, "avx512": 16}
-_GRAM_CYCLES = 2.0  # of one product of a Gram norm, which is in double
-_KEPT_CYCLES = 4.0  # of one kept gradient: stored, squared, weighted and added up
+# Cycles for a vector of rows, measured on a server core with 2 MiB of second-level cache:
+_GRAM_CYCLES = 1.6  # of one product of a Gram norm, which is in double
+_SUM_CYCLES = 3.5  # of one gradient that is summed without being kept: widened and added up
+_KEPT_CYCLES = 8.0  # of one kept gradient: stored, squared, weighted and added up
+_FAR_CYCLES = 40.0  # likewise, where those of a layer do not fit in the cache
+_NEAR_WEIGHTS = (1 << 20) // (4 * 16)  # weights of a layer whose kept gradients do
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class FusedLayer:
         columns = positions + math.ceil(self.kernel_size / phases) - 1
         pairs, column_pairs = positions * (positions + 1) / 2, columns * (columns + 1) / 2
         gram = _GRAM_CYCLES * (column_pairs * x_channels * phases + pairs * g_channels)
-        kept = _KEPT_CYCLES * weights
+        gram += _SUM_CYCLES * weights
+        kept = (_KEPT_CYCLES if weights * self.groups <= _NEAR_WEIGHTS else _FAR_CYCLES) * weights
         if gram < kept:
             return "gram", f"{gram:.0f} cycles of Gram are fewer than {kept:.0f} of keeping {weights} gradients"
         return "materialise", f"{kept:.0f} cycles of keeping {weights} gradients are at most {gram:.0f} of Gram"
