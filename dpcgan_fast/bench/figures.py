@@ -46,6 +46,8 @@ def step_figure(results: dict[str, Any], jax: dict[str, Any] | None = None) -> b
         axes.plot([must, must], [place - 0.46, place + 0.46], color=_INK, linewidth=1.4, linestyle=":", label=label)
     axes.axvline(1.0, color=_INK, linewidth=1, linestyle="--")
     axes.set_xscale("log")
+    axes.set_xlim(left=0.8 * min(0.25, *(ratio for ratios in by_name.values() for ratio in ratios.values())))
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xticks([0.25, 0.5, 1, 2, 5, 10], ["0.25", "0.5", "1", "2", "5", "10"])
     axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(rows)), [row["net"] for row in rows], fontsize=8)
@@ -72,7 +74,7 @@ def roofline_figure(results: dict[str, Any]) -> bytes:
     x = np.geomspace(min(*reach, peak / stream) / 2, max(*reach, peak / stream) * 2, 200)
     axes.plot(x, np.minimum(peak, stream * x), color=_INK, linewidth=1.4)
     axes.annotate(f"{peak:.0f} GFLOP/s", (x[-1], peak), ha="right", va="bottom", fontsize=8)
-    axes.annotate(f"{stream:.1f} GB/s", (x[0], stream * x[0]), ha="left", va="bottom", fontsize=8, rotation=0)
+    axes.annotate(f"{stream:.1f} GB/s", (x[0], stream * x[0]), xytext=(14, 0), textcoords="offset points", fontsize=8)
     for colour, (op, of_op) in zip(_OP_COLOURS, sorted(points.items()), strict=False):
         axes.scatter([p[0] for p in of_op], [p[1] for p in of_op], color=colour, label=op, s=28)
         for at, rate, number in of_op:

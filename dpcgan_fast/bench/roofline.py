@@ -3,7 +3,7 @@
 Ops are timed where PyTorch dispatches them, by their names: our native ops, and the convolutions of the layerwise path.
 What they must compute and move comes from shapes (`work`), so a kernel that computes something twice is not credited
 with it. An op that `work` does not know is timed all the same and has no FLOPs. Ops so short that timing them costs as
-much as they do are counted with what is outside of ops.
+much as they do, and those below a hundredth of the step, are counted with what is outside of ops.
 """
 
 import copy
@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dpcgan_fast.bench.contenders import PLAIN, own_step, plain_step
-from dpcgan_fast.bench.timing import interleaved, milliseconds
+from dpcgan_fast.bench.timing import WARM_UPS, interleaved, milliseconds
 from dpcgan_fast.bench.work import ConvShape, Mode, conv_shapes, fused_work, plain_flops
 from dpcgan_fast.engine.report import StepReport
 
 OUTSIDE, WHOLE = "all else (short ops, Python, autograd)", "whole step"
 _SHORT = 0.05  # ms a call
+_LEAST_SHARE = 0.01  # of the step
 _SCRATCH = "workspace"  # an argument that is a kernel's own memory; `fused_work` says what must be kept in it
 _MATRIX_SIDES = (512, 1024, 2048)
 _STREAM_FLOATS = 2**24  # of each of three arrays: 64 MiB, beyond every cache
@@ -127,30 +128,34 @@ def measure_ops(module: nn.Module, x: Tensor, report: StepReport, peaks: Peaks, 
     above 1 where the data stay in a cache. Figures that are not known are None.
     """
     run = own_step(copy.deepcopy(module), x, private=True)[0]
-    turns = interleaved({PLAIN: plain_step(copy.deepcopy(module), x), WHOLE: run}, calls)
-    whole, plain = turns[WHOLE].median, turns[PLAIN].median
     steps: list[dict[str, _Seen]] = []
-    for _ in range(calls):
+
+    def watched() -> None:
         with _Watch() as watch:
             run()
         steps.append(watch.seen)
+
+    turns = interleaved({PLAIN: plain_step(copy.deepcopy(module), x), WHOLE: run, "watched": watched}, calls)
+    whole, plain = turns[WHOLE].median, turns[PLAIN].median
+    del steps[:WARM_UPS]
     modes: dict[str, Mode] = {layer.name: layer.mode for layer in report.layers if layer.fused}  # type: ignore[misc]
     every = conv_shapes(module, x[:1])
     shapes = {name: shape for name, shape in every.items() if name in modes}
     work = fused_work(shapes, modes, len(x)) if shapes else {}
-    lines = []
+    lines, total = [], sum(of_op.flops for of_op in work.values())
     for name, seen in steps[-1].items():
         took = statistics.median(step[name].milliseconds for step in steps)
         flops, moved = seen.flops, seen.bytes
         if name in work:
             flops, moved = work[name].flops, moved + work[name].kept_bytes
-        if took >= _SHORT * seen.calls:
+        else:
+            total += flops or 0
+        if took >= max(_SHORT * seen.calls, _LEAST_SHARE * whole):
             lines.append(_line(name, seen.calls, took, flops, moved, peaks))
     lines.sort(key=lambda line: -line["milliseconds"])
     inside = sum(line["milliseconds"] for line in lines)
-    total = sum(line["gflop"] or 0.0 for line in lines) * 1e9
     lines.append(_line(OUTSIDE, 1, max(0.0, whole - inside), None, None, peaks))
-    lines.append(_line(WHOLE, 1, whole, round(total), None, peaks))
+    lines.append(_line(WHOLE, 1, whole, total, None, peaks))
     lines.append(_line(PLAIN, 1, plain, plain_flops(every, len(x)), None, peaks))
     return lines
 

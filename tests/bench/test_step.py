@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dpcgan_fast.bench import chosen_nets, others_markdown, read_results, targets_markdown, write_results
+from dpcgan_fast.bench import chosen_nets, jax_results, others_markdown, read_results, targets_markdown, write_results
 from dpcgan_fast.bench.contenders import OURS
 from dpcgan_fast.bench.nets import BENCH_NETS
 from dpcgan_fast.bench.step import merge_runs
@@ -20,16 +20,20 @@ def test_every_net_has_a_target():
 
 
 @pytest.mark.parametrize(
-    ("value", "least", "standing"),
-    [
-        (0.5, False, "ambitious"), (0.6, False, "ambitious"), (0.7, False, "must"), (0.8, False, "must"),
-        (0.81, False, "missed"), (0.9, True, "ambitious"), (0.5, True, "missed"),
-    ],
-)  # fmt: skip
-def test_a_figure_is_judged_by_its_limits(value, least, standing):
-    assert judge(value, 0.8, 0.6, least=False).standing == standing if not least else True
-    if least:
-        assert judge(value, 0.6, 0.8, least=True).standing == standing
+    ("value", "standing"),
+    [(0.5, "ambitious"), (0.6, "ambitious"), (0.61, "must"), (0.8, "must"), (0.81, "missed")],
+)
+def test_a_figure_is_judged_by_the_most_that_is_allowed(value, standing):
+    assert judge(value, must=0.8, ambitious=0.6).standing == standing
+
+
+@pytest.mark.parametrize(("value", "standing"), [(5.1, "must"), (5.0, "must"), (4.99, "missed")])
+def test_a_figure_is_judged_by_the_least_that_is_allowed(value, standing):
+    assert judge(value, must=5.0, least=True).standing == standing
+
+
+def test_a_figure_that_is_not_a_number_misses_its_target():
+    assert judge(float("nan"), must=1.0).standing == "missed"
 
 
 def test_the_worst_run_is_judged():
@@ -87,12 +91,12 @@ def test_the_column_of_jax_privacy_is_there_when_its_file_is(tmp_path):
     results = step_results(1.0)
     write_results(results, tmp_path / "s.json")
     assert "jax-privacy" not in (tmp_path / "s.md").read_text()
-    jax = {"results": [{"net": SEED, "ratio_to_torch_plain": 12.345}]}
+    jax = {"results": [{"net": SEED, "ratio_to_torch_plain": 12.5}]}
     (tmp_path / "jax_privacy.json").write_text(json.dumps(jax))
     write_results(results, tmp_path / "s.json")
     text = (tmp_path / "s.md").read_text()
     assert "| dpcgan_fast | Opacus hooks | jax-privacy |" in text
-    assert "| **0.25** | 4.00 | 12.35 |" in text or "| **0.25** | 4.00 | 12.34 |" in text
+    assert "| **0.25** | 4.00 | 12.50 |" in text
     assert read_results(tmp_path / "s.json") == results
     for name in ("s.svg", "s_roofline.svg"):
         assert (tmp_path / name).read_text().lstrip().startswith("<?xml")
@@ -101,7 +105,8 @@ def test_the_column_of_jax_privacy_is_there_when_its_file_is(tmp_path):
 def test_the_readme_shows_the_committed_results():
     """`python bench/render.py` writes them there."""
     root = Path(__file__).parents[2]
-    results, jax = (read_results(root / "bench" / "results" / f"{name}.json") for name in ("step", "jax_privacy"))
+    folder = root / "bench" / "results"
+    results, jax = read_results(folder / "step.json"), jax_results(folder)
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert targets_markdown(results) in readme
     assert others_markdown(results, jax) in readme
