@@ -35,6 +35,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 MAX_GRAD_NORM, NOISE_MULTIPLIER, LEARNING_RATE = 1.0, 1.1, 1e-3
 AGREEMENT = 1e-4
 WARM_UPS = 3
+PAUSE = 0.02  # s before a timed call: the other library's threads spin on for a while after theirs, and take the cores
 PRIVATE, JAX_PLAIN, TORCH_PLAIN = "jax-privacy", "JAX plain step", "PyTorch plain step (eager)"
 SEED, BIG = ((16, 32, 64), 8, 4, 1), ((64, 128, 256, 256), 5, 2, 1)
 Parameters = list[dict[str, jax.Array]]
@@ -188,6 +189,7 @@ def interleaved(contenders: dict[str, Callable[[], object]], calls: int) -> dict
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(calls):
         for name, run in contenders.items():
+            time.sleep(PAUSE)
             begin = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - begin))
