@@ -47,13 +47,14 @@ _TIMED: tuple[tuple[Any, str, str], ...] = (
 class PhaseClock:
     """Seconds of each phase of the thread that made it; a phase inside another one stops the outer one's clock."""
 
+    now: Callable[[], float] = time.perf_counter
     seconds: dict[str, float] = field(default_factory=dict)
     _stack: list[str] = field(default_factory=list)
-    _since: float = field(default_factory=time.perf_counter)
+    _since: float = 0.0
     _thread: int = field(default_factory=threading.get_ident)
 
     def _book(self) -> None:
-        now = time.perf_counter()
+        now = self.now()
         if self._stack:
             phase = self._stack[-1]
             self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._since
