@@ -1,8 +1,13 @@
 """Benchmarks: one private step, training, and sampling. Correctness is checked before anything is timed."""
 
+from dpcgan_fast.bench.compare import compare_markdown as compare_markdown
+from dpcgan_fast.bench.files import jax_results as jax_results
+from dpcgan_fast.bench.files import read_results as read_results
+from dpcgan_fast.bench.files import write_results as write_results
 from dpcgan_fast.bench.machine import describe as describe
-from dpcgan_fast.bench.product import bench_sample as bench_sample
-from dpcgan_fast.bench.product import bench_train as bench_train
+from dpcgan_fast.bench.nets import chosen_nets as chosen_nets
+from dpcgan_fast.bench.sample import bench_sample as bench_sample
 from dpcgan_fast.bench.step import bench_step as bench_step
-from dpcgan_fast.bench.table import step_figure as step_figure
-from dpcgan_fast.bench.table import step_markdown as step_markdown
+from dpcgan_fast.bench.table import others_markdown as others_markdown
+from dpcgan_fast.bench.table import targets_markdown as targets_markdown
+from dpcgan_fast.bench.train import bench_train as bench_train

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from dpcgan_fast.errors import InputError
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks, PublishedSpec
 
 
@@ -52,3 +53,21 @@ BENCH_NETS = (
     BenchNet("autoencoder rdpcgan-uci, B=128", lambda: _autoencoder(UCI), 179, 128),
     BenchNet("autoencoder rdpcgan-mimic, B=128", lambda: _autoencoder(MIMIC), 1071, 128),
 )
+
+
+def chosen_nets(wanted: str) -> list[int]:
+    """Places in `BENCH_NETS` of the nets that are asked for: places with commas between, or a part of their names.
+
+    "" is all of them. Raises InputError if there is none.
+    """
+    parts = [part.strip() for part in wanted.split(",")]
+    if all(part.isdecimal() for part in parts):
+        found = [int(part) for part in parts if int(part) < len(BENCH_NETS)]
+        missed = len(found) < len(parts)
+    else:
+        found = [place for place, net in enumerate(BENCH_NETS) if wanted.lower() in net.name.lower()]
+        missed = not found
+    if missed:
+        names = "; ".join(f"{place}: {net.name}" for place, net in enumerate(BENCH_NETS))
+        raise InputError("There is no such net", f"--nets {wanted}", f"Give places or a part of a name. {names}.")
+    return found

@@ -3,12 +3,14 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 WARM_UPS = 3
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,20 @@ class Timing:
     calls: int
 
 
+@dataclass(frozen=True)
+class Spread:
+    """One figure of several runs."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, lowest and highest of at least one value."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
 def interleaved(contenders: Mapping[str, Callable[[], object]], calls: int) -> dict[str, Timing]:
     """Times each contender `calls` times, one call of each in turn, after a few calls that do not count."""
     for run in contenders.values():
@@ -32,18 +48,19 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], calls: int) -> d
     try:
         for _ in range(calls):
             for name, run in contenders.items():
-                times[name].append(_milliseconds(run))
+                times[name].append(milliseconds(run)[0])
     finally:
         gc.enable()
-    return {name: _timing(values) for name, values in times.items()}
+    return {name: timing(values) for name, values in times.items()}
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
+def milliseconds(run: Callable[[], _T]) -> tuple[float, _T]:
+    """Time of one call, to its end on a GPU too, and what it gave."""
     _wait()
     begin = time.perf_counter()
-    run()
+    result = run()
     _wait()
-    return 1e3 * (time.perf_counter() - begin)
+    return 1e3 * (time.perf_counter() - begin), result
 
 
 def _wait() -> None:
@@ -51,6 +68,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _timing(values: list[float]) -> Timing:
+def timing(values: Sequence[float]) -> Timing:
+    """Summary of the times of at least one call."""
     lower, median, upper = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return Timing(median, lower, upper, min(values), len(values))

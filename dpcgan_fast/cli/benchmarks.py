@@ -1,16 +1,14 @@
 """`dpcgan bench`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dpcgan_fast.bench import bench_sample, bench_step, bench_train, describe, step_figure, step_markdown
+from dpcgan_fast.bench import bench_sample, bench_step, bench_train, chosen_nets, describe, write_results
 from dpcgan_fast.cli.console import result, say
 from dpcgan_fast.cli.training import Device
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.files import write_whole
 from dpcgan_fast.synthesis.fitting import pick_device
 
 SUITES = ("step", "train", "sample")
@@ -20,15 +18,26 @@ def bench(
     out: Annotated[Path, typer.Option(help="JSON file to write: every timing, with the machine's description.")],
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "step",
     device: Device = "cpu",
-    calls: Annotated[int, typer.Option(help="Timed calls of each contender (suite step).", min=1)] = 15,
+    repeat: Annotated[
+        int, typer.Option(help="Separate runs, of which the spread is shown (suites step and train).", min=1)
+    ] = 1,
+    nets: Annotated[
+        str, typer.Option(help="Nets to time, by their places (0,2) or a part of their names (suite step).")
+    ] = "",
+    calls: Annotated[int, typer.Option(help="Timed calls of each contender in a run (suite step).", min=1)] = 15,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also time torch.compile's plain step, which compiles for minutes.")
     ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of autoencoder and critic each (suite train).", min=1)
+    ] = None,
 ) -> None:
-    """Time private steps against plain ones (interleaved, as ratios), training, or sampling.
+    """Time private steps against plain ones (interleaved, as ratios), whole trainings, or sampling.
 
     Suite step: our clipped sum is compared with torch.func's before anything is timed; contenders of Opacus run where
-    it is installed. Beside FILE.json it writes a table (.md) and a figure (.svg).
+    it is installed; with --repeat, each run is a process of its own. Beside FILE.json it writes tables (.md), with the
+    targets and the roofline of each op, and two figures (.svg). Suite train: SUPPORT2, and the epileptic seizure table
+    where its file is here, private and not, with the seconds of each phase. See bench/README.md.
     """
     if suite not in SUITES:
         raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")
@@ -36,14 +45,12 @@ def bench(
         how = "Use a name that ends in .json, in a folder that exists."
         raise InputError("The results cannot be written there", f"--out {out}", how)
     target = pick_device(device)
-    rows: list[dict[str, Any]]
+    results: dict[str, Any] = {"suite": suite, "machine": describe(target)}
     if suite == "step":
-        rows = bench_step(target, calls, compiled, say)
+        results |= bench_step(target, chosen_nets(nets), calls, repeat, compiled, say)
+    elif suite == "train":
+        results["results"] = bench_train(device, repeat, steps, say)
     else:
-        rows = (bench_train if suite == "train" else bench_sample)(device, say)
-    results = {"suite": suite, "machine": describe(target), "results": rows}
-    write_whole(out, json.dumps(results, indent=1) + "\n")
-    if suite == "step":
-        write_whole(out.with_suffix(".md"), step_markdown(results))
-        write_whole(out.with_suffix(".svg"), step_figure(results))
+        results["results"] = bench_sample(device, say)
+    write_results(results, out)
     result(str(out))

@@ -200,23 +200,43 @@ def test_doctor_says_what_is_in_the_build_and_why(capsys):
     assert {"versions", "build", "machine", "kernels"} == set(json_of(capsys))
 
 
-def test_bench_checks_before_it_times_and_describes_the_machine(tmp_path, capsys, monkeypatch):
-    from dpcgan_fast.bench import step as step_module
-
-    monkeypatch.setattr(step_module, "BENCH_NETS", step_module.BENCH_NETS[:1])
-    assert run(["bench", "--out", str(tmp_path / "b.json"), "--calls", "2"]) == 0
+def test_bench_checks_before_it_times_and_describes_the_machine(tmp_path, capsys):
+    assert run(["bench", "--out", str(tmp_path / "b.json"), "--calls", "2", "--nets", "0"]) == 0
     values = json.loads((tmp_path / "b.json").read_text())
     (row,) = values["results"]
     assert row["agreement_with_torch_func"] < 1e-4
-    assert row["ratio_to_plain"]["plain step (eager)"] == 1.0
-    assert math.isfinite(row["ratio_to_plain"]["dpcgan_fast"])
+    assert row["ratio_to_plain"]["plain step (eager)"] == {"median": 1.0, "lowest": 1.0, "highest": 1.0}
+    ours = row["ratio_to_plain"]["dpcgan_fast"]["median"]
+    assert ours > 0
+    assert row["runs"][0]["milliseconds"]["dpcgan_fast"]["calls"] == 2
+    assert {"fused_forward", "noisy_update_", "whole step"} <= {line["op"] for line in row["roofline"]}
+    assert values["peaks"]["gflop_per_s"] > 0
     assert values["machine"]["processor"]
     assert row["peak_tensor_bytes"]["plain step (eager)"] > 128 * 178 * 4
     table = (tmp_path / "b.md").read_text()
     assert f"| {row['net']} |" in table
-    assert f"**{row['ratio_to_plain']['dpcgan_fast']:.2f}**" in table
-    assert (tmp_path / "b.svg").read_text().lstrip().startswith("<?xml")
+    assert f"**{ours:.2f}** | 0.60 | 0.25 |" in table
+    for name in ("b.svg", "b_roofline.svg"):
+        assert (tmp_path / name).read_text().lstrip().startswith("<?xml")
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_bench_repeats_runs_in_processes_of_their_own(tmp_path, capsys):
+    out = tmp_path / "b.json"
+    assert run(["bench", "--out", str(out), "--calls", "2", "--nets", "0", "--repeat", "2"]) == 0
+    (row,) = json.loads(out.read_text())["results"]
+    ratios = [one["ratio_to_plain"]["dpcgan_fast"] for one in row["runs"]]
+    assert len(ratios) == 2
+    spread = row["ratio_to_plain"]["dpcgan_fast"]
+    assert (spread["lowest"], spread["highest"]) == (min(ratios), max(ratios))
+    assert row["verdicts"]["plain"]["value"] == max(ratios)
+    capsys.readouterr()
+
+
+def test_bench_refuses_nets_that_are_not_there(tmp_path, capsys):
+    assert run(["bench", "--out", str(tmp_path / "b.json"), "--nets", "nothing"]) == 2
+    assert "There is no such net" in capsys.readouterr().err
 
 
 def test_version_and_help(capsys):
