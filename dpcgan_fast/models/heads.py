@@ -96,7 +96,7 @@ class RecordHead(nn.Module):
         """Records (B, F) in [0, 1] drawn from the logits, with straight-through gradients."""
         uniform = torch.rand(logits.shape, generator=randomness, device=logits.device)
         within = torch.rand(len(logits), len(self.numbers), generator=randomness, device=logits.device)
-        return _Draw.apply(logits, uniform, within, self)  # type: ignore[return-value]  its stub knows no type
+        return _Draw.apply(logits, uniform, within, self)
 
 
 class _Draw(torch.autograd.Function):
@@ -128,7 +128,7 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
         """Through the softmax, as if the soft rows had been taken for the hard ones."""
         (grad,), (soft,), head = grads, ctx.saved_tensors, ctx.head
         towards = torch.zeros_like(soft)  # gradient of the one-hot rows
@@ -137,5 +137,5 @@ class _Draw(torch.autograd.Function):
         towards.index_copy_(1, head.numbers, numbers.unsqueeze(2) * cells)  # (B, numbers, max_cells)
         towards[:, head.flags, 1] = grad[:, head.flag_positions]
         towards[:, head.hot_blocks, head.hot_cells] = grad[:, head.hot_positions]
-        through = torch._softmax_backward_data(towards, soft, 2, soft.dtype).div_(TEMPERATURE)
+        through = torch.ops.aten._softmax_backward_data(towards, soft, 2, soft.dtype).div_(TEMPERATURE)
         return through.masked_fill_(head.unused, 0.0) if head.padded else through, None, None, None
