@@ -128,7 +128,7 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:  # type: ignore[override]  decorated
         """Through the softmax, as if the soft rows had been taken for the hard ones."""
         (grad,), (soft,), head = grads, ctx.saved_tensors, ctx.head
         towards = torch.zeros_like(soft)  # gradient of the one-hot rows
