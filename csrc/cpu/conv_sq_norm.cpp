@@ -151,6 +151,43 @@ NormAndBound gram_sq_norm(const ConvGeometry& conv, const PolyphaseGeometry& pol
   return result;
 }
 
+// Whether a row's gradient is the outer product of one column of g with one of x, as that of a Linear without
+// positions.
+bool is_outer_product(const ConvGeometry& conv) {
+  return conv.kernel_size == 1 && conv.x_length == 1 && conv.g_length == 1 && conv.padding == 0;
+}
+
+template <class T>
+DPCGAN_INLINE double strided_sum_of_squares(const T* values, int64_t size, int64_t stride) {
+  double sum = 0;
+  if (stride == 1) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(values[i]) * values[i];
+  } else {
+    for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(values[i * stride]) * values[i * stride];
+  }
+  return sum;
+}
+
+// |g|^2 |x|^2 summed over groups, with the bias: no term is negative, so that nothing cancels.
+template <class T>
+double outer_product_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, int64_t row) {
+  double sum = 0;
+  simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
+    for (int64_t group = 0; group < conv.groups; ++group) {
+      const auto part = [&](const T* values, const OperandStrides& strides, int64_t channels) DPCGAN_INLINE_BODY {
+        const T* first = values + row * strides.row + group * channels * strides.channel;
+        return strided_sum_of_squares(first, channels, strides.channel);
+      };
+      const double inputs = part(data.x, data.x_strides, conv.x_group_channels());
+      const double grads = part(data.g, data.g_strides, conv.g_group_channels());
+      const double bias = conv.bias == BiasRole::kNone ? 0.0 : conv.bias == BiasRole::kGrad ? grads : inputs;
+      sum += inputs * grads + bias;
+    }
+  });
+  return sum;
+}
+
 // What one thread needs to measure units, one after another.
 template <class T>
 struct UnitMeter {
@@ -163,6 +200,10 @@ struct UnitMeter {
   std::vector<double> bias;
 
   double sq_norm(UnitRows unit, bool use_gram, bool& cancelled) {
+    if (use_gram && unit.count == 1 && is_outer_product(conv)) {
+      cancelled = false;
+      return outer_product_sq_norm(conv, data, unit.rows[0]);
+    }
     double sum = conv.bias == BiasRole::kNone ? 0.0 : bias_sq_norm(conv, data, unit, bias);
     cancelled = false;
     for (int64_t group = 0; group < conv.groups; ++group) {

@@ -12,6 +12,7 @@ from dpcgan_fast import ops
 from dpcgan_fast.cli.console import result, result_json
 from dpcgan_fast.cli.training import Json
 from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.engine.norm_picker import timing_refused
 from dpcgan_fast.models.published import UCI, PublishedNetworks
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "dp-accounting", "scikit-learn", "safetensors", "opacus")
@@ -84,5 +85,8 @@ def _kernels() -> dict[str, Any]:
     found["path of a step"] = f"{step.last.path}: {step.last.why} (critic of preset rdpcgan-uci)"
     for layer in step.last.layers:
         found[f"  {layer.name}"] = f"{'fused ' if layer.fused else ''}{layer.rule}: {layer.mode}, {layer.reason}"
+    not_timed = timing_refused(noise_std=1.0, seeded=False)
+    how = f"by the cost model: {not_timed}" if not_timed else "timed at the first step of a shape, with secret noise"
+    found["norm modes"] = f"{how} (layers that are not fused)"
     found["update of a step"] = step.last.update
     return found

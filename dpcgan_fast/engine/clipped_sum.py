@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fused import FusedGradient
+from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.engine.rules import LayerGradient, MaterialisedGradient
-from dpcgan_fast.ops import NormMode, UnitGroups
+from dpcgan_fast.ops import UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
 
@@ -38,13 +39,14 @@ def add_clipped_sum(
     named: Sequence[tuple[str, LayerGradient]],
     max_grad_norm: float,
     units: UnitGroups | None,
-    asked: NormMode,
+    pick: NormPicker,
     total: GradientSum,
 ) -> tuple[LayerReport, ...]:
     """Adds the sum over units of min(1, max_grad_norm / norm_u) G_u to `total`, in float64.
 
     named: (layer name, gradient) pairs of one batch
     units: rows of one unit add before the norm; None if every row is a unit
+    pick:  the norm mode of each layer
 
     Formal guarantees: the norm is over all layers together; a unit whose gradient is not finite adds exactly zero;
     removing a unit moves the sum by at most max_grad_norm (1 + 1e-6).
@@ -54,12 +56,12 @@ def add_clipped_sum(
     if len(gradients) == 1 and isinstance(gradients[0][1], FusedGradient):
         name, alone = gradients[0]
         add_to(total, alone.clipped_sum(max_grad_norm))
-        return alone.reports(name, alone.choose(asked))
+        return alone.reports(name, pick(alone, False))
     sq_norm: Tensor | None = None
     cancelled: list[Tensor | None] = []
     reports: list[LayerReport] = []
     for i, (name, gradient) in enumerate(gradients):
-        choice = gradient.choose(asked)
+        choice = pick(gradient, units is not None)
         reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
             kept = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())

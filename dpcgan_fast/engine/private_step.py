@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dpcgan_fast import ops
 from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
 from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
+from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.recorder import (
     ForwardCall,
     LayerUse,
@@ -44,7 +45,8 @@ class PrivateStep:
     noise_multiplier:    sigma >= 0; the noise of a step is N(0, (sigma C)^2) on the sum of clipped gradients
     expected_batch_size: public divisor q N > 0, never the size of the batch that was drawn
     noise_key:           from `privacy.noise_key()`; a fresh secret one by default
-    norm_mode:           "auto", or one of "direct", "gram", "materialise" for every layer that has them
+    norm_mode:           "auto", or one of "direct", "gram", "materialise" for every layer that has them. "auto" times
+                         modes of about equal cost on made-up rows, unless the step is reproducible: `norm_picker.py`
     fused:               False keeps to the layerwise path; True takes the fused one where the module has it
     debug:               lets `last` hold batch sizes, which are private
 
@@ -81,17 +83,18 @@ class PrivateStep:
         self._noise_std = noise_multiplier * max_grad_norm if noise_multiplier > 0 else 0.0
         self._expected_batch_size = expected_batch_size
         self._noise_key = noise_key if noise_key is not None else NoiseKey()
-        self._norm_mode: NormMode = norm_mode
-        self._runs, self._why = self._choose_path(fused)
+        not_timed = timing_refused(self._noise_std, self._noise_key.seeded)
+        self._pick = NormPicker(norm_mode, expected_batch_size, not_timed)
+        self._runs, self._why = self._choose_path(fused, norm_mode)
         self._debug = debug
         self._rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
         self.last: StepReport | None = None
         self._reset()
 
-    def _choose_path(self, fused: bool) -> tuple[dict[str, FusedRun], str]:
+    def _choose_path(self, fused: bool, norm_mode: NormMode) -> tuple[dict[str, FusedRun], str]:
         """The runs of layers that are fused, and why."""
-        if not fused or self._norm_mode != "auto":
-            return {}, "fused=False" if not fused else f"norm_mode={self._norm_mode!r}"
+        if not fused or norm_mode != "auto":
+            return {}, "fused=False" if not fused else f"norm_mode={norm_mode!r}"
         measure = math.isfinite(self._max_grad_norm)
         runs, why = fused_runs(self._module, set(self._trainable), measure)
         return runs, why or "every layer has a fused form"
@@ -143,7 +146,7 @@ class PrivateStep:
             total = self._private_sum if private else self._public_sum
             reached = self._unfused_where_needed(self._uses(losses), units is not None)
             named = [(use.name, self._gradient(use, grads, rows)) for use, grads in reached]
-            layers = add_clipped_sum(named, self._max_grad_norm, groups, self._norm_mode, total)
+            layers = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total)
             self._chunks += 1
             self.last = self._report(layers, rows)
         if not private:

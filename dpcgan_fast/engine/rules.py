@@ -6,7 +6,6 @@ is a cheaper way, and its weighted sum over rows. `per_sample_fallback` serves e
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,6 @@ from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, UnitGroups
 
 PerSample = dict[nn.Parameter, Tensor]  # parameter -> (B, *parameter.shape)
-_pick_norm_mode = lru_cache(maxsize=4096)(ops.pick_norm_mode)
 
 
 class LayerGradient(Protocol):
@@ -70,7 +68,7 @@ class ConvGradient:
 
     def choose(self, asked: NormMode) -> NormChoice:
         """By the cost model, unless a mode was asked for."""
-        return _pick_norm_mode(self.problem.sizes(self.x, self.g), asked)
+        return ops.pick_norm_mode(self.problem.sizes(self.x, self.g), asked)
 
     def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
         """One report."""

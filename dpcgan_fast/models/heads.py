@@ -6,10 +6,12 @@ shape of a column and not its mean alone. Drawing is by Gumbel-softmax with a st
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dpcgan_fast.data.blocks import Block
 
@@ -46,6 +48,7 @@ class RecordHead(nn.Module):
         counts = torch.tensor([cells_of(block) for block in blocks])
         self.max_cells = int(counts.max())
         unused = torch.arange(self.max_cells).expand(self.n_blocks, -1) >= counts[:, None]
+        self.padded = bool(unused.any())
         self.register_buffer("unused", unused, persistent=False)
         numbers = [(i, block.start) for i, block in enumerate(blocks) if block.kind == "numeric"]
         flags = [(i, block.start) for i, block in enumerate(blocks) if block.kind in ("binary", "absent")]
@@ -70,7 +73,7 @@ class RecordHead(nn.Module):
 
     def masked(self, logits: Tensor) -> Tensor:
         """Logits with the padding ruled out; (B, n_blocks, max_cells)."""
-        return logits.masked_fill(self.unused, _NEVER)
+        return logits.masked_fill(self.unused, _NEVER) if self.padded else logits
 
     def cells(self, records: Tensor) -> Tensor:
         """The cell of each block that a record lies in; (B, F) -> (B, n_blocks) int64."""
@@ -91,16 +94,48 @@ class RecordHead(nn.Module):
 
     def draw(self, logits: Tensor, randomness: torch.Generator) -> Tensor:
         """Records (B, F) in [0, 1] drawn from the logits, with straight-through gradients."""
-        rows, device = logits.shape[0], logits.device
-        uniform = torch.rand(logits.shape, generator=randomness, device=device)
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
-        soft = F.softmax((self.masked(logits) + gumbel) / TEMPERATURE, dim=2)
-        hard = F.one_hot(soft.argmax(2), self.max_cells).to(soft.dtype)
-        chosen = hard + (soft - soft.detach())  # (B, n_blocks, max_cells); the bracket is exactly zero
-        within = torch.rand(rows, len(self.numbers), generator=randomness, device=device)
-        cells = torch.arange(self.max_cells, device=device, dtype=logits.dtype)
-        records = torch.zeros(rows, self.width, device=device, dtype=logits.dtype)
-        records[:, self.number_positions] = ((chosen[:, self.numbers] * cells).sum(2) + within) / NUMERIC_BINS
-        records[:, self.flag_positions] = chosen[:, self.flags, 1]
-        records[:, self.hot_positions] = chosen[:, self.hot_blocks, self.hot_cells]
+        uniform = torch.rand(logits.shape, generator=randomness, device=logits.device)
+        within = torch.rand(len(logits), len(self.numbers), generator=randomness, device=logits.device)
+        return _Draw.apply(logits, uniform, within, self)
+
+
+class _Draw(torch.autograd.Function):
+    """Gumbel-softmax draws of all blocks, hard forward and soft backward.
+
+    As hard + soft - soft.detach(), but the one-hot rows, which are many times as large as the records, are never made,
+    forward and backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, uniform: Tensor, within: Tensor, head: RecordHead) -> Tensor:
+        """logits, uniform: (B, n_blocks, max_cells), uniform is overwritten; within: (B, numbers) -> records (B, F)."""
+        gumbel = uniform.clamp_(1e-9, 1 - 1e-7).log_().neg_().log_().neg_()
+        # Where a cell is unused the sum is _NEVER itself: it is too large for a float to hold more.
+        noisy = gumbel.add_(logits)
+        if head.padded:
+            noisy.masked_fill_(head.unused, _NEVER)
+        soft = F.softmax(noisy.div_(TEMPERATURE), dim=2)
+        chance, cells = soft.max(2)  # (B, n_blocks)
+        spread = chance - chance  # zero; NaN where a logit is, so that no draw hides it
+        records = logits.new_zeros(len(logits), head.width)
+        numbers = cells[:, head.numbers].to(logits.dtype) + spread[:, head.numbers]
+        records[:, head.number_positions] = (numbers + within) / NUMERIC_BINS
+        records[:, head.flag_positions] = (cells[:, head.flags] == 1) + spread[:, head.flags]
+        records[:, head.hot_positions] = (cells[:, head.hot_blocks] == head.hot_cells) + spread[:, head.hot_blocks]
+        ctx.head = head
+        ctx.save_for_backward(soft)
         return records
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:  # type: ignore[override]  decorated
+        """Through the softmax, as if the soft rows had been taken for the hard ones."""
+        (grad,), (soft,), head = grads, ctx.saved_tensors, ctx.head
+        towards = torch.zeros_like(soft)  # gradient of the one-hot rows
+        cells = torch.arange(head.max_cells, device=soft.device, dtype=soft.dtype)
+        numbers = grad[:, head.number_positions] / NUMERIC_BINS
+        towards.index_copy_(1, head.numbers, numbers.unsqueeze(2) * cells)  # (B, numbers, max_cells)
+        towards[:, head.flags, 1] = grad[:, head.flag_positions]
+        towards[:, head.hot_blocks, head.hot_cells] = grad[:, head.hot_positions]
+        through = torch.ops.aten._softmax_backward_data(towards, soft, 2, soft.dtype).div_(TEMPERATURE)
+        return through.masked_fill_(head.unused, 0.0) if head.padded else through, None, None, None

@@ -1,5 +1,8 @@
 """Which of the three ways of getting a per-sample norm is cheapest for a layer: a cost model in FLOPs.
 
+The model knows nothing of caches and instruction widths, so it also names the modes that come near its choice; the
+engine may time those (`engine/norm_picker.py`).
+
 With C input channels, O output channels, k taps, stride s, L input and T output positions, p = C O k weights:
   materialise  forms each sample's gradient and keeps it; the clipped sum then only reads it again
   direct       forms each sample's gradient in registers, squares and drops it: 2 T p
@@ -40,18 +43,50 @@ def check_norm_mode(mode: str) -> None:
         raise ValueError(f"Expected mode to be one of {', '.join(NORM_MODES)}, got {mode!r}.")
 
 
+_KEPT_FLOPS = 16  # of keeping one gradient: stored, read twice, squared and added up, at the speed of memory
+_NEAR = 3.0  # a mode that the model finds more than this many times dearer than its choice is not near
+_MOST_KEPT = 2.0  # gradients are not kept that are more than this many times as large as the activations
+
+
 def pick_norm_mode(problem: NormProblem, asked: NormMode = "auto") -> NormChoice:
     """The cheapest mode for a layer by the cost model, or the one that was asked for."""
     check_norm_mode(asked)
     if asked != "auto":
         return NormChoice(asked, "asked for by norm_mode")
-    c, o, k, t = problem.in_channels, problem.out_channels, problem.kernel_size, problem.out_length
-    weights = c * o * k
-    activations = c * problem.in_length + o * t
+    weights, activations = _weights(problem), _activations(problem)
     if weights <= activations:
         return NormChoice("materialise", f"{weights} weights are fewer than {activations} activations a sample")
-    phases = min(problem.stride, k) if problem.dilation == 1 else k
-    gram, direct = t * t * (c * phases + o), 2 * t * weights
+    gram, direct = _gram(problem), _direct(problem)
     if gram < direct:
         return NormChoice("gram", f"{gram} FLOPs a sample are fewer than {direct} of direct")
     return NormChoice("direct", f"{direct} FLOPs a sample are at most {gram} of gram")
+
+
+def near_norm_modes(problem: NormProblem) -> list[NormMode]:
+    """The mode that the cost model picks, and after it those that it finds at most three times dearer.
+
+    `materialise` is near only where the gradients are at most twice as large as the activations: beyond, the memory of
+    a step would pay for its speed.
+    """
+    costs: dict[NormMode, float] = {"direct": _direct(problem), "gram": _gram(problem)}
+    if _weights(problem) <= _MOST_KEPT * _activations(problem):
+        costs["materialise"] = _KEPT_FLOPS * _weights(problem)
+    picked = pick_norm_mode(problem).mode
+    return [picked, *(mode for mode, cost in costs.items() if mode != picked and cost <= _NEAR * costs[picked])]
+
+
+def _weights(problem: NormProblem) -> int:
+    return problem.in_channels * problem.out_channels * problem.kernel_size
+
+
+def _activations(problem: NormProblem) -> int:
+    return problem.in_channels * problem.in_length + problem.out_channels * problem.out_length
+
+
+def _gram(problem: NormProblem) -> int:
+    phases = min(problem.stride, problem.kernel_size) if problem.dilation == 1 else problem.kernel_size
+    return problem.out_length**2 * (problem.in_channels * phases + problem.out_channels)
+
+
+def _direct(problem: NormProblem) -> int:
+    return 2 * problem.out_length * _weights(problem)

@@ -1,5 +1,7 @@
 """Private training of the autoencoder."""
 
+from contextlib import closing
+
 from dpcgan_fast.train.plan import AUTOENCODER
 from dpcgan_fast.train.session import Session
 from dpcgan_fast.train.state import scale_learning_rate
@@ -14,11 +16,12 @@ def train_autoencoder(session: Session) -> None:
     networks.autoencoder.train()
     step = session.private_step(AUTOENCODER, networks.autoencoder)
     total = session.settings.autoencoder_steps
-    for turn in session.private_steps(AUTOENCODER):
-        scale_learning_rate(optimizer, max(_LAST_RATE, 1 - turn.number / total))
-        randomness = session.private_randomness(turn)
-        for chunk in turn.chunks:
-            noise = networks.autoencoder_noise(len(chunk.records), randomness)
-            output = step(chunk.records, chunk.labels, noise)
-            step.backward(networks.autoencoder_loss(output, chunk.records), chunk.units)
-        step.step()
+    with closing(session.private_steps(AUTOENCODER)) as turns:
+        for turn in turns:
+            scale_learning_rate(optimizer, max(_LAST_RATE, 1 - turn.number / total))
+            randomness = session.private_randomness(turn)
+            for chunk in turn.chunks:
+                noise = networks.autoencoder_noise(len(chunk.records), randomness)
+                output = step(chunk.records, chunk.labels, noise)
+                step.backward(networks.autoencoder_loss(output, chunk.records), chunk.units)
+            step.step()

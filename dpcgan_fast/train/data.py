@@ -1,6 +1,8 @@
-"""Encoded training data: records on the device, grouped by unit."""
+"""Encoded training data: records grouped by unit, cut into chunks of whole units, and gathered chunk by chunk."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,13 +25,62 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Records (N, F) float32 and labels (N, K) one-hot on the device, and which rows each unit has."""
+class Cut:
+    """Which rows a chunk has. rows: (B,) int64; units: (B,) int64, the unit of each."""
 
-    records: Tensor
-    labels: Tensor
+    rows: np.ndarray
+    units: np.ndarray
+
+
+class RowSource(Protocol):
+    """Rows of floats that can be gathered; a table of codes would write its few entries into zeros."""
+
+    def gather(self, rows: np.ndarray, out: Tensor) -> None:
+        """Writes the rows (B,) int64 into out (B, F)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseRows:
+    """Rows (N, F) float32 in the memory of one device."""
+
+    values: Tensor
+
+    def gather(self, rows: np.ndarray, out: Tensor) -> None:
+        """Copies the rows into out (B, F), on the same device."""
+        if self.values.is_cuda:
+            torch.index_select(self.values, 0, torch.from_numpy(rows).to(self.values.device), out=out)
+        else:
+            # By numpy, which copies on the calling thread: torch would start a second team of threads beside that of
+            # the step at work. mode="clip" writes straight into out; an index is never out of range.
+            np.take(self.values.numpy(), rows, axis=0, out=out.numpy(), mode="clip")
+
+
+class ChunkBuffer:
+    """Memory of one chunk, which grows to the largest one that it held."""
+
+    def __init__(self, *widths: int, device: torch.device):
+        self._widths, self._device = widths, device
+        self._parts = [torch.empty(0, width, device=device) for width in widths]
+
+    def rows(self, count: int) -> list[Tensor]:
+        """Tensors (count, width) for each width, with anything in them."""
+        if count > len(self._parts[0]):
+            self._parts = [torch.empty(count, width, device=self._device) for width in self._widths]
+        return [part[:count] for part in self._parts]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Records (N, F) and labels (N, K) one-hot, float32 on the device, and which rows each unit has."""
+
+    records: RowSource
+    labels: RowSource
+    width: int
+    n_labels: int
     index: UnitIndex
     rows_are_units: bool
+    device: torch.device
 
     @classmethod
     def from_encoded(
@@ -44,12 +95,16 @@ class TrainingData:
             labels = torch.ones(len(records), 1, device=device)
         else:
             labels = F.one_hot(torch.from_numpy(encoded.labels).to(device), n_classes).float()
-        return cls(records, labels, index, rows_are_units)
+        width, n_labels = records.shape[1], labels.shape[1]
+        return cls(DenseRows(records), DenseRows(labels), width, n_labels, index, rows_are_units, device)
 
-    def chunks(self, units: np.ndarray) -> list[Chunk]:
-        """The rows of the drawn units, cut between units; an empty list if there are none."""
+    def buffer(self) -> ChunkBuffer:
+        """Memory for `gather`."""
+        return ChunkBuffer(self.width, self.n_labels, device=self.device)
+
+    def cuts(self, units: np.ndarray) -> Iterator[Cut]:
+        """The rows of the drawn units in chunks, cut between units; none if there are no rows."""
         rows, unit_of_row = self.index.rows_of(units)
-        chunks: list[Chunk] = []
         begin = 0
         while begin < len(rows):
             end = min(begin + MAX_CHUNK_ROWS, len(rows))
@@ -58,8 +113,13 @@ class TrainingData:
                     end -= 1
                 if end == begin:
                     end = begin + int((unit_of_row[begin:] == unit_of_row[begin]).sum())
-            index = torch.from_numpy(rows[begin:end]).to(self.records.device)
-            ids = None if self.rows_are_units else torch.from_numpy(unit_of_row[begin:end]).to(self.records.device)
-            chunks.append(Chunk(self.records[index], self.labels[index], ids))
+            yield Cut(rows[begin:end], unit_of_row[begin:end])
             begin = end
-        return chunks
+
+    def gather(self, cut: Cut, buffer: ChunkBuffer) -> Chunk:
+        """A chunk of these rows. Its records and labels lie in the buffer, and last until that is used again."""
+        records, labels = buffer.rows(len(cut.rows))
+        self.records.gather(cut.rows, records)
+        self.labels.gather(cut.rows, labels)
+        units = None if self.rows_are_units else torch.from_numpy(cut.units).to(self.device)
+        return Chunk(records, labels, units)

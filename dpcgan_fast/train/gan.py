@@ -1,5 +1,7 @@
 """Adversarial training: a private critic, and a generator and decoder that see the data only through it."""
 
+from contextlib import closing
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +27,9 @@ def fake_loss(scores: Tensor, kind: CriticLoss) -> Tensor:
 
 def draw_labels(session: Session, count: int, randomness: torch.Generator) -> Tensor:
     """One-hot labels (count, K) by the public or paid class rates; K = 0 where the label is part of the record."""
-    classes = session.data.labels.shape[1]
+    classes = session.data.n_labels
     if classes == 0:
-        return torch.zeros(count, 0, device=session.data.labels.device)
+        return torch.zeros(count, 0, device=session.data.device)
     drawn = torch.multinomial(session.state.rates, count, replacement=True, generator=randomness)
     return F.one_hot(drawn, classes).float()
 
@@ -39,18 +41,19 @@ def train_gan(session: Session) -> None:
     networks.train()
     step = session.private_step(CRITIC, networks.critic)
     fakes_per_step = max(1, round(state.divisors[CRITIC]))
-    for turn in session.private_steps(CRITIC):
-        rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)
-        for optimizer in (state.optimizers[CRITIC], state.optimizers["generator"]):
-            scale_learning_rate(optimizer, rate)
-        if settings.paired_fakes:
-            _paired_backward(session, step, turn)
-        else:
-            _separate_backward(session, step, turn, fakes_per_step)
-        step.step()
-        networks.after_critic_step()
-        if (turn.number + 1) % settings.critic_per_generator == 0:
-            _generator_step(session, fakes_per_step)
+    with closing(session.private_steps(CRITIC)) as turns:
+        for turn in turns:
+            rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)
+            for optimizer in (state.optimizers[CRITIC], state.optimizers["generator"]):
+                scale_learning_rate(optimizer, rate)
+            if settings.paired_fakes:
+                _paired_backward(session, step, turn)
+            else:
+                _separate_backward(session, step, turn, fakes_per_step)
+            step.step()
+            networks.after_critic_step()
+            if (turn.number + 1) % settings.critic_per_generator == 0:
+                _generator_step(session, fakes_per_step)
 
 
 def _separate_backward(session: Session, step: PrivateStep, turn: Turn, fakes: int) -> None:

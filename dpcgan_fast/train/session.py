@@ -3,7 +3,7 @@
 import json
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,8 @@ from dpcgan_fast.privacy.accountant import refuse_overspending
 from dpcgan_fast.privacy.ledger import charged
 from dpcgan_fast.train.checkpoint import Checkpoint, write_checkpoint
 from dpcgan_fast.train.data import Chunk, TrainingData
-from dpcgan_fast.train.plan import BudgetPlan
+from dpcgan_fast.train.plan import CRITIC, BudgetPlan
+from dpcgan_fast.train.prefetch import Ahead, drawn_chunks, one_draw
 from dpcgan_fast.train.settings import TrainSettings
 from dpcgan_fast.train.state import TrainState
 from dpcgan_fast.train.stopping import StopRequest
@@ -50,10 +51,11 @@ class Silent:
 
 @dataclass(frozen=True)
 class Turn:
-    """One private step: its number among the steps of its mechanism, and the rows that were drawn for it."""
+    """One private step: its number among the steps of its mechanism, and the rows that were drawn for it, to be taken
+    once and in whole."""
 
     number: int
-    chunks: list[Chunk]
+    chunks: Iterable[Chunk]  # each lasts until the next one is asked for
 
 
 @dataclass
@@ -95,11 +97,13 @@ class Session:
         epsilon = self.running_epsilon() if self.settings.private else "inf"
         append_line(self.log, json.dumps({"steps": self.state.steps, "epsilon_rdp": epsilon}))
 
-    def private_steps(self, name: str) -> Iterator[Turn]:
+    def private_steps(self, name: str) -> Generator[Turn, None, None]:
         """The steps of a mechanism that the budget still holds, each with a fresh Poisson draw.
 
         A block is reserved in the ledger, durably, before its first step; after its last one a checkpoint is written
         and the block is closed. If the caller fails inside a block, the block stays charged in full.
+        The rows of the next step of the block are drawn and gathered meanwhile; close the generator (it ends the thread
+        that does so) also if a step fails.
         Raises StoppedError after the checkpoint if a stop was asked for.
         """
         mechanism = self.plan.mechanism(name)
@@ -113,15 +117,20 @@ class Session:
                 return
             seq, block, done = reserved
             self._taken = {seq: done}
-            while self._taken[seq] < block and not self.stop.requested:
-                number = self.state.steps[name]
-                yield Turn(number, self.data.chunks(sampler.draw(number)))
-                self._taken[seq] += 1
-                self.state.steps[name] = number + 1
-                epsilon = self.running_epsilon() if (number + 1) % update_every == 0 else None
-                self.progress.advance(number + 1, epsilon)
-            self.save()
-            self.ledger.close(seq, self._taken[seq])
+            first = self.state.steps[name]
+            with Ahead(drawn_chunks(self.data, sampler, range(first, first + block - done))) as chunks:
+                while self._taken[seq] < block and not self.stop.requested:
+                    number = self.state.steps[name]
+                    rows = one_draw(chunks)
+                    yield Turn(number, rows)
+                    if next(rows, None) is not None:
+                        raise RuntimeError("A private step left out rows of its draw.")
+                    self._taken[seq] += 1
+                    self.state.steps[name] = number + 1
+                    epsilon = self.running_epsilon() if (number + 1) % update_every == 0 else None
+                    self.progress.advance(number + 1, epsilon)
+                self.save()
+                self.ledger.close(seq, self._taken[seq])
             if self.stop.requested:
                 raise StoppedError(
                     f"Stopped by {self.stop.signal_name}", str(self.checkpoints.parent), "Go on with --resume."
@@ -161,11 +170,17 @@ class Session:
         """
         seed = self.settings.seed
         fresh = secrets.randbits(63) if seed is None else (seed + 1) * 1_000_003 + turn.number
-        return torch.Generator(self.data.records.device).manual_seed(fresh % 2**63)
+        return torch.Generator(self.data.device).manual_seed(fresh % 2**63)
 
     def private_step(self, name: str, module: nn.Module) -> PrivateStep:
-        """The step of a mechanism, with the very noise and clipping that are accounted."""
+        """The step of a mechanism, with the very noise and clipping that are accounted.
+
+        Where gradients add before they are clipped, over the rows of a unit or over a row and its fake, the step goes
+        layer by layer from the start. It would find that out in its first backward, whose forward would then differ
+        by rounding from that of the same step of a run that was not resumed there.
+        """
         mechanism = self.plan.mechanism(name)
+        paired = self.settings.paired_fakes and name == CRITIC
         return PrivateStep(
             module,
             self.state.optimizers[name],
@@ -173,4 +188,5 @@ class Session:
             noise_multiplier=mechanism.noise_multiplier,
             expected_batch_size=self.state.divisors[name],
             noise_key=self.noise_key,
+            fused=self.data.rows_are_units and not paired,
         )

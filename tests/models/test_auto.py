@@ -6,7 +6,7 @@ import torch
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.engine import PrivateStep, refuse_mixing_modules
 from dpcgan_fast.models import is_conditional, make_networks
-from dpcgan_fast.models.heads import NUMERIC_BINS, RecordHead
+from dpcgan_fast.models.heads import NUMERIC_BINS, TEMPERATURE, RecordHead
 
 
 def mixed_blocks():
@@ -74,7 +74,55 @@ def test_every_layer_that_sees_data_has_a_rule():
     assert "torch.func" not in str(step.last)
 
 
+def drawn_by_formula(head, logits, randomness):
+    """A draw written out: Gumbel noise, softmax, hard + soft - soft.detach(), and from one-hot rows to records."""
+    uniform = torch.rand(logits.shape, generator=randomness)
+    within = torch.rand(len(logits), len(head.numbers), generator=randomness)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-9, 1 - 1e-7)))
+    soft = torch.softmax((logits.masked_fill(head.unused, -1e9) + gumbel) / TEMPERATURE, 2)
+    hard = torch.nn.functional.one_hot(soft.argmax(2), head.max_cells).to(soft.dtype)
+    chosen = hard + (soft - soft.detach())
+    records = torch.zeros(len(logits), head.width)
+    cells = torch.arange(head.max_cells, dtype=logits.dtype)
+    records[:, head.number_positions] = ((chosen[:, head.numbers] * cells).sum(2) + within) / NUMERIC_BINS
+    records[:, head.flag_positions] = chosen[:, head.flags, 1]
+    records[:, head.hot_positions] = chosen[:, head.hot_blocks, head.hot_cells]
+    return records
+
+
 class TestRecordHead:
+    @pytest.mark.parametrize(
+        "blocks",
+        [
+            mixed_blocks(),
+            [Block("numeric", "a", 0, 1), Block("categorical", "wide", 1, 40), Block("binary", "c", 41, 1)],
+            [Block("numeric", f"x{i}", i, 1) for i in range(9)],
+            [Block("binary", "c", 0, 1)],
+        ],
+        ids=["mixed", "more categories than bins", "numbers", "one flag"],
+    )
+    def test_a_draw_and_its_gradient_are_those_of_the_formula_bit_by_bit(self, blocks):
+        head = RecordHead(blocks)
+        logits = 3 * torch.randn(64, head.n_blocks, head.max_cells)
+        weights = torch.randn(64, head.width)
+        got, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+        records = head.draw(got, torch.Generator().manual_seed(7))
+        by_formula = drawn_by_formula(head, expected, torch.Generator().manual_seed(7))
+        assert torch.equal(records, by_formula)
+        (records * weights).sum().backward()
+        (by_formula * weights).sum().backward()
+        assert got.grad is not None
+        assert expected.grad is not None
+        assert torch.equal(got.grad, expected.grad)
+
+    def test_logits_that_are_no_numbers_give_records_that_are_none(self):
+        head = RecordHead(mixed_blocks())
+        logits = torch.zeros(2, 5, head.max_cells)
+        logits[1] = float("nan")
+        records = head.draw(logits, torch.Generator().manual_seed(1))
+        assert records[0].isfinite().all()
+        assert records[1].isnan().all()
+
     def test_cells_are_where_the_record_lies(self):
         head = RecordHead(mixed_blocks())
         record = torch.tensor([[0.0, 0.999, 1.0, 0.0, 0.0, 0.0, 1.0], [1.0, 0.5, 0.0, 1.0, 1.0, 0.0, 0.0]])

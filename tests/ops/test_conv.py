@@ -63,6 +63,28 @@ def test_norms_equal_the_float64_reference(device, mode, case, level, grouped):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@given(
+    rows=st.sampled_from([0, 1, 7]),
+    groups=st.sampled_from([1, 2, 3]),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    bias_role=st.sampled_from([ops.BIAS_NONE, ops.BIAS_FROM_GRAD, ops.BIAS_FROM_INPUT]),
+    scale=st.sampled_from([1.0, 1e-15, 1e15]),
+    strided=st.booleans(),
+    level=st.sampled_from(available_simd_levels()),
+)
+def test_the_norm_of_an_outer_product_is_exact(device, rows, groups, sizes, bias_role, scale, strided, level):
+    """A Linear without positions: |x|^2 |g|^2, in double, and never taken for a sum that cancels."""
+    ops.native_module().set_simd_level(level)
+    x, g = (scale * torch.randn(rows, groups * size, 2 if strided else 1) for size in sizes)
+    x, g = x[:, :, :1], g[:, :, -1:]
+    geometry = (1, 1, 0, 1, groups, bias_role)
+    expected, _ = _reference.conv_sq_norm(x, g, *geometry, "gram", None, None)
+    got, cancelled = kernels.conv_sq_norm(x.to(device), g.to(device), *geometry, "gram")
+    torch.testing.assert_close(got.cpu(), expected, rtol=1e-13, atol=0)
+    assert not cancelled.any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @given(case=conv_cases(), level=st.sampled_from(available_simd_levels()))
 def test_per_sample_gradients_and_weighted_sums_equal_the_float64_reference(device, case, level):
     x, g, geometry, _ = case

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpcgan_fast.ops import pick_norm_mode
+from dpcgan_fast.ops import near_norm_modes, pick_norm_mode
 from dpcgan_fast.ops._modes import NormProblem
 
 
@@ -37,3 +37,27 @@ def test_a_dilated_kernel_has_no_polyphase_fold_and_costs_more_by_gram():
     plain, dilated = problem(64, 64, 9, 1, 200), problem(64, 64, 9, 1, 208, dilation=2)
     assert pick_norm_mode(plain).mode == "gram"
     assert pick_norm_mode(dilated).mode == "direct"
+
+
+@pytest.mark.parametrize(
+    ("layer", "modes"),
+    [
+        (problem(64, 128, 1, 1, 1), {"gram"}),  # Linear: nothing comes near
+        (problem(32, 64, 8, 4, 12), {"gram"}),  # two positions
+        (problem(1, 16, 8, 4, 180), {"materialise"}),  # keeping 128 gradients is a fraction of any norm
+        (problem(16, 32, 8, 4, 124), {"materialise", "gram", "direct"}),  # 30 positions: all about equal
+        (problem(16, 32, 8, 4, 84), {"gram"}),  # 20 positions: gradients are twice the activations, direct is dear
+        (problem(64, 64, 9, 1, 208, dilation=2), {"direct", "gram", "materialise"}),
+    ],
+)
+def test_modes_are_near_whose_cost_is_within_three_times_that_of_the_picked_one(layer, modes):
+    near = near_norm_modes(layer)
+    assert near[0] == pick_norm_mode(layer).mode
+    assert set(near) == modes
+    assert len(near) == len(modes)
+
+
+def test_gradients_much_larger_than_the_activations_are_not_kept_however_quick_that_is():
+    small, large = problem(64, 64, 9, 1, 208, dilation=2), problem(64, 64, 9, 1, 140, dilation=2)
+    assert "materialise" in near_norm_modes(small)
+    assert "materialise" not in near_norm_modes(large)

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -12,7 +14,7 @@ from scipy.stats import norm
 from dpcgan_fast.data.datasets import data_folder
 from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy import Mechanism, account, rdp_epsilon
-from dpcgan_fast.privacy.accountant import pld_epsilon, refuse_overspending
+from dpcgan_fast.privacy.accountant import NEIGHBORING_RELATION, pld_epsilon, refuse_overspending
 
 
 def poisson(sample_rate, noise, steps, delta=0.0):
@@ -43,6 +45,17 @@ def test_equals_the_reference_values(row):
         interval = 1e-3 if ("0.001" in row["detail"] or "1e-3" in row["detail"]) else 1e-4
         got = pld_epsilon(mechanisms, delta, interval)
     assert got == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_kept_of_a_step_gives_bit_by_bit_what_a_fresh_composition_gives():
+    parts = [(1.0, 4.0, 1), (0.02, 1.3, 70), (0.03, 1.3, 500), (0.02, 1.3, 30)]
+    for turn in range(3):
+        taken = [poisson(q, sigma, steps + turn) for q, sigma, steps in parts]
+        accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
+        for q, sigma, steps in ((0.02, 1.3, 100 + 2 * turn), (0.03, 1.3, 500 + turn)):
+            accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)), steps)
+        accountant.compose(GaussianDpEvent(4.0), 1 + turn)
+        assert rdp_epsilon(taken, 1e-5) == accountant.get_epsilon(1e-5)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def paired_sum(networks, records, rows, latents):
     session = SimpleNamespace(
         settings=SimpleNamespace(critic_loss="wasserstein"),
         state=SimpleNamespace(networks=networks),
-        data=SimpleNamespace(labels=torch.zeros(len(records), 0)),
+        data=SimpleNamespace(n_labels=0, device=torch.device("cpu")),
         private_randomness=lambda _turn: torch.Generator(),
     )
     _paired_backward(session, step, Turn(0, [chunk]))  # type: ignore[arg-type]
