@@ -53,10 +53,10 @@ def add_clipped_sum(
     Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
     """
     gradients = merge_shared(named)
-    if len(gradients) == 1 and isinstance(gradients[0][1], FusedGradient):
-        name, alone = gradients[0]
-        add_to(total, alone.clipped_sum(max_grad_norm))
-        return alone.reports(name, pick(alone, False))
+    name, only = gradients[0] if len(gradients) == 1 else ("", None)
+    if isinstance(only, FusedGradient):
+        add_to(total, only.clipped_sum(max_grad_norm))
+        return only.reports(name, pick(only, False))
     sq_norm: Tensor | None = None
     cancelled: list[Tensor | None] = []
     reports: list[LayerReport] = []

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils import parametrize
 
@@ -303,7 +304,7 @@ class FusedUse:
         """Gives the workspace back, and the sum over rows, (P,), by parameter."""
         self.net.release(self.kept())
         self.workspace = None
-        parts = torch._utils._unflatten_dense_tensors(total, self.run.parameters)
+        parts = _unflatten_dense_tensors(total, self.run.parameters)
         return dict(zip(self.run.parameters, parts, strict=True))
 
 

@@ -68,7 +68,7 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
             state["step"] = torch.tensor(0.0)
             state |= {name: torch.zeros_like(parameter) for name in names}
     states = [optimizer.state[parameter] for parameter in parameters]
-    torch._foreach_add_([state["step"] for state in states], 1.0)
+    torch._foreach_add_([state["step"] for state in states], 1.0)  # type: ignore[reportPrivateImportUsage]
     return [[state[name] for state in states] for name in names]
 
 
