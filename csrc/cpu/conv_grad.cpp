@@ -2,6 +2,8 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -132,6 +134,37 @@ void weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const 
   }
 }
 
+// A linear layer without positions: one product of matrices in double, which the library does best.
+bool is_matrix_product(const ConvGeometry& conv) {
+  return conv.g_length == 1 && conv.x_length == 1 && conv.kernel_size == 1 && conv.padding == 0 && conv.groups == 1 &&
+         conv.bias != BiasRole::kInput;
+}
+
+// (rows, channels) times each row's scale, in double; rows of factor 0 become zeros: 0 times NaN is NaN.
+template <class T>
+at::Tensor scaled_rows(const T* side, const OperandStrides& strides, int64_t rows, int64_t channels,
+                       const double* factor, bool scale) {
+  const at::Tensor scaled = at::empty({rows, channels}, at::kDouble);
+  double* out = scaled.mutable_data_ptr<double>();
+  at::parallel_for(0, rows, grain_size(channels), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const double by = scale ? factor[n] : 1.0;
+      for (int64_t c = 0; c < channels; ++c)
+        out[n * channels + c] = factor[n] != 0 ? by * side[n * strides.row + c * strides.channel] : 0.0;
+    }
+  });
+  return scaled;
+}
+
+template <class T>
+std::tuple<at::Tensor, at::Tensor> weighted_matrix_product(const ConvGeometry& conv, const ConvOperands<T>& data,
+                                                           const double* factor) {
+  const at::Tensor g = scaled_rows(data.g, data.g_strides, conv.rows, conv.g_channels, factor, true);
+  const at::Tensor x = scaled_rows(data.x, data.x_strides, conv.rows, conv.x_channels, factor, false);
+  const at::Tensor bias = conv.bias == BiasRole::kGrad ? g.sum(0) : at::zeros({0}, g.options());
+  return {at::mm(g.t(), x).unsqueeze(2), bias};
+}
+
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> conv_per_sample_grad_cpu(const at::Tensor& x, const at::Tensor& g,
@@ -161,6 +194,10 @@ std::tuple<at::Tensor, at::Tensor> conv_weighted_grad_cpu(const at::Tensor& x, c
   at::Tensor weight = at::zeros({conv.g_channels, conv.x_group_channels(), kernel_size}, options);
   at::Tensor bias = at::zeros({conv.bias_numel()}, options);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "conv_weighted_grad", [&] {
+    if (is_matrix_product(conv)) {
+      std::tie(weight, bias) = weighted_matrix_product(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>());
+      return;
+    }
     weighted_grad(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>(),
                   cancelled ? cancelled->const_data_ptr<bool>() : nullptr, weight.mutable_data_ptr<double>(),
                   bias.mutable_data_ptr<double>());
