@@ -9,6 +9,7 @@
 
 #include "common/chacha20.h"
 #include "common/conv_geometry.h"
+#include "common/update_rule.h"
 
 namespace dpcgan {
 
@@ -43,6 +44,18 @@ int64_t check_per_sample_grads(const char* op, at::TensorList grads);
 // key: (8,) int32 on the CPU.
 ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double std_dev, const at::Tensor& key,
                                 int64_t counter);
+
+// Parameters and moments: contiguous float32, sums: contiguous float64, all on one device; lists that may be empty hold
+// one tensor a parameter or none. Returns the rule.
+Optimizer check_noisy_update(const char* op, at::TensorList parameters, at::TensorList first, at::TensorList second,
+                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer);
+
+// Of the optimizer's settings, and positive divisors; returns them with the key and the counter, armed.
+UpdateControl check_update_numbers(const char* op, const ChaChaKey& key, int64_t counter, double divisor,
+                                   double public_divisor, Optimizer optimizer, c10::ArrayRef<double> settings);
+
+// control: (15,) int64 on the device of the parameters, an UpdateControl in memory.
+UpdateControl* check_update_control(const char* op, const at::Tensor& control, at::TensorList parameters);
 
 // x, g: (B, C, S) of one shape; groups divides C; eps > 0.
 void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps);

@@ -58,4 +58,9 @@ TORCH_LIBRARY(dpcgan_fast, m) {
       "noisy_update_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
       "Tensor[] public_sums, float std, Tensor key, int counter, float divisor, float public_divisor, str optimizer, "
       "float[] settings) -> ()");
+  // The same with what changes from step to step read from memory, so that a CUDA graph can repeat it: control (15,)
+  // int64 is an UpdateControl (common/update_rule.h). It does nothing unless `control` is armed, and disarms it.
+  m.def(
+      "noisy_update_armed_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
+      "Tensor[] public_sums, float std, Tensor(d!) control, str optimizer) -> ()");
 }

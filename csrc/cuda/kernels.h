@@ -12,6 +12,7 @@
 
 #include "../common/chacha20.h"
 #include "../common/conv_geometry.h"
+#include "../common/update_rule.h"
 
 namespace dpcgan::cuda {
 
@@ -74,5 +75,20 @@ void launch_clip_factor(const double* sq_norm, int64_t units, double max_grad_no
 template <class T>
 void launch_gaussian_noise(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter,
                            cudaStream_t stream);
+
+// One parameter of an update; moments and public_sum are null where there are none.
+struct UpdateTensor {
+  float* parameter;
+  float* first;
+  float* second;
+  const double* sum;
+  const double* public_sum;
+  int64_t numel;
+};
+
+// Element i of a parameter takes normal i % 8 of block i / 8, and each parameter begins with a fresh block.
+// memory: on the device, null to go by `given`; the update does nothing unless it is armed, and disarms it
+void launch_noisy_update(const UpdateTensor* tensors, int64_t count, Optimizer optimizer, double std_dev,
+                         const UpdateControl& given, UpdateControl* memory, cudaStream_t stream);
 
 }  // namespace dpcgan::cuda

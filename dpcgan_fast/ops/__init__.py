@@ -38,7 +38,10 @@ from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
 from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
 from dpcgan_fast.ops._units import UnitGroups as UnitGroups
 from dpcgan_fast.ops._units import group_units as group_units
+from dpcgan_fast.ops._update import UpdateControl as UpdateControl
+from dpcgan_fast.ops._update import noise_blocks as noise_blocks
 from dpcgan_fast.ops._update import noisy_update_ as noisy_update_
+from dpcgan_fast.ops._update import noisy_update_armed_ as noisy_update_armed_
 
 if native is not None:
     _fake.register()

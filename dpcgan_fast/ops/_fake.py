@@ -74,3 +74,7 @@ def register() -> None:
     @register_fake("dpcgan_fast::noisy_update_")
     def _(parameters, first, second, sums, public_sums, std, key, counter, divisor, public, optimizer, settings):  # noqa: ARG001
         return None
+
+    @register_fake("dpcgan_fast::noisy_update_armed_")
+    def _(parameters, first, second, sums, public_sums, std, control, optimizer):  # noqa: ARG001
+        return None

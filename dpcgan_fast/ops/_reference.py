@@ -15,6 +15,13 @@ BIAS_NONE, BIAS_FROM_GRAD, BIAS_FROM_INPUT = 0, 1, 2
 CLIP_SHRINK = 1.0 - 2.0**-20
 GRID_BITS = 20
 NORMALS_PER_BLOCK = 8
+# Layout of `UpdateControl` in csrc/common/update_rule.h.
+CONTROL = np.dtype(
+    [
+        *(("key", "<u4", 8), ("counter", "<u8"), ("armed", "<i8")),
+        *(("divisor", "<f8"), ("public_divisor", "<f8"), ("settings", "<f8", 7)),
+    ]
+)
 
 
 def _unfolded_taps(x: Tensor, positions: int, kernel_size: int, stride: int, padding: int, dilation: int) -> Tensor:
@@ -226,3 +233,26 @@ def noisy_update_(
                 first[i].copy_(rest[0] * first[i].double() + grad)
             move = first[i].double() if first else grad
         parameter.copy_(value - rate * move)
+
+
+def noisy_update_armed_(
+    parameters: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    sums: list[Tensor],
+    public_sums: list[Tensor],
+    std: float,
+    control: Tensor,
+    optimizer: str,
+) -> None:
+    """`noisy_update_` by what `control` holds, which it disarms; nothing unless it is armed."""
+    held = control.cpu().numpy().view(CONTROL)[0]
+    if not held["armed"]:
+        return
+    key = torch.from_numpy(held["key"].view(np.int32).copy())
+    settings = held["settings"][: {"sgd": 3, "adam": 7, "rmsprop": 4}[optimizer]].tolist()
+    noisy_update_(
+        parameters, first, second, sums, public_sums, std, key, int(held["counter"]), float(held["divisor"]),
+        float(held["public_divisor"]), optimizer, settings,
+    )  # fmt: skip
+    control[CONTROL.fields["armed"][1] // 8] = 0  # type: ignore[index]

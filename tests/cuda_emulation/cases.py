@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,11 +194,45 @@ def _noise_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Cal
     yield Call("no tensors", "gaussian_noise_", ([], 1.0, key, 0))
 
 
+UPDATE_RULES = {
+    "sgd": (False, False, [0.1, 0.01, 0.0]),
+    "sgd with momentum": (True, False, [0.1, 0.01, 0.9]),
+    "adam": (True, True, [0.1, 0.01, 0.9, 0.99, 1e-3, 0.1, 0.01]),
+    "rmsprop": (False, True, [0.1, 0.01, 0.9, 1e-3]),
+}
+
+
+def _update_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Call]:  # noqa: ARG001  parameters are float32
+    """Every rule with and without noise and public sums; sizes around a ChaCha20 block; more tensors than a launch."""
+    key = torch.randint(-(2**31), 2**31, (8,), generator=generator).to(torch.int32)
+
+    def lists(sizes: list[int], kind: torch.dtype = torch.float32) -> list[Tensor]:
+        return [torch.rand(size, dtype=kind, generator=generator) for size in sizes]
+
+    for rule, (first, second, settings) in UPDATE_RULES.items():
+        for sizes, std, counter in [([1, 0, 8, 9, 0, 700], 0.0, 0), ([3] * 50 + [0, 17], 0.37, 2**32 - 20)]:
+            sums, public = lists(sizes, torch.float64), lists(sizes, torch.float64)
+            for given in ([], public):
+                tensors = (lists(sizes), lists(sizes) if first else [], lists(sizes) if second else [], sums, given)
+                name, label = rule.split()[0], f"{rule}, std {std}, {len(given)} public sums"
+                args = (*tensors, std, key, counter, 7.0, 3.0, name, settings)
+                yield Call(label, "noisy_update_", args, rtol=2e-6)
+                for armed in (0, 1):
+                    control = np.zeros(1, dtype=reference.CONTROL)
+                    control["key"], control["counter"], control["armed"] = key.numpy().view(np.uint32), counter, armed
+                    control["divisor"], control["public_divisor"] = 7.0, 3.0
+                    control["settings"][0, : len(settings)] = settings
+                    memory = torch.from_numpy(control.view(np.int64))
+                    args = (*tensors, std, memory, name)
+                    yield Call(f"{label}, armed {armed}", "noisy_update_armed_", args, rtol=2e-6 if armed else 0.0)
+    yield Call("no parameters", "noisy_update_", ([], [], [], [], [], 1.0, key, 0, 1.0, 1.0, "sgd", [0.1, 0.0, 0.0]))
+
+
 def calls(op: str, dtype: torch.dtype) -> list[Call]:
     """All calls of one op, the same at each time."""
     generator = torch.Generator().manual_seed(20)
     made = [call for label, shape in CONV_SHAPES.items() for call in _conv_calls(label, shape, dtype, generator)]
-    for family in (_value_calls, _clip_calls, _norm_affine_calls, _noise_calls):
+    for family in (_value_calls, _clip_calls, _norm_affine_calls, _noise_calls, _update_calls):
         made += family(dtype, generator)
     return [call for call in made if call.op == op]
 
@@ -205,6 +240,7 @@ def calls(op: str, dtype: torch.dtype) -> list[Call]:
 OPS = (
     *("conv_sq_norm", "conv_per_sample_grad", "conv_weighted_grad", "group_norm_per_sample_grad"),
     *("layer_norm_per_sample_grad", "rows_sq_norm", "rows_weighted_sum", "clip_factor", "gaussian_noise_"),
+    *("noisy_update_", "noisy_update_armed_"),
 )
 
 
@@ -213,7 +249,8 @@ def run(namespace: Any, call: Call) -> list[Tensor]:
     args = copy.deepcopy(call.args) if call.op.endswith("_") else call.args
     result = getattr(namespace, call.op)(*args)
     if result is None:
-        return list(args[0])
+        lists = [arg if isinstance(arg, list) else [arg] for arg in args]
+        return [tensor for entries in lists for tensor in entries if isinstance(tensor, Tensor)]
     return [result] if isinstance(result, Tensor) else list(result)
 
 

@@ -12,5 +12,6 @@
 #include "../../csrc/cuda/conv_grad_op.cpp"
 #include "../../csrc/cuda/conv_sq_norm_op.cpp"
 #include "../../csrc/cuda/gaussian_noise_op.cpp"
+#include "../../csrc/cuda/noisy_update_op.cpp"
 #include "../../csrc/cuda/norm_affine_op.cpp"
 #include "../../csrc/registration.cpp"
