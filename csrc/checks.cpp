@@ -9,9 +9,12 @@
 namespace dpcgan {
 namespace {
 
-void check_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op, ": expected ", argument,
-              " of dtype float32 or float64, got ", tensor.scalar_type());
+void check_dtype(const char* op, const char* argument, const at::Tensor& tensor, Operands taken = Operands::kFloats) {
+  const bool half = taken == Operands::kFloatsAndBFloat16;
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble ||
+                  (half && tensor.scalar_type() == at::kBFloat16),
+              op, ": expected ", argument, " of dtype ", half ? "bfloat16, " : "", "float32 or float64, got ",
+              tensor.scalar_type());
 }
 
 void check_positive(const char* op, const char* argument, int64_t value) {
@@ -31,12 +34,12 @@ void check_index_vector(const char* op, const char* argument, const at::Tensor& 
 }  // namespace
 
 ConvGeometry check_conv(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
-                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role) {
+                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role, Operands taken) {
   TORCH_CHECK(x.dim() == 3, op, ": expected x of shape (B, C, L), got ", x.sizes());
   TORCH_CHECK(g.dim() == 3, op, ": expected g of shape (B, O, T), got ", g.sizes());
   TORCH_CHECK(x.size(0) == g.size(0), op, ": expected x and g with one batch size, got ", x.size(0), " and ",
               g.size(0));
-  check_dtype(op, "x", x);
+  check_dtype(op, "x", x, taken);
   TORCH_CHECK(x.scalar_type() == g.scalar_type(), op, ": expected x and g of one dtype, got ", x.scalar_type(), " and ",
               g.scalar_type());
   TORCH_CHECK(x.device() == g.device(), op, ": expected x and g on one device, got ", x.device(), " and ", g.device());
@@ -111,11 +114,22 @@ void check_cancelled(const char* op, const std::optional<at::Tensor>& cancelled,
   TORCH_CHECK(cancelled->device() == device, op, ": expected cancelled on ", device, ", got ", cancelled->device());
 }
 
-void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm) {
+const int64_t* check_clip_limits(const char* op, double max_grad_norm, const std::optional<at::Tensor>& valid,
+                                 const at::Device& device) {
+  TORCH_CHECK(max_grad_norm > 0, op, ": expected max_grad_norm > 0, got ", max_grad_norm);
+  if (!valid.has_value()) return nullptr;
+  TORCH_CHECK(valid->numel() == 1 && valid->scalar_type() == at::kLong && valid->device() == device, op,
+              ": expected valid to be one int64 on ", device, ", got shape ", valid->sizes(), " of dtype ",
+              valid->scalar_type(), " on ", valid->device());
+  return valid->const_data_ptr<int64_t>();
+}
+
+void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm,
+                       const std::optional<at::Tensor>& valid) {
   TORCH_CHECK(sq_norm.dim() == 1 && sq_norm.scalar_type() == at::kDouble && sq_norm.is_contiguous(), op,
               ": expected sq_norm to be a contiguous float64 vector, got shape ", sq_norm.sizes(), " of dtype ",
               sq_norm.scalar_type());
-  TORCH_CHECK(max_grad_norm > 0, op, ": expected max_grad_norm > 0, got ", max_grad_norm);
+  check_clip_limits(op, max_grad_norm, valid, sq_norm.device());
 }
 
 int64_t check_per_sample_grads(const char* op, at::TensorList grads) {
@@ -214,10 +228,11 @@ UpdateControl* check_update_control(const char* op, const at::Tensor& control, a
   return reinterpret_cast<UpdateControl*>(control.mutable_data_ptr<int64_t>());
 }
 
-void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps) {
+void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps,
+                       Operands taken) {
   TORCH_CHECK(x.dim() == 3, op, ": expected x of shape (B, C, S), got ", x.sizes());
   TORCH_CHECK(g.sizes() == x.sizes(), op, ": expected g of the shape of x, ", x.sizes(), ", got ", g.sizes());
-  check_dtype(op, "x", x);
+  check_dtype(op, "x", x, taken);
   TORCH_CHECK(x.scalar_type() == g.scalar_type(), op, ": expected x and g of one dtype, got ", x.scalar_type(), " and ",
               g.scalar_type());
   TORCH_CHECK(x.device() == g.device(), op, ": expected x and g on one device, got ", x.device(), " and ", g.device());

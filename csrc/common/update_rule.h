@@ -18,7 +18,7 @@ constexpr int kMostUpdateSettings = 7;
 struct UpdateControl {
   ChaChaKey key;
   uint64_t counter;  // block of the noise of the first element
-  int64_t armed;     // 0: the update does nothing; an update from memory ends with it, so that none is done twice
+  int64_t armed;     // 0: the update does nothing. An update from memory clears that memory, so that none is done twice
   double divisor;
   double public_divisor;
   double settings[kMostUpdateSettings];  // see UpdateRule

@@ -86,9 +86,9 @@ void noisy_update_armed_cpu(at::TensorList parameters, at::TensorList first, at:
   const char* op = "noisy_update_armed_";
   const Optimizer rule = check_noisy_update(op, parameters, first, second, sums, public_sums, optimizer);
   UpdateControl* memory = check_update_control(op, control, parameters);
-  if (memory->armed == 0) return;
-  update(rule, *memory, std_dev, cut(parameters, first, second, sums, public_sums, memory->counter));
-  memory->armed = 0;
+  if (memory->armed != 0)
+    update(rule, *memory, std_dev, cut(parameters, first, second, sums, public_sums, memory->counter));
+  *memory = UpdateControl{};
 }
 
 }  // namespace dpcgan::cpu

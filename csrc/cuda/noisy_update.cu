@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void disarm_kernel(UpdateControl* control) { control->armed = 0; }
+__global__ void disarm_kernel(UpdateControl* control) { *control = UpdateControl{}; }
 
 }  // namespace
 

@@ -17,8 +17,8 @@ class UpdateControl:
 
     A CUDA graph repeats its kernels with the arguments that they were captured with, but reads memory anew.
 
-    tensor: (15,) int64 on the device, an `UpdateControl` of csrc/common/update_rule.h; it holds the key, so it is as
-            secret as the key
+    tensor: (15,) int64 on the device, an `UpdateControl` of csrc/common/update_rule.h; from `arm` to the update it
+            holds the key, and is as secret
     """
 
     def __init__(self, device: torch.device):
@@ -27,7 +27,7 @@ class UpdateControl:
     def arm(self, key: NoiseKey, blocks: int, divisor: float, public_divisor: float, settings: Sequence[float]) -> None:
         """Reserves the noise of the next update and lets it happen, once.
 
-        The blocks are the key's no more before the device hears of them, and the update disarms the control, so that
+        The blocks are the key's no more before the device hears of them, and the update clears the control, so that
         neither another call nor another replay can draw them again.
         Raises ValueError for divisors that are not positive.
         """

@@ -86,6 +86,7 @@ def test_an_armed_update_is_the_plain_one_for_the_same_key_and_happens_once(rule
 
     assert torch.equal(_moved_by(rule, armed_once), _moved_by(rule, plain))
     assert key.position == 10
+    assert not control.tensor.any(), "the key must not stay in memory"
 
 
 def test_an_update_that_was_never_armed_moves_nothing():
