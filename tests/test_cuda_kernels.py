@@ -150,6 +150,30 @@ class TestPrivateStepOnTheGpuPath:
         for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
+    @pytest.mark.parametrize("mode", ["direct", "gram", "materialise"])
+    def test_a_module_in_bfloat16_is_summed_from_the_values_that_its_norms_are_of(self, mode, monkeypatch):
+        module = torch.nn.Sequential(
+            torch.nn.Conv1d(1, 4, 5, 2), torch.nn.GroupNorm(2, 4), torch.nn.LeakyReLU(0.2), torch.nn.Conv1d(4, 1, 9)
+        ).bfloat16()
+        x = (10 * torch.rand(3, 1, 21)).bfloat16()
+        types, sums = [], []
+        original = ops.step_clip_factor
+
+        def seen(layers, *arguments):
+            types.extend(layer.x.dtype for layer in layers)
+            return original(layers, *arguments)
+
+        monkeypatch.setattr(ops, "step_clip_factor", seen)
+        for gpu in (True, False):  # the other way widens to float32 before its ops
+            monkeypatch.setattr(ops, "gpu_ops", lambda _device, gpu=gpu: gpu)
+            for rows in (x, x[:1]):
+                step = self.step(module, norm_mode=mode)
+                step.backward(row_losses(step(rows)).float())
+                sums.append(torch.cat([step._private_sum[p].flatten() for p in module.parameters()]))
+        assert set(types) == (set() if mode == "materialise" else {torch.bfloat16})
+        torch.testing.assert_close(sums[0], sums[2], rtol=1e-5, atol=1e-7)
+        assert 0.29 < float(sums[1].norm()) <= 0.3
+
     def test_norms_and_factors_of_all_layers_take_one_launch(self, cuda, monkeypatch):
         make, shape = NETS["conv critic"]
         step = self.step(make())

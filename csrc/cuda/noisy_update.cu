@@ -16,6 +16,7 @@ struct UpdateTable {
   int64_t first_block[kTableTensors + 1];  // of each tensor, counted over all launches; then the end
   int tensors;
 };
+static_assert(sizeof(UpdateTable) + sizeof(UpdateControl) <= 4096 - 64, "all arguments must fit into 4 KB");
 
 template <Optimizer kOptimizer>
 __global__ void __launch_bounds__(kThreads)
