@@ -160,8 +160,8 @@ __device__ double direct_again(const TaskEntry& entry, const RowOwners& units, c
 }
 
 // The squared norm of one unit over all tasks, in every thread. All threads must call it.
-__device__ double unit_sq_norm(const TaskTable& table, const PartialNorm* partial, const RowOwners& units, int64_t unit,
-                               NormShared& shared) {
+__device__ __noinline__ double unit_sq_norm(const TaskTable& table, const PartialNorm* partial, const RowOwners& units,
+                                            int64_t unit, NormShared& shared) {
   double sum = 0;
   int64_t turn = threadIdx.x;  // the pairs of task and group are dealt to the threads
   bool again = false;
@@ -195,8 +195,8 @@ struct NormResult {
 
 // partial: (items,)
 __global__ void __launch_bounds__(kTileThreads)
-    sq_norm_kernel(const __grid_constant__ TaskTable table, const RowOwners units, const NormResult result,
-                   PartialNorm* partial) {
+    sq_norm_kernel(const __grid_constant__ TaskTable table, const __grid_constant__ RowOwners units,
+                   const __grid_constant__ NormResult result, PartialNorm* partial) {
   __shared__ NormShared shared;
   __shared__ int last;
   int t = 0;

@@ -104,8 +104,8 @@ def update_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Param
 def next_settings(optimizer: torch.optim.Optimizer, state: UpdateState) -> list[float]:
     """Counts a step, and gives the rule's settings for it, as `ops.noisy_update_` takes them."""
     group = optimizer.param_groups[0]
-    if state.steps:
-        torch._foreach_add_(state.steps, 1.0)
+    for count in state.steps:
+        count.add_(1.0)
     settings = [group["lr"], group["weight_decay"]]
     if state.name == "sgd":
         settings += [group["momentum"]]
