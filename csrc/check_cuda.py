@@ -87,7 +87,7 @@ def readable_kernel(mangled: str) -> str:
         return mangled
     name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
     name = re.sub(r"\(anonymous namespace\)::|dpcgan::cuda::|dpcgan::|^void ", "", name)
-    name = re.sub(r"\((?:Epilogue|int)\)", "", name)
+    name = re.sub(r"\((?:Epilogue|Optimizer|int)\)", "", name)
     return re.sub(r"\(.*\)$", "", name)
 
 

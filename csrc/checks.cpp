@@ -9,9 +9,12 @@
 namespace dpcgan {
 namespace {
 
-void check_dtype(const char* op, const char* argument, const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, op, ": expected ", argument,
-              " of dtype float32 or float64, got ", tensor.scalar_type());
+void check_dtype(const char* op, const char* argument, const at::Tensor& tensor, Operands taken = Operands::kFloats) {
+  const bool half = taken == Operands::kFloatsAndBFloat16;
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble ||
+                  (half && tensor.scalar_type() == at::kBFloat16),
+              op, ": expected ", argument, " of dtype ", half ? "bfloat16, " : "", "float32 or float64, got ",
+              tensor.scalar_type());
 }
 
 void check_positive(const char* op, const char* argument, int64_t value) {
@@ -31,12 +34,12 @@ void check_index_vector(const char* op, const char* argument, const at::Tensor& 
 }  // namespace
 
 ConvGeometry check_conv(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
-                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role) {
+                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role, Operands taken) {
   TORCH_CHECK(x.dim() == 3, op, ": expected x of shape (B, C, L), got ", x.sizes());
   TORCH_CHECK(g.dim() == 3, op, ": expected g of shape (B, O, T), got ", g.sizes());
   TORCH_CHECK(x.size(0) == g.size(0), op, ": expected x and g with one batch size, got ", x.size(0), " and ",
               g.size(0));
-  check_dtype(op, "x", x);
+  check_dtype(op, "x", x, taken);
   TORCH_CHECK(x.scalar_type() == g.scalar_type(), op, ": expected x and g of one dtype, got ", x.scalar_type(), " and ",
               g.scalar_type());
   TORCH_CHECK(x.device() == g.device(), op, ": expected x and g on one device, got ", x.device(), " and ", g.device());
@@ -111,11 +114,22 @@ void check_cancelled(const char* op, const std::optional<at::Tensor>& cancelled,
   TORCH_CHECK(cancelled->device() == device, op, ": expected cancelled on ", device, ", got ", cancelled->device());
 }
 
-void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm) {
+const int64_t* check_clip_limits(const char* op, double max_grad_norm, const std::optional<at::Tensor>& valid,
+                                 const at::Device& device) {
+  TORCH_CHECK(max_grad_norm > 0, op, ": expected max_grad_norm > 0, got ", max_grad_norm);
+  if (!valid.has_value()) return nullptr;
+  TORCH_CHECK(valid->numel() == 1 && valid->scalar_type() == at::kLong && valid->device() == device, op,
+              ": expected valid to be one int64 on ", device, ", got shape ", valid->sizes(), " of dtype ",
+              valid->scalar_type(), " on ", valid->device());
+  return valid->const_data_ptr<int64_t>();
+}
+
+void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm,
+                       const std::optional<at::Tensor>& valid) {
   TORCH_CHECK(sq_norm.dim() == 1 && sq_norm.scalar_type() == at::kDouble && sq_norm.is_contiguous(), op,
               ": expected sq_norm to be a contiguous float64 vector, got shape ", sq_norm.sizes(), " of dtype ",
               sq_norm.scalar_type());
-  TORCH_CHECK(max_grad_norm > 0, op, ": expected max_grad_norm > 0, got ", max_grad_norm);
+  check_clip_limits(op, max_grad_norm, valid, sq_norm.device());
 }
 
 int64_t check_per_sample_grads(const char* op, at::TensorList grads) {
@@ -158,10 +172,67 @@ ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double s
   return words;
 }
 
-void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps) {
+namespace {
+
+void check_update_list(const char* op, const char* argument, at::TensorList tensors, at::TensorList parameters,
+                       at::ScalarType dtype) {
+  TORCH_CHECK(tensors.size() == parameters.size(), op, ": expected ", parameters.size(), " ", argument,
+              ", one a parameter, got ", tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    TORCH_CHECK(
+        tensors[i].scalar_type() == dtype && tensors[i].is_contiguous() && tensors[i].numel() == parameters[i].numel(),
+        op, ": expected ", argument, "[", i, "] to be contiguous ", dtype, " with ", parameters[i].numel(),
+        " elements, got shape ", tensors[i].sizes(), " of ", tensors[i].scalar_type());
+    TORCH_CHECK(tensors[i].device() == parameters[0].device(), op, ": expected ", argument, "[", i, "] on ",
+                parameters[0].device(), ", got ", tensors[i].device());
+  }
+}
+
+}  // namespace
+
+Optimizer check_noisy_update(const char* op, at::TensorList parameters, at::TensorList first, at::TensorList second,
+                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer) {
+  check_update_list(op, "parameters", parameters, parameters, at::kFloat);
+  check_update_list(op, "sums", sums, parameters, at::kDouble);
+  if (!first.empty()) check_update_list(op, "first moments", first, parameters, at::kFloat);
+  if (!second.empty()) check_update_list(op, "second moments", second, parameters, at::kFloat);
+  if (!public_sums.empty()) check_update_list(op, "public sums", public_sums, parameters, at::kDouble);
+  if (optimizer == "sgd") return first.empty() ? Optimizer::kSgd : Optimizer::kMomentum;
+  TORCH_CHECK(optimizer == "adam" || optimizer == "rmsprop", op, ": expected optimizer sgd, adam or rmsprop, got ",
+              optimizer);
+  TORCH_CHECK(parameters.empty() || optimizer == "rmsprop" || (!first.empty() && !second.empty()), op,
+              ": expected both moments for adam, got ", first.size(), " and ", second.size());
+  TORCH_CHECK(parameters.empty() || !second.empty(), op, ": expected second moments for rmsprop, got none");
+  return optimizer == "adam" ? Optimizer::kAdam : Optimizer::kRmsprop;
+}
+
+UpdateControl check_update_numbers(const char* op, const ChaChaKey& key, int64_t counter, double divisor,
+                                   double public_divisor, Optimizer optimizer, c10::ArrayRef<double> settings) {
+  TORCH_CHECK(divisor > 0 && public_divisor > 0, op, ": expected positive divisors, got ", divisor, " and ",
+              public_divisor);
+  const size_t count = optimizer == Optimizer::kAdam ? 7 : optimizer == Optimizer::kRmsprop ? 4 : 3;
+  TORCH_CHECK(settings.size() == count, op, ": expected ", count, " settings, got ", settings.size());
+  UpdateControl control{key, static_cast<uint64_t>(counter), 1, divisor, public_divisor, {}};
+  for (size_t i = 0; i < count; ++i) control.settings[i] = settings[i];
+  return control;
+}
+
+UpdateControl* check_update_control(const char* op, const at::Tensor& control, at::TensorList parameters) {
+  constexpr int64_t kWords = sizeof(UpdateControl) / sizeof(int64_t);
+  TORCH_CHECK(
+      control.dim() == 1 && control.numel() == kWords && control.scalar_type() == at::kLong && control.is_contiguous(),
+      op, ": expected control to be a contiguous int64 vector of shape (", kWords, ",), got shape ", control.sizes(),
+      " of dtype ", control.scalar_type());
+  TORCH_CHECK(parameters.empty() || control.device() == parameters[0].device(), op, ": expected control on ",
+              parameters[0].device(), ", got ", control.device());
+  return reinterpret_cast<UpdateControl*>(control.mutable_data_ptr<int64_t>());
+}
+
+void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps,
+                       Operands taken) {
   TORCH_CHECK(x.dim() == 3, op, ": expected x of shape (B, C, S), got ", x.sizes());
   TORCH_CHECK(g.sizes() == x.sizes(), op, ": expected g of the shape of x, ", x.sizes(), ", got ", g.sizes());
-  check_dtype(op, "x", x);
+  check_dtype(op, "x", x, taken);
   TORCH_CHECK(x.scalar_type() == g.scalar_type(), op, ": expected x and g of one dtype, got ", x.scalar_type(), " and ",
               g.scalar_type());
   TORCH_CHECK(x.device() == g.device(), op, ": expected x and g on one device, got ", x.device(), " and ", g.device());

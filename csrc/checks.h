@@ -9,12 +9,17 @@
 
 #include "common/chacha20.h"
 #include "common/conv_geometry.h"
+#include "common/update_rule.h"
 
 namespace dpcgan {
 
-// x: (B, C, L), g: (B, O, T), any strides, float32 or float64, one device.
+// Whether an implementation takes operands in bfloat16, too.
+enum class Operands { kFloats, kFloatsAndBFloat16 };
+
+// x: (B, C, L), g: (B, O, T), any strides, one dtype, one device.
 ConvGeometry check_conv(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
-                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role);
+                        int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role,
+                        Operands taken = Operands::kFloats);
 
 OperandStrides operand_strides(const at::Tensor& operand);
 
@@ -34,8 +39,13 @@ void check_row_factor(const char* op, const at::Tensor& factor, int64_t rows, co
 void check_cancelled(const char* op, const std::optional<at::Tensor>& cancelled, int64_t rows,
                      const at::Device& device);
 
-// sq_norm: (U,) float64, contiguous; max_grad_norm > 0, inf allowed.
-void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm);
+// sq_norm: (U,) float64, contiguous; max_grad_norm > 0, inf allowed; valid: () int64 on the device, or nothing.
+void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm,
+                       const std::optional<at::Tensor>& valid);
+
+// max_grad_norm and valid as in check_clip_factor; returns the number on the device, or null.
+const int64_t* check_clip_limits(const char* op, double max_grad_norm, const std::optional<at::Tensor>& valid,
+                                 const at::Device& device);
 
 // Per-sample gradients: the same leading dimension B in each, one dtype of float32 and float64, one device.
 int64_t check_per_sample_grads(const char* op, at::TensorList grads);
@@ -44,7 +54,20 @@ int64_t check_per_sample_grads(const char* op, at::TensorList grads);
 ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double std_dev, const at::Tensor& key,
                                 int64_t counter);
 
+// Parameters and moments: contiguous float32, sums: contiguous float64, all on one device; lists that may be empty hold
+// one tensor a parameter or none. Returns the rule.
+Optimizer check_noisy_update(const char* op, at::TensorList parameters, at::TensorList first, at::TensorList second,
+                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer);
+
+// Of the optimizer's settings, and positive divisors; returns them with the key and the counter, armed.
+UpdateControl check_update_numbers(const char* op, const ChaChaKey& key, int64_t counter, double divisor,
+                                   double public_divisor, Optimizer optimizer, c10::ArrayRef<double> settings);
+
+// control: (15,) int64 on the device of the parameters, an UpdateControl in memory.
+UpdateControl* check_update_control(const char* op, const at::Tensor& control, at::TensorList parameters);
+
 // x, g: (B, C, S) of one shape; groups divides C; eps > 0.
-void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps);
+void check_norm_affine(const char* op, const at::Tensor& x, const at::Tensor& g, int64_t groups, double eps,
+                       Operands taken = Operands::kFloats);
 
 }  // namespace dpcgan

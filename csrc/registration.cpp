@@ -29,8 +29,15 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def("rows_sq_norm(Tensor[] grads, Tensor? row_order=None, Tensor? unit_offsets=None) -> Tensor");
   // sum_n factor[n] grads[n]; rows of factor 0 are not read.  grad: (B, ...)  factor: (B,)  returns (...) float64
   m.def("rows_weighted_sum(Tensor grad, Tensor factor) -> Tensor");
-  // min(1, max_grad_norm (1 - 2^-20) / sqrt(sq_norm)); 0 where sq_norm is not finite.  (U,) float64 -> (U,) float64
-  m.def("clip_factor(Tensor sq_norm, float max_grad_norm) -> Tensor");
+  // min(1, max_grad_norm (1 - 2^-20) / sqrt(sq_norm)); 0 where sq_norm is not finite, and for units from number `valid`
+  // on, () int64 in the memory of the device.  (U,) float64 -> (U,) float64
+  m.def("clip_factor(Tensor sq_norm, float max_grad_norm, Tensor? valid=None) -> Tensor");
+  // Norms and clip factors of a whole step in one launch, on the GPU alone: of layers as in conv_sq_norm (geometry: its
+  // six numbers and 1 for gram, 0 for direct, for each x and g) and of materialised gradients as in rows_sq_norm.
+  // returns squared norms (U,) float64 and factors (U,) float64, both 0 for units from number `valid` on
+  m.def(
+      "step_clip_factor(Tensor[] x, Tensor[] g, int[] geometry, Tensor[] grads, float max_grad_norm, "
+      "Tensor? row_order=None, Tensor? unit_offsets=None, Tensor? valid=None) -> (Tensor, Tensor)");
   // The fused path of a sequential net (cpu/fused_net.cpp), lanes = rows in a vector. layers: 10 integers a layer
   // (kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode or activation, out_length); numbers:
   // slope or eps. x: (B, C, L) -> out (B, O, T); keeps what backward needs in the workspace
@@ -60,4 +67,9 @@ TORCH_LIBRARY(dpcgan_fast, m) {
       "noisy_update_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
       "Tensor[] public_sums, float std, Tensor key, int counter, float divisor, float public_divisor, str optimizer, "
       "float[] settings) -> ()");
+  // The same with what changes from step to step read from memory, so that a CUDA graph can repeat it: control (15,)
+  // int64 is an UpdateControl (common/update_rule.h). It does nothing unless `control` is armed, and clears it.
+  m.def(
+      "noisy_update_armed_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
+      "Tensor[] public_sums, float std, Tensor(d!) control, str optimizer) -> ()");
 }

@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from dpcgan_fast import ops
+from dpcgan_fast.engine import GraphedStep, PrivateStep, RunAgain
 from dpcgan_fast.ops import _reference
 from tests.cuda_emulation import build, cases
+from tests.engine.nets import NETS, clipped_sum_by_microbatches, row_losses
 
 ROOT = Path(__file__).parents[1]
 # Order of threads and blocks, and a limit on the blocks of a grid: kernels stride over their grid, so that none may
 # change a bit of the result.
 ORDERS = [(0, 0), (1, 1), (2, 2), (3, 0), (4, 7), (5, 0)]
 # The fused path of the CPU; a module on a GPU takes the layerwise path.
-CPU_ONLY = {"fused_forward", "fused_sq_norm", "fused_weighted_grad", "noisy_update_"}
+CPU_ONLY = {"fused_forward", "fused_sq_norm", "fused_weighted_grad"}
 # A thread order shows a missing barrier only by luck; this many orders leave none.
 PLANTED_ORDERS = 10
 
@@ -82,6 +85,16 @@ def test_kernels_match_the_reference_in_every_thread_order(cuda, op, dtype):
     assert cuda.launches() > 0
 
 
+@pytest.mark.parametrize("op", cases.TAKES_BFLOAT16)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_bfloat16_is_read_as_the_number_that_it_is_and_nothing_is_rounded_to_it(cuda, op):
+    cuda.configure(seed=11)
+    for call in cases.bfloat16_calls(op):
+        got = cases.run(cuda.ops, call)
+        cases.assert_close(call, got, cases.run(_reference, call))
+        assert all(tensor.dtype != torch.bfloat16 for tensor in got)
+
+
 @pytest.mark.usefixtures("cuda")
 def test_every_registered_op_has_a_cuda_kernel_and_cases():
     names = [name.split("::") for name in torch._C._dispatch_get_all_op_names()]
@@ -89,6 +102,94 @@ def test_every_registered_op_has_a_cuda_kernel_and_cases():
     assert registered - CPU_ONLY == set(cases.OPS)
     for op in cases.OPS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dpcgan_fast_emulated::{op}", "CPU"), op
+
+
+class TestPrivateStepOnTheGpuPath:
+    """The engine as it runs on a GPU, on CPU tensors: its ops are the emulated kernels."""
+
+    @pytest.fixture(autouse=True)
+    def gpu_path(self, cuda, monkeypatch):
+        monkeypatch.setattr(torch.ops, "dpcgan_fast", cuda.ops)
+        monkeypatch.setattr(ops, "gpu_ops", lambda _device: True)
+        cuda.configure(seed=7)
+        cuda.launches()
+
+    @staticmethod
+    def step(module, **options):
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        return PrivateStep(module, optimizer, 0.3, 0.0, 8.0, fused=False, **options)
+
+    @pytest.mark.parametrize("name", NETS)
+    @pytest.mark.parametrize("units", [None, torch.tensor([3, 1, 3, 3, 0])])
+    @pytest.mark.parametrize("mode", ["auto", "gram", "direct"])
+    def test_it_sums_what_microbatches_of_one_unit_give(self, cuda, name, units, mode):
+        make, shape = NETS[name]
+        module, x = make(), torch.rand(5, *shape)
+        expected = clipped_sum_by_microbatches(module, x, 0.3, units)
+        before = [p.detach().clone() for p in module.parameters()]
+        step = self.step(module, norm_mode=mode)
+        step.backward(row_losses(step(x)), units)
+        step.step()
+        assert step.last.update.startswith("one pass")
+        assert cuda.launches() > 0
+        for old, new, total in zip(before, module.parameters(), expected.values(), strict=True):
+            torch.testing.assert_close(8.0 * (old - new.detach()), total.float(), rtol=1e-4, atol=2e-5)
+
+    def test_a_captured_step_is_the_plain_one(self):
+        make, shape = NETS["conv critic"]
+        captured, plain = make(), make()
+        plain.load_state_dict(captured.state_dict())
+        step, other = self.step(captured), self.step(plain)
+        whole = GraphedStep(step, 4, capture=RunAgain())
+        real = whole.backward_of(lambda x: row_losses(step(x)), (torch.rand(2, *shape),))
+        for x in (torch.rand(3, *shape), torch.rand(4, *shape)):
+            real(x)
+            whole.step()
+            other.backward(row_losses(other(x)))
+            other.step()
+        for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("mode", ["direct", "gram", "materialise"])
+    def test_a_module_in_bfloat16_is_summed_from_the_values_that_its_norms_are_of(self, mode, monkeypatch):
+        module = torch.nn.Sequential(
+            torch.nn.Conv1d(1, 4, 5, 2), torch.nn.GroupNorm(2, 4), torch.nn.LeakyReLU(0.2), torch.nn.Conv1d(4, 1, 9)
+        ).bfloat16()
+        x = (10 * torch.rand(3, 1, 21)).bfloat16()
+        types, sums = [], []
+        original = ops.step_clip_factor
+
+        def seen(layers, *arguments):
+            types.extend(layer.x.dtype for layer in layers)
+            return original(layers, *arguments)
+
+        monkeypatch.setattr(ops, "step_clip_factor", seen)
+        for gpu in (True, False):  # the other way widens to float32 before its ops
+            monkeypatch.setattr(ops, "gpu_ops", lambda _device, gpu=gpu: gpu)
+            for rows in (x, x[:1]):
+                step = self.step(module, norm_mode=mode)
+                step.backward(row_losses(step(rows)).float())
+                sums.append(torch.cat([step._private_sum[p].flatten() for p in module.parameters()]))
+        assert set(types) == (set() if mode == "materialise" else {torch.bfloat16})
+        torch.testing.assert_close(sums[0], sums[2], rtol=1e-5, atol=1e-7)
+        assert 0.29 < float(sums[1].norm()) <= 0.3
+
+    def test_norms_and_factors_of_all_layers_take_one_launch(self, cuda, monkeypatch):
+        make, shape = NETS["conv critic"]
+        step = self.step(make())
+        losses = row_losses(step(torch.rand(3, *shape)))
+        launches = []
+        original = ops.step_clip_factor
+
+        def counted(*arguments):
+            cuda.launches()
+            factor = original(*arguments)
+            launches.append(cuda.launches())
+            return factor
+
+        monkeypatch.setattr(ops, "step_clip_factor", counted)
+        step.backward(losses)
+        assert launches == [1]
 
 
 def test_gram_repeats_a_cancelling_unit_by_the_direct_kernel(cuda):
@@ -122,6 +223,16 @@ def test_ops_reject_what_does_not_fit(cuda):
     x, g = torch.zeros(2, 3, 8), torch.zeros(2, 4, 6)
     with pytest.raises(RuntimeError, match="conv_sq_norm: expected mode direct or gram, got fast"):
         cuda.ops.conv_sq_norm(x, g, 3, 1, 0, 1, 1, 0, "fast")
+    with pytest.raises(RuntimeError, match="expected x of dtype bfloat16, float32 or float64, got Half"):
+        cuda.ops.conv_per_sample_grad(x.half(), g.half(), 3, 1, 0, 1, 1, 0)
+    with pytest.raises(RuntimeError, match="step_clip_factor: expected one g and 7 numbers a layer for 1 layers"):
+        cuda.ops.step_clip_factor([x], [g], [3, 1, 0, 1, 1, 0], [], 1.0)
+    with pytest.raises(RuntimeError, match="step_clip_factor: expected at least one gradient"):
+        cuda.ops.step_clip_factor([], [], [], [], 1.0, valid=torch.tensor(1))
+    with pytest.raises(RuntimeError, match="step_clip_factor: expected valid to be one int64"):
+        cuda.ops.step_clip_factor([], [], [], [x], 1.0, valid=torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match="noisy_update_armed_: expected control to be"):
+        cuda.ops.noisy_update_armed_([x], [], [], [x.double()], [], 0.0, torch.zeros(3), "sgd")
     with pytest.raises(RuntimeError, match="conv_per_sample_grad: expected x and g of one dtype"):
         cuda.ops.conv_per_sample_grad(x, g.double(), 3, 1, 0, 1, 1, 0)
     with pytest.raises(RuntimeError, match="conv_weighted_grad: expected factor"):

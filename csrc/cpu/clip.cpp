@@ -96,12 +96,15 @@ at::Tensor rows_weighted_sum_cpu(const at::Tensor& grad, const at::Tensor& facto
   return out;
 }
 
-at::Tensor clip_factor_cpu(const at::Tensor& sq_norm, double max_grad_norm) {
-  check_clip_factor("clip_factor", sq_norm, max_grad_norm);
+at::Tensor clip_factor_cpu(const at::Tensor& sq_norm, double max_grad_norm, const std::optional<at::Tensor>& valid) {
+  check_clip_factor("clip_factor", sq_norm, max_grad_norm, valid);
   at::Tensor out = at::empty_like(sq_norm);
   const double* in = sq_norm.const_data_ptr<double>();
   double* factor = out.mutable_data_ptr<double>();
-  for (int64_t u = 0; u < sq_norm.numel(); ++u) factor[u] = clip_factor(in[u], max_grad_norm);
+  const int64_t units =
+      valid ? std::clamp<int64_t>(*valid->const_data_ptr<int64_t>(), 0, sq_norm.numel()) : sq_norm.numel();
+  for (int64_t u = 0; u < units; ++u) factor[u] = clip_factor(in[u], max_grad_norm);
+  std::fill(factor + units, factor + sq_norm.numel(), 0.0);
   return out;
 }
 

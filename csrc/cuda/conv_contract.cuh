@@ -8,7 +8,6 @@
 // The bias gradient is a plain sum over positions of g or x; its tiles follow the weight tiles.
 #pragma once
 
-#include "../common/cancellation.h"
 #include "../common/conv_geometry.h"
 #include "rows.cuh"
 
@@ -35,8 +34,11 @@ struct TileShape {
   static_assert(kThreads % kBiasChannels == 0, "a bias tile takes whole warps");
 };
 
-using LargeTile = TileShape<64, 64, 4, 4>;
+// Both of kTileThreads threads, so that one launch may hold both.
+constexpr int kTileThreads = 128;
+using LargeTile = TileShape<32, 64, 4, 4>;
 using SmallTile = TileShape<16, 32, 2, 2>;  // for narrow layers, which would leave most of a large tile empty
+static_assert(LargeTile::kThreads == kTileThreads && SmallTile::kThreads == kTileThreads);
 
 template <class Tile>
 struct TileCounts {
@@ -62,13 +64,11 @@ struct ContractProblem {
   ConvGeometry conv;
   ConvOperands<T> data;
   RowOwners owners;
-  const double* factor;          // (batch rows,), or null for 1; rows of factor 0 are not read
-  const NormAndBound* measured;  // (owners, groups): weights only where this Gram norm cancels; null: everywhere
-  int64_t parts;                 // work items of one owner and channel group; tiles are dealt out to them in turn
+  const double* factor;  // (batch rows,), or null for 1; rows of factor 0 are not read
+  int64_t parts;         // work items of one owner and channel group; tiles are dealt out to them in turn
 };
 
-// kStore: owner i's gradients begin at weight + i weight_step and bias + i bias_step.
-// kSquare: weight is (owners, groups, parts), sums of squares; bias is not used.
+// Owner i's gradients begin at weight + i weight_step and bias + i bias_step.
 template <class Out>
 struct ContractOutput {
   Out* weight;
@@ -163,6 +163,7 @@ __device__ double weight_tile(const ContractProblem<T>& problem, const RowSpan& 
     stage_taps(problem, group, first_tap, shared);
     stage_outputs(problem, group, first_output, shared);
     __syncthreads();
+#pragma unroll 4  // all of them would take too many registers
     for (int p = 0; p < kTilePositions; ++p)
       for (int i = 0; i < Tile::kThreadOutputs; ++i)
         for (int l = 0; l < Tile::kThreadTaps; ++l)
@@ -222,7 +223,7 @@ __device__ double bias_tile(const ContractProblem<T>& problem, const RowSpan& ro
   }
 }
 
-template <class T, class Tile, Epilogue kEpilogue, class Out>
+template <class T, class Tile, class Out>
 __global__ void __launch_bounds__(Tile::kThreads)
     conv_contract_kernel(const ContractProblem<T> problem, const ContractOutput<Out> out) {
   __shared__ ContractShared<Tile> shared;
@@ -232,20 +233,14 @@ __global__ void __launch_bounds__(Tile::kThreads)
     const int64_t owner_group = item / problem.parts;
     const int64_t owner = owner_group / problem.conv.groups, group = owner_group % problem.conv.groups;
     const RowSpan rows = problem.owners.span(owner);
-    const bool weights = problem.measured == nullptr || problem.measured[owner_group].cancels(kGramCancellation);
-    double squares = 0;
     for (int64_t tile = item % problem.parts; tile < tiles.total; tile += problem.parts) {
       if (tile >= tiles.weight) {
-        squares += bias_tile<T, Tile, kEpilogue>(problem, rows, group, tile - tiles.weight,
-                                                 out.bias + owner * out.bias_step, shared);
-      } else if (weights) {
-        squares += weight_tile<T, Tile, kEpilogue>(problem, rows, group, tile, tiles.tap_tiles,
-                                                   out.weight + owner * out.weight_step, shared);
+        bias_tile<T, Tile, Epilogue::kStore>(problem, rows, group, tile - tiles.weight,
+                                             out.bias + owner * out.bias_step, shared);
+      } else {
+        weight_tile<T, Tile, Epilogue::kStore>(problem, rows, group, tile, tiles.tap_tiles,
+                                               out.weight + owner * out.weight_step, shared);
       }
-    }
-    if constexpr (kEpilogue == Epilogue::kSquare) {
-      squares = block_sum<Tile::kThreads>(squares);
-      if (threadIdx.x == 0) out.weight[item] = squares;
     }
   }
 }

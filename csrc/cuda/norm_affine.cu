@@ -32,7 +32,7 @@ __device__ Moments moments(const T* values, int64_t size, double eps, int thread
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     group_norm_kernel(const T* x, const T* g, int64_t row_groups, int64_t group_channels, int64_t length, double eps,
-                      T* weight, T* bias) {
+                      GradOf<T>* weight, GradOf<T>* bias) {
   const int lane = threadIdx.x % kWarpSize;
   for (int64_t i = blockIdx.x; i < row_groups; i += gridDim.x) {
     const int64_t first = i * group_channels;  // (row, group) pairs are contiguous blocks of channels
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads)
       weight_sum = warp_sum(weight_sum);
       bias_sum = warp_sum(bias_sum);
       if (lane == 0) {
-        weight[c] = static_cast<T>(weight_sum);
-        bias[c] = static_cast<T>(bias_sum);
+        weight[c] = static_cast<GradOf<T>>(weight_sum);
+        bias[c] = static_cast<GradOf<T>>(bias_sum);
       }
     }
   }
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     layer_norm_kernel(const T* x, const T* g, const Moments* moments, int64_t rows, int64_t positions, int64_t features,
-                      T* weight, T* bias) {
+                      GradOf<T>* weight, GradOf<T>* bias) {
   __shared__ double weight_sums[kWarps][kWarpSize];
   __shared__ double bias_sums[kWarps][kWarpSize];
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads)
       weight_sum += weight_sums[w][lane];
       bias_sum += bias_sums[w][lane];
     }
-    weight[row * features + feature] = static_cast<T>(weight_sum);
-    bias[row * features + feature] = static_cast<T>(bias_sum);
+    weight[row * features + feature] = static_cast<GradOf<T>>(weight_sum);
+    bias[row * features + feature] = static_cast<GradOf<T>>(bias_sum);
   }
 }
 
@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void launch_group_norm_per_sample_grad(const T* x, const T* g, int64_t rows, int64_t channels, int64_t length,
-                                       int64_t groups, double eps, T* weight, T* bias, cudaStream_t stream) {
+                                       int64_t groups, double eps, GradOf<T>* weight, GradOf<T>* bias,
+                                       cudaStream_t stream) {
   launch(group_norm_kernel<T>, rows * groups, kThreads, stream, x, g, rows * groups, channels / groups, length, eps,
          weight, bias);
 }
@@ -114,7 +115,8 @@ int64_t layer_norm_workspace(int64_t rows, int64_t positions) {
 
 template <class T>
 void launch_layer_norm_per_sample_grad(const T* x, const T* g, int64_t rows, int64_t positions, int64_t features,
-                                       double eps, double* workspace, T* weight, T* bias, cudaStream_t stream) {
+                                       double eps, double* workspace, GradOf<T>* weight, GradOf<T>* bias,
+                                       cudaStream_t stream) {
   Moments* moments = reinterpret_cast<Moments*>(workspace);
   launch(layer_norm_moments_kernel<T>, ceil_div<int64_t>(rows * positions, kWarps), kThreads, stream, x,
          rows * positions, features, eps, moments);
@@ -124,11 +126,12 @@ void launch_layer_norm_per_sample_grad(const T* x, const T* g, int64_t rows, int
 
 #define DPCGAN_INSTANTIATE(T)                                                                                        \
   template void launch_group_norm_per_sample_grad<T>(const T*, const T*, int64_t, int64_t, int64_t, int64_t, double, \
-                                                     T*, T*, cudaStream_t);                                          \
+                                                     GradOf<T>*, GradOf<T>*, cudaStream_t);                          \
   template void launch_layer_norm_per_sample_grad<T>(const T*, const T*, int64_t, int64_t, int64_t, double, double*, \
-                                                     T*, T*, cudaStream_t);
+                                                     GradOf<T>*, GradOf<T>*, cudaStream_t);
 DPCGAN_INSTANTIATE(float)
 DPCGAN_INSTANTIATE(double)
+DPCGAN_INSTANTIATE(BFloat16)
 #undef DPCGAN_INSTANTIATE
 
 }  // namespace dpcgan::cuda

@@ -21,9 +21,27 @@ inline at::Tensor empty_doubles(at::IntArrayRef sizes, const at::Tensor& like) {
   return at::empty(sizes, like.options().dtype(at::kDouble));
 }
 
+// Calls body with a value of the type that the kernels read the operand in.
+template <class Body>
+void with_operand_type(const at::Tensor& operand, const Body& body) {
+  if (operand.scalar_type() == at::kBFloat16) return body(BFloat16{});
+  if (operand.scalar_type() == at::kDouble) return body(double{});
+  body(float{});
+}
+
+template <class T>
+const T* operand_data(const at::Tensor& operand) {
+  return static_cast<const T*>(operand.const_data_ptr());
+}
+
 template <class T>
 ConvOperands<T> conv_operands(const at::Tensor& x, const at::Tensor& g) {
-  return {x.const_data_ptr<T>(), operand_strides(x), g.const_data_ptr<T>(), operand_strides(g)};
+  return {operand_data<T>(x), operand_strides(x), operand_data<T>(g), operand_strides(g)};
+}
+
+// Of per-sample gradients of an operand: its own type, or float32 for bfloat16.
+inline at::TensorOptions grad_options(const at::Tensor& operand) {
+  return operand.options().dtype(operand.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
 inline UnitIndex unit_index(const std::optional<at::Tensor>& row_order, const std::optional<at::Tensor>& unit_offsets,

@@ -9,8 +9,8 @@ from dpcgan_fast import ops
 from dpcgan_fast.engine.fused import FusedGradient
 from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import LayerReport
-from dpcgan_fast.engine.rules import LayerGradient, MaterialisedGradient
-from dpcgan_fast.ops import UnitGroups
+from dpcgan_fast.engine.rules import ConvGradient, LayerGradient, MaterialisedGradient
+from dpcgan_fast.ops import LayerNorms, NormMode, UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
 
@@ -41,45 +41,65 @@ def add_clipped_sum(
     units: UnitGroups | None,
     pick: NormPicker,
     total: GradientSum,
+    valid: Tensor | None = None,
 ) -> tuple[LayerReport, ...]:
     """Adds the sum over units of min(1, max_grad_norm / norm_u) G_u to `total`, in float64.
 
     named: (layer name, gradient) pairs of one batch
     units: rows of one unit add before the norm; None if every row is a unit
     pick:  the norm mode of each layer
+    valid: () int64 on the device: units from this number on add exactly zero; None: all count
 
     Formal guarantees: the norm is over all layers together; a unit whose gradient is not finite adds exactly zero;
     removing a unit moves the sum by at most max_grad_norm (1 + 1e-6).
     Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
     """
-    gradients = merge_shared(named)
-    name, only = gradients[0] if len(gradients) == 1 else ("", None)
-    if isinstance(only, FusedGradient):
+    named = merge_shared(named)
+    name, only = named[0] if len(named) == 1 else ("", None)
+    if isinstance(only, FusedGradient) and valid is None:
         add_to(total, only.clipped_sum(max_grad_norm))
         return only.reports(name, pick(only, False))
-    sq_norm: Tensor | None = None
-    cancelled: list[Tensor | None] = []
+    gradients: list[tuple[LayerGradient, NormMode]] = []
     reports: list[LayerReport] = []
-    for i, (name, gradient) in enumerate(gradients):
+    for name, gradient in named:
         choice = pick(gradient, units is not None)
         reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
-            kept = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())
-            gradients[i] = (name, kept)
-            layer_norm, layer_cancelled = ops.rows_sq_norm(list(kept.grads.values()), units), None
-        else:
-            layer_norm, layer_cancelled = gradient.sq_norm(choice.mode, units)
-        sq_norm = layer_norm if sq_norm is None else sq_norm + layer_norm
-        cancelled.append(layer_cancelled)
-    if sq_norm is None:
+            gradient = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())
+        gradients.append((gradient, choice.mode))
+    if not gradients:
         return ()
-    factor = ops.clip_factor(sq_norm, max_grad_norm)
+    factor, cancelled = _clip_factor(gradients, max_grad_norm, units, valid)
     row_factor = factor if units is None else factor[units.unit_of_row]
-    for (_, gradient), layer_cancelled in zip(gradients, cancelled, strict=True):
+    for (gradient, _), layer_cancelled in zip(gradients, cancelled, strict=True):
         if layer_cancelled is not None and units is not None:
             layer_cancelled = layer_cancelled[units.unit_of_row]
         add_to(total, gradient.weighted(row_factor, layer_cancelled))
     return tuple(reports)
+
+
+def _clip_factor(
+    gradients: list[tuple[LayerGradient, NormMode]],
+    max_grad_norm: float,
+    units: UnitGroups | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Clip factors (U,), and for each gradient the units that cancel in it, (U,) or None."""
+    if ops.gpu_ops(gradients[0][0].parameters()[0].device):
+        stored = [x for g, _ in gradients if isinstance(g, MaterialisedGradient) for x in g.grads.values()]
+        layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in gradients if isinstance(g, ConvGradient)]
+        return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid), [None] * len(gradients)
+    sq_norm: Tensor | None = None
+    cancelled: list[Tensor | None] = []
+    for gradient, mode in gradients:
+        if isinstance(gradient, MaterialisedGradient):
+            layer_norm, layer_cancelled = ops.rows_sq_norm(list(gradient.grads.values()), units), None
+        else:
+            layer_norm, layer_cancelled = gradient.sq_norm(mode, units)
+        sq_norm = layer_norm if sq_norm is None else sq_norm + layer_norm
+        cancelled.append(layer_cancelled)
+    assert sq_norm is not None
+    return ops.clip_factor(sq_norm, max_grad_norm, valid), cancelled
 
 
 def add_to(total: GradientSum, grads: GradientSum) -> None:

@@ -143,14 +143,26 @@ class PrivateStep:
         rows = losses.shape[0]
         groups = self._grouped(units, rows)
         if rows > 0:
-            total = self._private_sum if private else self._public_sum
-            reached = self._unfused_where_needed(self._uses(losses), units is not None)
-            named = [(use.name, self._gradient(use, grads, rows)) for use, grads in reached]
-            layers = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total)
             self._chunks += 1
-            self.last = self._report(layers, rows)
+            total = self._private_sum if private else self._public_sum
+            self.last = self._accumulate(losses, groups, total, units_given=units is not None)
         if not private:
             self._public_rows += rows
+
+    def _accumulate(
+        self,
+        losses: Tensor,
+        groups: ops.UnitGroups | None,
+        total: GradientSum,
+        valid: Tensor | None = None,
+        units_given: bool = False,
+    ) -> StepReport:
+        """Adds the clipped gradients of one batch to `total`; of its first `valid` rows, () int64 on the device."""
+        rows = losses.shape[0]
+        reached = self._unfused_where_needed(self._uses(losses), units_given)
+        named = [(use.name, self._gradient(use, grads, rows)) for use, grads in reached]
+        layers = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total, valid)
+        return self._report(layers, rows)
 
     def _unfused_where_needed(self, reached: list[Reached], units: bool) -> list[Reached]:
         """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a

@@ -32,6 +32,7 @@ class StepReport:
     why:     why this path was taken
     backend: "native" or "reference" ops
     update:  how `step()` then moved the parameters, and why
+    repeated: how `GraphedStep` does the work again; empty if it does not
     debug:   batch sizes and chunk counts; empty unless PrivateStep was made with debug=True, since the number of rows
              drawn is private
     """
@@ -41,6 +42,7 @@ class StepReport:
     backend: str
     layers: tuple[LayerReport, ...]
     update: str = ""
+    repeated: str = ""
     debug: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -49,4 +51,5 @@ class StepReport:
             fused = "fused " if layer.fused else ""
             lines.append(f"  {layer.name or '(root)'}: {fused}{layer.rule}, {layer.mode} ({layer.reason})")
         lines += [f"  update: {self.update}"] if self.update else []
+        lines += [f"  repeated: {self.repeated}"] if self.repeated else []
         return "\n".join(lines)

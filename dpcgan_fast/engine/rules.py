@@ -191,9 +191,15 @@ _AFFINE_RULES: dict[type[nn.Module], str] = {
 _ROW_DIMENSIONS = {nn.Conv1d: 3, nn.ConvTranspose1d: 3}
 
 
-def _floats(tensor: Tensor) -> Tensor:
-    """Half types as float32, which holds their values exactly: the norm is that of what is summed."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+def _operands(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """x and g in one type that holds the values of both exactly: the norm is that of what is summed.
+
+    Kernels sum in double, also where they read bfloat16, and round no product of clip factor and gradient.
+    """
+    if x.dtype == g.dtype == torch.bfloat16 and ops.gpu_ops(x.device):
+        return x, g
+    dtype = torch.promote_types(torch.promote_types(x.dtype, g.dtype), torch.float32)
+    return x.to(dtype), g.to(dtype)
 
 
 def _has_rule(use: LayerUse) -> bool:
@@ -219,11 +225,11 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     module = use.module
     own: dict[str, nn.Parameter] = {name: p for name, p in module.named_parameters() if p in trainable}
     if _has_rule(use) and "weight" in own:
-        x, g = _floats(use.args[0].detach()), _floats(grads[0])  # type: ignore[arg-type]
+        x, g = _operands(use.args[0].detach(), grads[0])  # type: ignore[arg-type]
         check_rows(use, x, rows)
         if type(module) in _CONV_RULES:
-            return _CONV_RULES[type(module)](module, x, g.to(x.dtype), own.get("bias"))
-        weight_grad, bias_grad = _affine_grads(module, x, g.to(x.dtype))
+            return _CONV_RULES[type(module)](module, x, g, own.get("bias"))
+        weight_grad, bias_grad = _affine_grads(module, x, g)
         pair: dict[str, Tensor] = {"weight": weight_grad, "bias": bias_grad}
         reason = "an affine pair is no larger than one position of its input"
         return MaterialisedGradient(_AFFINE_RULES[type(module)], reason, {p: pair[name] for name, p in own.items()})

@@ -1,12 +1,12 @@
 """The end of a step in one pass over all parameters: noise, division, and the optimizer's own rule.
 
-It stands in for `optimizer.step()` where it computes the same: plain SGD, Adam and RMSprop on the CPU. The optimizer's
+It stands in for `optimizer.step()` where it computes the same: plain SGD, Adam and RMSprop. The optimizer's
 state stays its own, so that checkpoints and a later `optimizer.step()` go on from it. `check_update` says why not,
 where it does not.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ def check_update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Param
     hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
     if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         raise OwnStepError("the optimizer has hooks")
+    if group.get("fused") and any(p.is_cuda for p in parameters):
+        raise OwnStepError("it was made with fused=True, which counts steps on the GPU")
     counts = {float(optimizer.state[p]["step"]) for p in parameters if "step" in optimizer.state.get(p, {})}
     if len(counts) > 1:
         raise OwnStepError("its parameters have taken different numbers of steps")
@@ -56,45 +58,64 @@ def check_update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Param
         raise OwnStepError("a learning rate scheduler counts the optimizer's steps")
     if "step" in optimizer.__dict__:
         raise OwnStepError("its step was replaced")
-    if any(p.device.type != "cpu" or p.dtype != torch.float32 or not p.is_contiguous() for p in parameters):
-        raise OwnStepError("a parameter is not contiguous float32 on the CPU")
+    if any(p.dtype != torch.float32 or not p.is_contiguous() for p in parameters):
+        raise OwnStepError("a parameter is not contiguous float32")
+    if len({p.device for p in parameters}) > 1:
+        raise OwnStepError("its parameters lie on several devices")
 
 
-def _moments(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], *names: str) -> list[list[Tensor]]:
-    """The optimizer's moments by name, made as it would make them before its first step; counts the step."""
-    for parameter in parameters:
-        state = optimizer.state[parameter]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state |= {name: torch.zeros_like(parameter) for name in names}
-    states = [optimizer.state[parameter] for parameter in parameters]
-    torch._foreach_add_([state["step"] for state in states], 1.0)  # type: ignore[reportPrivateImportUsage]
-    return [[state[name] for state in states] for name in names]
+@dataclass(frozen=True)
+class UpdateState:
+    """An optimizer's rule by name, and its moments, one a parameter; empty where the rule has none."""
+
+    name: str
+    first: list[Tensor]
+    second: list[Tensor]
+    steps: list[Tensor]  # what counts the steps; empty where nothing does
 
 
-def _adam(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], group: dict[str, Any]):
-    first, second = _moments(optimizer, parameters, "exp_avg", "exp_avg_sq")
-    beta1, beta2 = (float(beta) for beta in group["betas"])
-    steps = float(optimizer.state[parameters[0]]["step"])
-    corrections = [1.0 - beta1**steps, 1.0 - beta2**steps]
-    return first, second, "adam", [beta1, beta2, group["eps"], *corrections]
+# Name of the rule, and what torch.optim calls its first and second moments.
+_RULES: dict[type, tuple[str, str | None, str]] = {
+    Adam: ("adam", "exp_avg", "exp_avg_sq"),
+    RMSprop: ("rmsprop", None, "square_avg"),
+}
 
 
-def _rmsprop(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], group: dict[str, Any]):
-    (second,) = _moments(optimizer, parameters, "square_avg")
-    return [], second, "rmsprop", [group["alpha"], group["eps"]]
+def update_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> UpdateState:
+    """The optimizer's own state, made as it would make it before its first step."""
+    state = optimizer.state
+    if type(optimizer) is SGD:
+        if not optimizer.param_groups[0]["momentum"]:
+            return UpdateState("sgd", [], [], [])
+        for p in parameters:
+            if state[p].get("momentum_buffer") is None:
+                state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return UpdateState("sgd", [state[p]["momentum_buffer"] for p in parameters], [], [])
+    name, first, second = _RULES[type(optimizer)]
+    moments = [second] if first is None else [first, second]
+    for p in parameters:
+        if not state[p]:
+            state[p]["step"] = torch.tensor(0.0)
+            state[p] |= {moment: torch.zeros_like(p) for moment in moments}
+    firsts = [] if first is None else [state[p][first] for p in parameters]
+    return UpdateState(name, firsts, [state[p][second] for p in parameters], [state[p]["step"] for p in parameters])
 
 
-def _sgd(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], group: dict[str, Any]):
-    if not group["momentum"]:
-        return [], [], "sgd", [0.0]
-    for parameter in parameters:
-        if optimizer.state[parameter].get("momentum_buffer") is None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return [optimizer.state[p]["momentum_buffer"] for p in parameters], [], "sgd", [group["momentum"]]
-
-
-_RULES = {Adam: _adam, RMSprop: _rmsprop, SGD: _sgd}
+def next_settings(optimizer: torch.optim.Optimizer, state: UpdateState) -> list[float]:
+    """Counts a step, and gives the rule's settings for it, as `ops.noisy_update_` takes them."""
+    group = optimizer.param_groups[0]
+    if state.steps:
+        torch._foreach_add_(state.steps, 1.0)  # type: ignore[reportPrivateImportUsage]
+    settings = [group["lr"], group["weight_decay"]]
+    if state.name == "sgd":
+        settings += [group["momentum"]]
+    elif state.name == "rmsprop":
+        settings += [group["alpha"], group["eps"]]
+    else:
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        steps = float(state.steps[0])
+        settings += [beta1, beta2, group["eps"], 1.0 - beta1**steps, 1.0 - beta2**steps]
+    return [float(value) for value in settings]
 
 
 def noisy_update(
@@ -108,11 +129,11 @@ def noisy_update(
 
     Call `check_update` first.
     """
-    group = optimizer.param_groups[0]
-    first, second, name, settings = _RULES[type(optimizer)](optimizer, parameters, group)
-    values = [float(value) for value in (group["lr"], group["weight_decay"], *settings)]
+    state = update_state(optimizer, parameters)
+    settings = next_settings(optimizer, state)
     with torch.no_grad():
         ops.noisy_update_(
-            parameters, first, second, sums, public_sums, noise_std, key, divisor, public_divisor, name, values
-        )
+            parameters, state.first, state.second, sums, public_sums, noise_std, key, divisor, public_divisor,
+            state.name, settings,
+        )  # fmt: skip
     torch.autograd.graph.increment_version(parameters)

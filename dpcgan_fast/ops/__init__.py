@@ -1,7 +1,8 @@
 """Fused kernels for DP-SGD: per-sample gradient norms, clipped sums, and secure Gaussian noise.
 
 Each op has a C++ kernel and a fake kernel for tracing, and each but the CPU's fused path a CUDA kernel and a float64
-reference. Importing this package needs torch and numpy alone.
+reference; `step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's alone. Importing
+this package needs torch and numpy alone.
 """
 
 from dpcgan_fast.ops import _fake
@@ -10,18 +11,21 @@ from dpcgan_fast.ops._affine import group_norm_sq_norm as group_norm_sq_norm
 from dpcgan_fast.ops._affine import layer_norm_per_sample_grad as layer_norm_per_sample_grad
 from dpcgan_fast.ops._affine import layer_norm_sq_norm as layer_norm_sq_norm
 from dpcgan_fast.ops._backend import backend as backend
+from dpcgan_fast.ops._backend import gpu_ops as gpu_ops
 from dpcgan_fast.ops._backend import has_cuda_kernels as has_cuda_kernels
 from dpcgan_fast.ops._backend import native
 from dpcgan_fast.ops._backend import native_module as native_module
 from dpcgan_fast.ops._clip import clip_and_sum as clip_and_sum
 from dpcgan_fast.ops._clip import rows_weighted_sum as rows_weighted_sum
 from dpcgan_fast.ops._conv import ConvProblem as ConvProblem
+from dpcgan_fast.ops._conv import LayerNorms as LayerNorms
 from dpcgan_fast.ops._conv import as_channels as as_channels
 from dpcgan_fast.ops._conv import clip_factor as clip_factor
 from dpcgan_fast.ops._conv import conv1d_sq_norm as conv1d_sq_norm
 from dpcgan_fast.ops._conv import conv_transpose1d_sq_norm as conv_transpose1d_sq_norm
 from dpcgan_fast.ops._conv import linear_sq_norm as linear_sq_norm
 from dpcgan_fast.ops._conv import rows_sq_norm as rows_sq_norm
+from dpcgan_fast.ops._conv import step_clip_factor as step_clip_factor
 from dpcgan_fast.ops._fused import FusedLayer as FusedLayer
 from dpcgan_fast.ops._fused import FusedNet as FusedNet
 from dpcgan_fast.ops._modes import NormChoice as NormChoice
@@ -40,7 +44,10 @@ from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
 from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
 from dpcgan_fast.ops._units import UnitGroups as UnitGroups
 from dpcgan_fast.ops._units import group_units as group_units
+from dpcgan_fast.ops._update import UpdateControl as UpdateControl
+from dpcgan_fast.ops._update import noise_blocks as noise_blocks
 from dpcgan_fast.ops._update import noisy_update_ as noisy_update_
+from dpcgan_fast.ops._update import noisy_update_armed_ as noisy_update_armed_
 
 if native is not None:
     _fake.register()

@@ -11,8 +11,8 @@ from dpcgan_fast.ops._conv import rows_sq_norm
 def group_norm_per_sample_grad(x: Tensor, grad_out: Tensor, num_groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Per-sample gradients of GroupNorm's weight and bias. InstanceNorm is num_groups = channels.
 
-    x, grad_out: (B, C, ...) float32 or float64
-    out:         weight and bias, (B, C) each, in the dtype of x
+    x, grad_out: (B, C, ...) float32 or float64, on a GPU also bfloat16
+    out:         weight and bias, (B, C) each, in the dtype of x, or float32 for bfloat16
 
     Raises RuntimeError if the shapes differ, num_groups does not divide C, or eps is not positive.
     """
@@ -24,8 +24,8 @@ def layer_norm_per_sample_grad(
 ) -> tuple[Tensor, Tensor]:
     """Per-sample gradients of LayerNorm's weight and bias.
 
-    x, grad_out: (B, ..., *normalized_shape) float32 or float64
-    out:         weight and bias, (B, *normalized_shape) each, in the dtype of x
+    x, grad_out: (B, ..., *normalized_shape) float32 or float64, on a GPU also bfloat16
+    out:         weight and bias, (B, *normalized_shape) each, in the dtype of x, or float32 for bfloat16
 
     Raises RuntimeError if the shapes differ or eps is not positive.
     """

@@ -61,3 +61,8 @@ def op(name: str) -> Callable[..., Any]:
     if backend() == "reference":
         return getattr(_reference, name)
     return getattr(torch.ops.dpcgan_fast, name)
+
+
+def gpu_ops(device: torch.device) -> bool:
+    """Whether a device has what is the GPU's alone: `step_clip_factor`, and operands in bfloat16."""
+    return device.type == "cuda"

@@ -51,7 +51,10 @@ class ConvProblem:
         return op("conv_sq_norm")(x, g, *self._geometry(), mode, order, offsets)
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample gradients in the dtype of x: weight (B, O, C/groups, k), bias (B, O or C or 0)."""
+        """Per-sample gradients in the dtype of x, or float32 for bfloat16.
+
+        out: weight (B, O, C/groups, k), bias (B, O or C or 0)
+        """
         return op("conv_per_sample_grad")(x, g, *self._geometry())
 
     def weighted_grad(
@@ -66,6 +69,7 @@ class ConvProblem:
 
 
 def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, dtype: torch.dtype) -> Tensor:
+    dtype = torch.promote_types(dtype, torch.float32)
     mode = pick_norm_mode(problem.sizes(x, g), mode).mode
     if mode == "materialise":
         return rows_sq_norm(problem.per_sample_grad(x, g)).to(dtype)
@@ -108,11 +112,11 @@ def conv1d_sq_norm(
 ) -> Tensor:
     """Squared L2 norm of each sample's gradient of Conv1d's weight, and of its bias if `bias`.
 
-    x:            (B, C, L) float32 or float64
+    x:            (B, C, L) float32 or float64, on a GPU also bfloat16
     grad_out:     (B, O, T), T = floor((L + 2 padding - dilation (k - 1) - 1) / stride) + 1
     weight_shape: (O, C / groups, k)
     mode:         "auto", "direct", "gram" or "materialise"; they differ in cost, not in value
-    out:          (B,) in the dtype of x, in squared gradient units
+    out:          (B,) in the dtype of x, or float32 for bfloat16, in squared gradient units
 
     Formal guarantee: the norm is not smaller than that of the gradient as float arithmetic sums it.
     Raises ValueError for shapes that do not belong together, RuntimeError for other dtypes.
@@ -141,10 +145,10 @@ def conv_transpose1d_sq_norm(
 ) -> Tensor:
     """Squared L2 norm of each sample's gradient of ConvTranspose1d's weight, and of its bias if `bias`.
 
-    x:            (B, C, T) float32 or float64
+    x:            (B, C, T) float32 or float64, on a GPU also bfloat16
     grad_out:     (B, O, L), L = (T - 1) stride - 2 padding + dilation (k - 1) + output_padding + 1
     weight_shape: (C, O / groups, k)
-    out:          (B,) in the dtype of x, in squared gradient units
+    out:          (B,) in the dtype of x, or float32 for bfloat16, in squared gradient units
 
     Modes, guarantee, errors and source as in `conv1d_sq_norm`.
     """
@@ -161,9 +165,10 @@ def conv_transpose1d_sq_norm(
 def linear_sq_norm(x: Tensor, grad_out: Tensor, bias: bool = True, mode: NormMode = "auto") -> Tensor:
     """Squared L2 norm of each sample's gradient of Linear's weight, and of its bias if `bias`.
 
-    x:        (B, ..., I) float32 or float64; the dimensions in between are positions that share the weight
+    x:        (B, ..., I) float32 or float64, on a GPU also bfloat16; dimensions in between are positions that share the
+              weight
     grad_out: (B, ..., O)
-    out:      (B,) in the dtype of x, in squared gradient units
+    out:      (B,) in the dtype of x, or float32 for bfloat16, in squared gradient units
 
     Modes, guarantee, errors and source as in `conv1d_sq_norm`.
     """
@@ -181,10 +186,12 @@ def as_channels(features_last: Tensor) -> Tensor:
     return features_last.reshape(rows, positions, features).transpose(1, 2)
 
 
-def clip_factor(sq_norm: Tensor, max_grad_norm: float) -> Tensor:
+def clip_factor(sq_norm: Tensor, max_grad_norm: float, valid: Tensor | None = None) -> Tensor:
     """Factor that clips a gradient to `max_grad_norm`: min(1, max_grad_norm (1 - 2^-20) / norm).
 
     sq_norm: (U,) float64, squared norms
+    valid:   () int64 on the device of sq_norm: units from this number on get factor 0, whatever they hold; None: all
+             units count
     out:     (U,) float64 in [0, 1]
 
     | sq_norm      | factor |
@@ -195,4 +202,35 @@ def clip_factor(sq_norm: Tensor, max_grad_norm: float) -> Tensor:
     max_grad_norm may be `inf`, which clips nothing. Raises RuntimeError if it is not positive.
     Source: arXiv 1607.00133, algorithm 1; the factor (1 - 2^-20) leaves room for the rounding of the sum.
     """
-    return op("clip_factor")(sq_norm.to(torch.float64), max_grad_norm)
+    return op("clip_factor")(sq_norm.to(torch.float64), max_grad_norm, valid)
+
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """A layer whose squared norms are wanted without its gradients: `direct` or `gram`; x and g as in `sq_norm`."""
+
+    problem: ConvProblem
+    x: Tensor
+    g: Tensor
+    mode: NormMode
+
+
+def step_clip_factor(
+    layers: Sequence[LayerNorms],
+    grads: Sequence[Tensor],
+    max_grad_norm: float,
+    units: UnitGroups | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """`clip_factor` of the norms over all layers and materialised gradients of a step, in one launch.
+
+    layers: those without stored gradients
+    grads:  materialised gradients, (B, ...) each
+    out:    (U,) float64
+
+    On the GPU alone; the reference back end takes any device. Raises RuntimeError for tensors that do not fit.
+    """
+    order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
+    geometry = [n for layer in layers for n in (*layer.problem._geometry(), int(layer.mode == "gram"))]
+    x, g = [layer.x for layer in layers], [layer.g for layer in layers]
+    return op("step_clip_factor")(x, g, geometry, list(grads), max_grad_norm, order, offsets, valid)[1]

@@ -25,8 +25,9 @@ def register() -> None:
 
     @register_fake("dpcgan_fast::conv_per_sample_grad")
     def _(x, g, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
-        weight = x.new_empty(x.shape[0], g.shape[1], x.shape[1] // groups, kernel_size)
-        return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role))
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight = x.new_empty(x.shape[0], g.shape[1], x.shape[1] // groups, kernel_size, dtype=dtype)
+        return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role), dtype=dtype)
 
     @register_fake("dpcgan_fast::conv_weighted_grad")
     def _(x, g, factor, cancelled, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
@@ -35,11 +36,13 @@ def register() -> None:
 
     @register_fake("dpcgan_fast::group_norm_per_sample_grad")
     def _(x, g, groups, eps):  # noqa: ARG001
-        return x.new_empty(x.shape[0], x.shape[1]), x.new_empty(x.shape[0], x.shape[1])
+        size, dtype = (x.shape[0], x.shape[1]), torch.promote_types(x.dtype, torch.float32)
+        return x.new_empty(size, dtype=dtype), x.new_empty(size, dtype=dtype)
 
     @register_fake("dpcgan_fast::layer_norm_per_sample_grad")
     def _(x, g, eps):  # noqa: ARG001
-        return x.new_empty(x.shape[0], x.shape[2]), x.new_empty(x.shape[0], x.shape[2])
+        size, dtype = (x.shape[0], x.shape[2]), torch.promote_types(x.dtype, torch.float32)
+        return x.new_empty(size, dtype=dtype), x.new_empty(size, dtype=dtype)
 
     @register_fake("dpcgan_fast::rows_sq_norm")
     def _(grads, row_order=None, unit_offsets=None):  # noqa: ARG001
@@ -50,8 +53,14 @@ def register() -> None:
         return grad.new_empty(grad.shape[1:], dtype=torch.float64)
 
     @register_fake("dpcgan_fast::clip_factor")
-    def _(sq_norm, max_grad_norm):  # noqa: ARG001
+    def _(sq_norm, max_grad_norm, valid=None):  # noqa: ARG001
         return torch.empty_like(sq_norm)
+
+    @register_fake("dpcgan_fast::step_clip_factor")
+    def _(x, g, geometry, grads, max_grad_norm, row_order=None, unit_offsets=None, valid=None):  # noqa: ARG001
+        like = x[0] if x else grads[0]
+        units = _unit_count(like, unit_offsets)
+        return like.new_empty(units, dtype=torch.float64), like.new_empty(units, dtype=torch.float64)
 
     @register_fake("dpcgan_fast::fused_forward")
     def _(x, parameters, layers, numbers, lanes, workspace):  # noqa: ARG001
@@ -75,4 +84,8 @@ def register() -> None:
 
     @register_fake("dpcgan_fast::noisy_update_")
     def _(parameters, first, second, sums, public_sums, std, key, counter, divisor, public, optimizer, settings):  # noqa: ARG001
+        return None
+
+    @register_fake("dpcgan_fast::noisy_update_armed_")
+    def _(parameters, first, second, sums, public_sums, std, control, optimizer):  # noqa: ARG001
         return None

@@ -15,6 +15,13 @@ BIAS_NONE, BIAS_FROM_GRAD, BIAS_FROM_INPUT = 0, 1, 2
 CLIP_SHRINK = 1.0 - 2.0**-20
 GRID_BITS = 20
 NORMALS_PER_BLOCK = 8
+# Layout of `UpdateControl` in csrc/common/update_rule.h.
+CONTROL = np.dtype(
+    [
+        *(("key", "<u4", 8), ("counter", "<u8"), ("armed", "<i8")),
+        *(("divisor", "<f8"), ("public_divisor", "<f8"), ("settings", "<f8", 7)),
+    ]
+)
 
 
 def _unfolded_taps(x: Tensor, positions: int, kernel_size: int, stride: int, padding: int, dilation: int) -> Tensor:
@@ -23,6 +30,11 @@ def _unfolded_taps(x: Tensor, positions: int, kernel_size: int, stride: int, pad
     padded = F.pad(x.double(), (padding, max(0, reach - padding - x.shape[2])))
     taps = [padded[:, :, dilation * j :][:, :, : stride * (positions - 1) + 1 : stride] for j in range(kernel_size)]
     return torch.stack(taps, dim=2)  # (B, C, k, T)
+
+
+def _grad_dtype(x: Tensor) -> torch.dtype:
+    """What per-sample gradients are stored in: bfloat16 would round them."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _conv_grads(
@@ -71,9 +83,9 @@ def conv_sq_norm(
 def conv_per_sample_grad(
     x: Tensor, g: Tensor, kernel_size: int, stride: int, padding: int, dilation: int, groups: int, bias_role: int
 ) -> tuple[Tensor, Tensor]:
-    """Per-sample gradients, rounded to the dtype of x."""
+    """Per-sample gradients, rounded to the dtype of x, or to float32 for bfloat16."""
     weight, bias = _conv_grads(x, g, kernel_size, stride, padding, dilation, groups, bias_role)
-    return weight.to(x.dtype), bias.to(x.dtype)
+    return weight.to(_grad_dtype(x)), bias.to(_grad_dtype(x))
 
 
 def conv_weighted_grad(
@@ -100,7 +112,7 @@ def group_norm_per_sample_grad(x: Tensor, g: Tensor, groups: int, eps: float) ->
     mean = grouped.mean(2, keepdim=True)
     var = (grouped - mean).square().mean(2, keepdim=True)
     normalised = ((grouped - mean) / torch.sqrt(var + eps)).reshape(rows, channels, length)
-    return (g.double() * normalised).sum(2).to(x.dtype), g.double().sum(2).to(x.dtype)
+    return (g.double() * normalised).sum(2).to(_grad_dtype(x)), g.double().sum(2).to(_grad_dtype(x))
 
 
 def layer_norm_per_sample_grad(x: Tensor, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -109,7 +121,7 @@ def layer_norm_per_sample_grad(x: Tensor, g: Tensor, eps: float) -> tuple[Tensor
     mean = values.mean(2, keepdim=True)
     var = (values - mean).square().mean(2, keepdim=True)
     normalised = (values - mean) / torch.sqrt(var + eps)
-    return (g.double() * normalised).sum(1).to(x.dtype), g.double().sum(1).to(x.dtype)
+    return (g.double() * normalised).sum(1).to(_grad_dtype(x)), g.double().sum(1).to(_grad_dtype(x))
 
 
 def rows_sq_norm(grads: list[Tensor], row_order: Tensor | None = None, unit_offsets: Tensor | None = None) -> Tensor:
@@ -134,12 +146,35 @@ def rows_weighted_sum(grad: Tensor, factor: Tensor) -> Tensor:
     return torch.tensordot(factor[kept], grad[kept].double(), dims=1)
 
 
-def clip_factor(sq_norm: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, max_grad_norm (1 - 2^-20) / norm), and 0 where the norm is not finite."""
+def clip_factor(sq_norm: Tensor, max_grad_norm: float, valid: Tensor | None = None) -> Tensor:
+    """min(1, max_grad_norm (1 - 2^-20) / norm), and 0 where the norm is not finite, or from unit `valid` on."""
     norm = sq_norm.double().sqrt()
     limit = max_grad_norm * CLIP_SHRINK
     factor = torch.where(norm <= limit, torch.ones_like(norm), limit / norm)
-    return torch.where(torch.isfinite(sq_norm), factor, torch.zeros_like(norm))
+    kept = torch.isfinite(sq_norm)
+    if valid is not None:
+        kept &= torch.arange(len(norm), device=norm.device) < valid
+    return torch.where(kept, factor, torch.zeros_like(norm))
+
+
+def step_clip_factor(
+    x: list[Tensor],
+    g: list[Tensor],
+    geometry: list[int],
+    grads: list[Tensor],
+    max_grad_norm: float,
+    row_order: Tensor | None = None,
+    unit_offsets: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Squared norms over all layers and materialised gradients, and clip factors; both 0 from unit `valid` on."""
+    per_sample = list(grads)
+    for i, (x_role, g_role) in enumerate(zip(x, g, strict=True)):
+        per_sample += _conv_grads(x_role, g_role, *geometry[7 * i : 7 * i + 6])
+    sq_norm = rows_sq_norm(per_sample, row_order, unit_offsets)
+    if valid is not None:
+        sq_norm = torch.where(torch.arange(len(sq_norm), device=sq_norm.device) < valid, sq_norm, 0.0)
+    return sq_norm, clip_factor(sq_norm, max_grad_norm, valid)
 
 
 def chacha20_block(key: np.ndarray, nonce: int, counter: int) -> np.ndarray:
@@ -226,3 +261,26 @@ def noisy_update_(
                 first[i].copy_(rest[0] * first[i].double() + grad)
             move = first[i].double() if first else grad
         parameter.copy_(value - rate * move)
+
+
+def noisy_update_armed_(
+    parameters: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    sums: list[Tensor],
+    public_sums: list[Tensor],
+    std: float,
+    control: Tensor,
+    optimizer: str,
+) -> None:
+    """`noisy_update_` by what `control` holds, which it clears; nothing unless it is armed."""
+    held = control.cpu().numpy().copy().view(CONTROL)[0]
+    control.zero_()
+    if not held["armed"]:
+        return
+    key = torch.from_numpy(held["key"].view(np.int32).copy())
+    settings = held["settings"][: {"sgd": 3, "adam": 7, "rmsprop": 4}[optimizer]].tolist()
+    noisy_update_(
+        parameters, first, second, sums, public_sums, std, key, int(held["counter"]), float(held["divisor"]),
+        float(held["public_divisor"]), optimizer, settings,
+    )  # fmt: skip

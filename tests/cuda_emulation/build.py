@@ -83,11 +83,10 @@ class EmulatedCuda:
         rows, units = ctypes.c_int64(3), ctypes.c_int64(2)
         index = [np.array(values, dtype=np.int64) for values in (order, offsets)]
         pointers = [values.ctypes for values in index]
-        direct, gram, clip = np.zeros(2), np.zeros(2), np.zeros(2)
-        self.library.unchecked_conv_sq_norm(x.ctypes, g.ctypes, rows, *pointers, units, False, direct.ctypes)
-        self.library.unchecked_conv_sq_norm(x.ctypes, g.ctypes, rows, *pointers, units, True, gram.ctypes)
-        self.library.unchecked_rows_sq_norm(x.ctypes, rows, *pointers, units, clip.ctypes)
-        return [direct, gram, clip]
+        norms = [np.zeros(2) for _ in range(3)]
+        for form, out in enumerate(norms):
+            self.library.unchecked_sq_norm(x.ctypes, g.ctypes, rows, *pointers, units, form, out.ctypes)
+        return norms
 
     def launches(self) -> int:
         """Kernels launched since the last call."""

@@ -3,9 +3,10 @@
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -165,7 +166,44 @@ def _clip_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Call
     sq_norm = torch.tensor([0.0, 5e-324, 1e-8, 0.25, 1.0, 9.0, 1e300, math.inf, math.nan], dtype=torch.float64)
     for max_grad_norm in (1e-3, 1.0, 1e200, math.inf):
         yield Call(f"{max_grad_norm}", "clip_factor", (sq_norm, max_grad_norm))
+    for valid in (0, 4, 9, 2**40):
+        yield Call(f"{valid} valid", "clip_factor", (sq_norm, 1.0, torch.tensor(valid)))
     yield Call("no units", "clip_factor", (sq_norm[:0], 1.0))
+
+
+# Layers of one step: all forms and tiles, groups, layers without a bias, and more of them than one launch holds.
+STEPS = {
+    "two rows": (2, ("first layer", "large tiles", "groups, dilation", "linear"), 1),
+    "more rows": (5, ("plain", "transposed layer"), 1),
+    "more than a launch": (3, ("tiny, padded", "linear on sequences"), 10),
+    "no rows": (0, ("plain",), 1),
+    "rows alone": (5, (), 1),
+}
+
+
+def _step_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Call]:
+    for label, (rows, names, times) in STEPS.items():
+        x, g, geometry = [], [], []
+        for i, name in enumerate(names * times):
+            shape = CONV_SHAPES[name]
+            # Some layers nearly constant along the positions with centred g: their Gram norms are taken again.
+            level = 1e4 if i % 3 == 1 else 0.0
+            x.append(_random((rows, shape.channels, shape.length), shape.layout, dtype, generator) + level)
+            drawn = _random((rows, shape.outputs, shape.out_length()), shape.layout, dtype, generator)
+            g.append(drawn - drawn.mean(2, keepdim=True) if level else drawn)
+            geometry += [*shape.geometry(), i % 2]
+        grads = [torch.randn(rows, *size, dtype=dtype, generator=generator) for size in ((3,), (2, 0), (1025,), ())]
+        spoilt = [grad.clone() for grad in grads]
+        if rows > 3:
+            spoilt[0][1], spoilt[2][3, 7] = math.nan, math.inf
+        for kind in ("rows", "grouped"):
+            order, offsets = _units(kind, rows, generator)
+            units = rows if offsets is None else len(offsets) - 1
+            limits = ((math.inf, None), (3.0, units // 2)) if kind == "rows" else ((3.0, None), (3.0, 0))
+            for max_grad_norm, valid in limits:
+                count = None if valid is None else torch.tensor(valid)
+                args = (x, g, geometry, spoilt if valid is None else grads, max_grad_norm, order, offsets, count)
+                yield Call(f"{label}, {kind}, {valid} valid", "step_clip_factor", args, rtol=1e-5)
 
 
 def _norm_affine_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Call]:
@@ -193,11 +231,61 @@ def _noise_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Cal
     yield Call("no tensors", "gaussian_noise_", ([], 1.0, key, 0))
 
 
+UPDATE_RULES = {
+    "sgd": (False, False, [0.1, 0.01, 0.0]),
+    "sgd with momentum": (True, False, [0.1, 0.01, 0.9]),
+    "adam": (True, True, [0.1, 0.01, 0.9, 0.99, 1e-3, 0.1, 0.01]),
+    "rmsprop": (False, True, [0.1, 0.01, 0.9, 1e-3]),
+}
+
+
+def _update_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Call]:  # noqa: ARG001  parameters are float32
+    """Every rule with and without noise and public sums; sizes around a ChaCha20 block; more tensors than a launch."""
+    key = torch.randint(-(2**31), 2**31, (8,), generator=generator).to(torch.int32)
+
+    def lists(sizes: list[int], kind: torch.dtype = torch.float32) -> list[Tensor]:
+        return [torch.rand(size, dtype=kind, generator=generator) for size in sizes]
+
+    for rule, (first, second, settings) in UPDATE_RULES.items():
+        for sizes, std, counter in [([1, 0, 8, 9, 0, 700], 0.0, 0), ([3] * 50 + [0, 17], 0.37, 2**32 - 20)]:
+            sums, public = lists(sizes, torch.float64), lists(sizes, torch.float64)
+            for given in ([], public):
+                tensors = (lists(sizes), lists(sizes) if first else [], lists(sizes) if second else [], sums, given)
+                name, label = rule.split()[0], f"{rule}, std {std}, {len(given)} public sums"
+                args = (*tensors, std, key, counter, 7.0, 3.0, name, settings)
+                yield Call(label, "noisy_update_", args, rtol=2e-6)
+                for armed in (0, 1):
+                    control = np.zeros(1, dtype=reference.CONTROL)
+                    control["key"], control["counter"], control["armed"] = key.numpy().view(np.uint32), counter, armed
+                    control["divisor"], control["public_divisor"] = 7.0, 3.0
+                    control["settings"][0, : len(settings)] = settings
+                    memory = torch.from_numpy(control.view(np.int64))
+                    args = (*tensors, std, memory, name)
+                    yield Call(f"{label}, armed {armed}", "noisy_update_armed_", args, rtol=2e-6 if armed else 0.0)
+    yield Call("no parameters", "noisy_update_", ([], [], [], [], [], 1.0, key, 0, 1.0, 1.0, "sgd", [0.1, 0.0, 0.0]))
+
+
+TAKES_BFLOAT16 = (
+    *("conv_sq_norm", "conv_per_sample_grad", "conv_weighted_grad", "step_clip_factor"),
+    *("group_norm_per_sample_grad", "layer_norm_per_sample_grad"),
+)
+
+
+def bfloat16_calls(op: str) -> list[Call]:
+    """The calls of one op with x and g rounded to bfloat16; materialised gradients stay float32."""
+
+    def rounded(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        round_ = lambda x: [t.bfloat16() for t in x] if isinstance(x, list) else x.bfloat16()  # noqa: E731
+        return round_(args[0]), round_(args[1]), *args[2:]
+
+    return [replace(call, args=rounded(call.args)) for call in calls(op, torch.float32)]
+
+
 def calls(op: str, dtype: torch.dtype) -> list[Call]:
     """All calls of one op, the same at each time."""
     generator = torch.Generator().manual_seed(20)
     made = [call for label, shape in CONV_SHAPES.items() for call in _conv_calls(label, shape, dtype, generator)]
-    for family in (_value_calls, _clip_calls, _norm_affine_calls, _noise_calls):
+    for family in (_value_calls, _clip_calls, _norm_affine_calls, _noise_calls, _update_calls, _step_calls):
         made += family(dtype, generator)
     return [call for call in made if call.op == op]
 
@@ -205,6 +293,7 @@ def calls(op: str, dtype: torch.dtype) -> list[Call]:
 OPS = (
     *("conv_sq_norm", "conv_per_sample_grad", "conv_weighted_grad", "group_norm_per_sample_grad"),
     *("layer_norm_per_sample_grad", "rows_sq_norm", "rows_weighted_sum", "clip_factor", "gaussian_noise_"),
+    *("noisy_update_", "noisy_update_armed_", "step_clip_factor"),
 )
 
 
@@ -213,7 +302,8 @@ def run(namespace: Any, call: Call) -> list[Tensor]:
     args = copy.deepcopy(call.args) if call.op.endswith("_") else call.args
     result = getattr(namespace, call.op)(*args)
     if result is None:
-        return list(args[0])
+        lists = [arg if isinstance(arg, list) else [arg] for arg in args]
+        return [tensor for entries in lists for tensor in entries if isinstance(tensor, Tensor)]
     return [result] if isinstance(result, Tensor) else list(result)
 
 

@@ -136,3 +136,20 @@ def test_rows_in_any_order_form_the_same_units():
     assert groups.row_order.tolist() == [1, 3, 4, 0, 2]
     assert groups.unit_offsets.tolist() == [0, 3, 5]
     assert ops.group_units(torch.tensor([3, 1, 2]), 3) is None, "rows that are units of their own need no grouping"
+
+
+@pytest.mark.parametrize("valid", [-1, 0, 1, 2, 4, 2**40])
+def test_units_from_the_count_on_get_factor_zero_whatever_they_hold(device, valid):
+    sq_norm = torch.tensor([4.0, 0.0, math.nan, 0.25], dtype=torch.float64, device=device)
+    count = torch.tensor(valid, device=device)
+    every = ops.clip_factor(sq_norm, 1.0)
+    got = ops.clip_factor(sq_norm, 1.0, count)
+    kept = max(0, min(valid, 4))
+    assert got.tolist() == every.tolist()[:kept] + [0.0] * (4 - kept)
+    assert torch.equal(got, _reference.clip_factor(sq_norm, 1.0, count))
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor(2.0), torch.tensor([1, 2])])
+def test_a_count_of_valid_units_must_be_one_int64(wrong):
+    with pytest.raises(RuntimeError, match="clip_factor: expected valid to be one int64 on cpu"):
+        ops.clip_factor(torch.ones(3, dtype=torch.float64), 1.0, wrong)

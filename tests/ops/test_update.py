@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from dpcgan_fast.ops import NoiseKey, _reference, gaussian_noise_, noisy_update_
+from dpcgan_fast.ops import NoiseKey, UpdateControl, _reference, gaussian_noise_, noisy_update_, noisy_update_armed_
 
 RULES = {
     "sgd": (0, 0, [0.1, 0.01, 0.0]),
@@ -55,3 +55,65 @@ def test_noise_of_the_update_is_that_of_gaussian_noise_bit_for_bit():
     noisy_update_(given, [], [], sums, [], 3.0, NoiseKey(seed=5), 4.0, 1.0, "sgd", [1.0, 0.0, 0.0])
     for moved, noisy in zip(given, expected, strict=True):
         assert torch.equal(moved, -(noisy / 4.0).float())
+
+
+def _moved_by(rule, update):
+    """The state of two parameters after `update(parameters, first, second, sums, public, name, settings)`."""
+    generator = torch.Generator().manual_seed(0)
+    moments, seconds, settings = RULES[rule]
+    lists = [[torch.rand(n, generator=generator) for n in (5, 70)] for _ in range(1 + moments + seconds)]
+    sums = [torch.rand(n, dtype=torch.float64, generator=generator) for n in (5, 70)]
+    first, second = lists[1 : 1 + moments], lists[1 + moments :]
+    update(lists[0], *(first or [[]]), *(second or [[]]), sums, sums, rule.split()[0], settings)
+    return torch.cat([value for values in lists for value in values])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("std", [0.0, 0.5])
+@pytest.mark.parametrize("kernels", [torch.ops.dpcgan_fast, _reference], ids=["native", "reference"])
+def test_an_armed_update_is_the_plain_one_for_the_same_key_and_happens_once(rule, std, kernels):
+    control, key = UpdateControl(torch.device("cpu")), NoiseKey(seed=3)
+
+    def armed_once(*arguments):
+        *tensors, name, settings = arguments
+        control.arm(key, 10, 2.0, 3.0, settings)
+        for _ in range(3):
+            kernels.noisy_update_armed_(*tensors, std, control.tensor, name)
+
+    def plain(*arguments):
+        *tensors, name, settings = arguments
+        kernels.noisy_update_(*tensors, std, *NoiseKey(seed=3).take(10), 2.0, 3.0, name, settings)
+
+    assert torch.equal(_moved_by(rule, armed_once), _moved_by(rule, plain))
+    assert key.position == 10
+    assert not control.tensor.any(), "the key must not stay in memory"
+
+
+def test_an_update_that_was_never_armed_moves_nothing():
+    given, sums = [torch.rand(9)], [torch.rand(9, dtype=torch.float64)]
+    before = given[0].clone()
+    noisy_update_armed_(given, [], [], sums, [], 1.0, UpdateControl(torch.device("cpu")), "sgd")
+    assert torch.equal(given[0], before)
+
+
+def test_arming_reserves_the_blocks_before_the_update_and_never_gives_them_out_again():
+    control, key = UpdateControl(torch.device("cpu")), NoiseKey(seed=0)
+    control.arm(key, 7, 1.0, 1.0, [0.1, 0.0, 0.0])
+    assert key.position == 7
+    assert control.tensor.numpy().view(_reference.CONTROL)["counter"] == 0
+    control.arm(key, 2, 1.0, 1.0, [0.1, 0.0, 0.0])
+    assert control.tensor.numpy().view(_reference.CONTROL)["counter"] == 7
+
+
+@pytest.mark.parametrize("divisors", [(0.0, 1.0), (1.0, -1.0), (float("nan"), 1.0)])
+def test_arming_refuses_divisors_that_are_not_positive_and_takes_no_noise(divisors):
+    key = NoiseKey(seed=0)
+    with pytest.raises(ValueError, match="positive divisors"):
+        UpdateControl(torch.device("cpu")).arm(key, 7, *divisors, [0.1, 0.0, 0.0])
+    assert key.position == 0
+
+
+def test_noisy_update_armed_opcheck():
+    given, sums = [torch.rand(5, 3)], [torch.rand(5, 3, dtype=torch.float64)]
+    arguments = (given, [], [], sums, [], 0.5, UpdateControl(torch.device("cpu")).tensor, "sgd")
+    opcheck(torch.ops.dpcgan_fast.noisy_update_armed_.default, arguments)

@@ -14,6 +14,8 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(bytes) alignas(bytes)
 // Blocks run one after another, so one copy of a shared variable serves them all. The sanitizer guards plain statics
