@@ -42,8 +42,8 @@ py::array_t<int64_t> poisson_sample(const py::bytes& key, uint64_t step, int64_t
 }
 
 py::bytes chacha20_keystream(const py::bytes& key, uint64_t nonce, uint64_t counter) {
-  uint32_t words[dpcgan::kChaChaWords][1];
-  dpcgan::chacha20_blocks<1>(key_from_bytes(key), nonce, counter, words);
+  uint32_t words[dpcgan::kChaChaWords];
+  dpcgan::chacha20_block(key_from_bytes(key), nonce, counter, words);
   return py::bytes(reinterpret_cast<const char*>(words), sizeof(words));
 }
 

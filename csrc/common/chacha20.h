@@ -14,52 +14,57 @@ struct ChaChaKey {
   uint32_t word[kChaChaKeyWords];
 };
 
-DPCGAN_HOST_DEVICE uint32_t rotate_left(uint32_t value, int bits) { return (value << bits) | (value >> (32 - bits)); }
-
-DPCGAN_HOST_DEVICE void chacha_quarter_round(uint32_t& a, uint32_t& b, uint32_t& c, uint32_t& d) {
-  a += b;
-  d ^= a;
-  d = rotate_left(d, 16);
-  c += d;
-  b ^= c;
-  b = rotate_left(b, 12);
-  a += b;
-  d ^= a;
-  d = rotate_left(d, 8);
-  c += d;
-  b ^= c;
-  b = rotate_left(b, 7);
+template <class Word>
+DPCGAN_HOST_DEVICE Word rotate_left(Word value, int bits) {
+  return (value << bits) | (value >> (32 - bits));
 }
 
-// Writes kBlocks consecutive blocks from `counter` on, word-major: out[w][lane] is word w of block counter + lane.
-// The lane loops are what a compiler turns into vector instructions; a GPU thread calls it with kBlocks = 1.
-template <int kBlocks>
-DPCGAN_HOST_DEVICE void chacha20_blocks(const ChaChaKey& key, uint64_t nonce, uint64_t counter,
-                                        uint32_t (&out)[kChaChaWords][kBlocks]) {
+template <class Word>
+DPCGAN_HOST_DEVICE void chacha_quarter_round(Word& a, Word& b, Word& c, Word& d) {
+  a += b;
+  d = rotate_left(d ^ a, 16);
+  c += d;
+  b = rotate_left(b ^ c, 12);
+  a += b;
+  d = rotate_left(d ^ a, 8);
+  c += d;
+  b = rotate_left(b ^ c, 7);
+}
+
+// Writes the block of a counter, given by its halves. Word is uint32_t, or a vector of them whose lanes are blocks of
+// their own: with as many registers as words, no round touches memory.
+template <class Word>
+DPCGAN_HOST_DEVICE void chacha20_block(const ChaChaKey& key, uint64_t nonce, Word counter_low, Word counter_high,
+                                       Word (&out)[kChaChaWords]) {
   const uint32_t constants[4] = {0x61707865u, 0x3320646eu, 0x79622d32u, 0x6b206574u};  // "expand 32-byte k"
-  uint32_t start[kChaChaWords][kBlocks];
-  for (int lane = 0; lane < kBlocks; ++lane) {
-    const uint64_t block = counter + static_cast<uint64_t>(lane);
-    for (int w = 0; w < 4; ++w) start[w][lane] = constants[w];
-    for (int w = 0; w < kChaChaKeyWords; ++w) start[4 + w][lane] = key.word[w];
-    start[12][lane] = static_cast<uint32_t>(block);
-    start[13][lane] = static_cast<uint32_t>(block >> 32);
-    start[14][lane] = static_cast<uint32_t>(nonce);
-    start[15][lane] = static_cast<uint32_t>(nonce >> 32);
-  }
-  for (int w = 0; w < kChaChaWords; ++w)
-    for (int lane = 0; lane < kBlocks; ++lane) out[w][lane] = start[w][lane];
+  for (int w = 0; w < 4; ++w) out[w] = Word{} + constants[w];
+  for (int w = 0; w < kChaChaKeyWords; ++w) out[4 + w] = Word{} + key.word[w];
+  out[12] = counter_low;
+  out[13] = counter_high;
+  out[14] = Word{} + static_cast<uint32_t>(nonce);
+  out[15] = Word{} + static_cast<uint32_t>(nonce >> 32);
   for (int round = 0; round < kChaChaDoubleRounds; ++round) {
-    for (int i = 0; i < 4; ++i)
-      for (int lane = 0; lane < kBlocks; ++lane)
-        chacha_quarter_round(out[i][lane], out[4 + i][lane], out[8 + i][lane], out[12 + i][lane]);
-    for (int i = 0; i < 4; ++i)
-      for (int lane = 0; lane < kBlocks; ++lane)
-        chacha_quarter_round(out[i][lane], out[4 + (i + 1) % 4][lane], out[8 + (i + 2) % 4][lane],
-                             out[12 + (i + 3) % 4][lane]);
+    chacha_quarter_round(out[0], out[4], out[8], out[12]);
+    chacha_quarter_round(out[1], out[5], out[9], out[13]);
+    chacha_quarter_round(out[2], out[6], out[10], out[14]);
+    chacha_quarter_round(out[3], out[7], out[11], out[15]);
+    chacha_quarter_round(out[0], out[5], out[10], out[15]);
+    chacha_quarter_round(out[1], out[6], out[11], out[12]);
+    chacha_quarter_round(out[2], out[7], out[8], out[13]);
+    chacha_quarter_round(out[3], out[4], out[9], out[14]);
   }
-  for (int w = 0; w < kChaChaWords; ++w)
-    for (int lane = 0; lane < kBlocks; ++lane) out[w][lane] += start[w][lane];
+  for (int w = 0; w < 4; ++w) out[w] += Word{} + constants[w];
+  for (int w = 0; w < kChaChaKeyWords; ++w) out[4 + w] += Word{} + key.word[w];
+  out[12] += counter_low;
+  out[13] += counter_high;
+  out[14] += Word{} + static_cast<uint32_t>(nonce);
+  out[15] += Word{} + static_cast<uint32_t>(nonce >> 32);
+}
+
+// The block of one counter.
+DPCGAN_HOST_DEVICE void chacha20_block(const ChaChaKey& key, uint64_t nonce, uint64_t counter,
+                                       uint32_t (&out)[kChaChaWords]) {
+  chacha20_block(key, nonce, static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), out);
 }
 
 }  // namespace dpcgan

@@ -14,9 +14,9 @@ constexpr int64_t kTask = 2048;  // elements of one parallel task, whole ChaCha2
 template <class T>
 void add_noise(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter) {
   at::parallel_for(0, ceil_div(numel, kTask), 1, [&](int64_t first, int64_t last) {
-    simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
+    simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
       const int64_t begin = first * kTask, size = std::min(last * kTask, numel) - begin;
-      add_normals(values + begin, size, std_dev, key, counter + begin / kNormalsPerBlock);
+      add_normals<decltype(width)::value>(values + begin, size, std_dev, key, counter + begin / kNormalsPerBlock);
     });
   });
 }

@@ -25,12 +25,12 @@ struct Slice {
   uint64_t block;  // of the noise
 };
 
-template <Optimizer kOptimizer>
+template <int kBytes, Optimizer kOptimizer>
 DPCGAN_INLINE void update_slice(const UpdateControl& control, double std_dev, const Slice& slice) {
   double sum[kChunk];
   float grads[kChunk];
   std::copy_n(slice.sum, slice.size, sum);
-  if (std_dev > 0) add_normals(sum, slice.size, std_dev, control.key, slice.block);
+  if (std_dev > 0) add_normals<kBytes>(sum, slice.size, std_dev, control.key, slice.block);
   for (int64_t i = 0; i < slice.size; ++i)
     grads[i] = private_gradient(sum[i], control.divisor, slice.public_sum == nullptr ? nullptr : slice.public_sum + i,
                                 control.public_divisor);
@@ -60,8 +60,9 @@ std::vector<Slice> cut(at::TensorList parameters, at::TensorList first, at::Tens
 void update(Optimizer optimizer, const UpdateControl& control, double std_dev, const std::vector<Slice>& slices) {
   with_optimizer(optimizer, [&](auto rule) {
     at::parallel_for(0, static_cast<int64_t>(slices.size()), 2, [&](int64_t begin, int64_t end) {
-      simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
-        for (int64_t i = begin; i < end; ++i) update_slice<decltype(rule)::value>(control, std_dev, slices[i]);
+      simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
+        for (int64_t i = begin; i < end; ++i)
+          update_slice<decltype(width)::value, decltype(rule)::value>(control, std_dev, slices[i]);
       });
     });
   });

@@ -21,10 +21,10 @@ class UniformStream {
 
   double next() {
     if (used_ == kChaChaWords) {
-      chacha20_blocks<1>(key_, nonce_, counter_++, words_);
+      chacha20_block(key_, nonce_, counter_++, words_);
       used_ = 0;
     }
-    const double value = uniform_positive(uniform53(words_[used_][0], words_[used_ + 1][0]));
+    const double value = uniform_positive(uniform53(words_[used_], words_[used_ + 1]));
     used_ += 2;
     return value;
   }
@@ -33,7 +33,7 @@ class UniformStream {
   ChaChaKey key_;
   uint64_t nonce_;
   uint64_t counter_;
-  uint32_t words_[kChaChaWords][1];
+  uint32_t words_[kChaChaWords];
   int used_ = kChaChaWords;
 };
 

@@ -13,15 +13,14 @@ __global__ void __launch_bounds__(kThreads) gaussian_noise_kernel(T* values, int
   const double inverse_grid = 1.0 / grid;  // exact: the grid is a power of two
   for (int64_t block = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; block * kNormalsPerBlock < numel;
        block += static_cast<int64_t>(gridDim.x) * kThreads) {
-    uint32_t words[kChaChaWords][1];
-    chacha20_blocks<1>(key, kNoiseNonce, counter + static_cast<uint64_t>(block), words);
+    uint32_t words[kChaChaWords];
+    chacha20_block(key, kNoiseNonce, counter + static_cast<uint64_t>(block), words);
     T* out = values + block * kNormalsPerBlock;
     const int64_t left = numel - block * kNormalsPerBlock;
 #pragma unroll  // so that `words` stays in registers
     for (int pair = 0; pair < kNormalsPerBlock / 2; ++pair) {
       double normal[2];
-      box_muller(words[4 * pair][0], words[4 * pair + 1][0], words[4 * pair + 2][0], words[4 * pair + 3][0], normal[0],
-                 normal[1]);
+      box_muller(words[4 * pair], words[4 * pair + 1], words[4 * pair + 2], words[4 * pair + 3], normal[0], normal[1]);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         if (2 * pair + i < left)

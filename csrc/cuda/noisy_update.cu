@@ -34,12 +34,12 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t first = (block - table.first_block[t]) * kNormalsPerBlock;
     double normals[kNormalsPerBlock] = {};
     if (std_dev > 0) {
-      uint32_t words[kChaChaWords][1];
-      chacha20_blocks<1>(control.key, kNoiseNonce, control.counter + static_cast<uint64_t>(block), words);
+      uint32_t words[kChaChaWords];
+      chacha20_block(control.key, kNoiseNonce, control.counter + static_cast<uint64_t>(block), words);
 #pragma unroll  // so that `words` and `normals` stay in registers
       for (int pair = 0; pair < kNormalsPerBlock / 2; ++pair)
-        box_muller(words[4 * pair][0], words[4 * pair + 1][0], words[4 * pair + 2][0], words[4 * pair + 3][0],
-                   normals[2 * pair], normals[2 * pair + 1]);
+        box_muller(words[4 * pair], words[4 * pair + 1], words[4 * pair + 2], words[4 * pair + 3], normals[2 * pair],
+                   normals[2 * pair + 1]);
     }
 #pragma unroll
     for (int i = 0; i < kNormalsPerBlock; ++i) {

@@ -45,14 +45,15 @@ def test_the_key_stream_equals_the_reference_also_past_32_bit_counters():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("std", [1.0, 1.1, 3.7e-5, 2.0**10])
+@pytest.mark.parametrize("counter", [11, 2**32 - 7, 2**33 - 20])  # the latter wrap round within the first tensors
 @pytest.mark.usefixtures("simd_level")
-def test_noise_equals_the_reference(device, dtype, std):
+def test_noise_equals_the_reference(device, dtype, std, counter):
     key = torch.arange(8, dtype=torch.int32)
     shapes = [(3, 5), (), (0,), (257,)]
     start = [torch.randn(shape, dtype=dtype) for shape in shapes]
     got, expected = [t.clone().to(device) for t in start], [t.clone() for t in start]
-    kernels.gaussian_noise_(got, std, key, 11)
-    _reference.gaussian_noise_(expected, std, key, 11)
+    kernels.gaussian_noise_(got, std, key, counter)
+    _reference.gaussian_noise_(expected, std, key, counter)
     grid = 2.0 ** (math.floor(math.log2(std)) - 20)
     for a, b in zip(got, expected, strict=True):
         # The last bits of log and cos may move a value across a grid boundary, by one grid step at most.
