@@ -258,10 +258,10 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
     std::copy_n(last, square, full);
     lines.start += poly.last_phases * conv.dilation * kLanes;
     lines.phases = poly.phases - poly.last_phases;
-    gram_products<kBytes>(lines, poly.columns - 1, row, full);
+    if (lines.phases > 0) gram_products<kBytes>(lines, poly.columns - 1, row, full);
   }
   std::fill_n(grads, positions * positions * kLanes, 0.0);
-  const GramColumns grad_lines{g.at<kLanes>(group * outputs, 0), kLanes, outputs, g.tensor.stride * kLanes, 1, 0};
+  const GramColumns grad_lines{g.at<kLanes>(group * outputs, 0), kLanes, 1, 0, outputs, g.tensor.stride * kLanes};
   gram_products<kBytes>(grad_lines, positions, positions * kLanes, grads);
   using Vector = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kHalf = VectorOf<double, kBytes>::kLanes;
