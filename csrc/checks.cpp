@@ -191,12 +191,16 @@ void check_update_list(const char* op, const char* argument, at::TensorList tens
 }  // namespace
 
 Optimizer check_noisy_update(const char* op, at::TensorList parameters, at::TensorList first, at::TensorList second,
-                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer) {
+                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer,
+                             c10::ArrayRef<double> clamps) {
   check_update_list(op, "parameters", parameters, parameters, at::kFloat);
   check_update_list(op, "sums", sums, parameters, at::kDouble);
   if (!first.empty()) check_update_list(op, "first moments", first, parameters, at::kFloat);
   if (!second.empty()) check_update_list(op, "second moments", second, parameters, at::kFloat);
   if (!public_sums.empty()) check_update_list(op, "public sums", public_sums, parameters, at::kDouble);
+  TORCH_CHECK(clamps.empty() || clamps.size() == parameters.size(), op, ": expected ", parameters.size(),
+              " clamps, one a parameter, got ", clamps.size());
+  for (const double clamp : clamps) TORCH_CHECK(clamp > 0, op, ": expected clamps > 0, got ", clamp);
   if (optimizer == "sgd") return first.empty() ? Optimizer::kSgd : Optimizer::kMomentum;
   TORCH_CHECK(optimizer == "adam" || optimizer == "rmsprop", op, ": expected optimizer sgd, adam or rmsprop, got ",
               optimizer);

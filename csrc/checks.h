@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <limits>
 #include <optional>
 #include <string_view>
 
@@ -57,7 +58,13 @@ ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double s
 // Parameters and moments: contiguous float32, sums: contiguous float64, all on one device; lists that may be empty hold
 // one tensor a parameter or none. Returns the rule.
 Optimizer check_noisy_update(const char* op, at::TensorList parameters, at::TensorList first, at::TensorList second,
-                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer);
+                             at::TensorList sums, at::TensorList public_sums, std::string_view optimizer,
+                             c10::ArrayRef<double> clamps);
+
+// The clamp of a parameter; inf where there is none.
+inline float clamp_of(c10::ArrayRef<double> clamps, size_t parameter) {
+  return clamps.empty() ? std::numeric_limits<float>::infinity() : static_cast<float>(clamps[parameter]);
+}
 
 // Of the optimizer's settings, and positive divisors; returns them with the key and the counter, armed.
 UpdateControl check_update_numbers(const char* op, const ChaChaKey& key, int64_t counter, double divisor,

@@ -62,14 +62,15 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def("gaussian_noise_(Tensor(a!)[] tensors, float std, Tensor key, int counter) -> ()");
   // The end of a private step in one pass: parameters move by the optimizer's rule with the gradient
   //   (sums + N(0, std^2)) / divisor + public_sums / public_divisor
-  // The noise is that of gaussian_noise_. first, second: the optimizer's moments, or empty; sums: float64
+  // The noise is that of gaussian_noise_. first, second: the optimizer's moments, or empty; sums: float64; clamps: of
+  // each parameter, which then lies in [-clamp, clamp], inf for none; or empty
   m.def(
       "noisy_update_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
       "Tensor[] public_sums, float std, Tensor key, int counter, float divisor, float public_divisor, str optimizer, "
-      "float[] settings) -> ()");
+      "float[] settings, float[] clamps=[]) -> ()");
   // The same with what changes from step to step read from memory, so that a CUDA graph can repeat it: control (15,)
   // int64 is an UpdateControl (common/update_rule.h). It does nothing unless `control` is armed, and clears it.
   m.def(
       "noisy_update_armed_(Tensor(a!)[] parameters, Tensor(b!)[] first, Tensor(c!)[] second, Tensor[] sums, "
-      "Tensor[] public_sums, float std, Tensor(d!) control, str optimizer) -> ()");
+      "Tensor[] public_sums, float std, Tensor(d!) control, str optimizer, float[] clamps=[]) -> ()");
 }

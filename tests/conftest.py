@@ -13,6 +13,14 @@ from dpcgan_fast import ops
 # Relative tolerance of a result against its float64 reference.
 RTOL = {torch.float32: 4e-6, torch.float64: 1e-10}
 
+MORE_EXAMPLES = int(os.environ.get("DPCGAN_TEST_EXAMPLES", "1"))
+
+
+def examples(count: int) -> int:
+    """Random cases of a property test; the environment's DPCGAN_TEST_EXAMPLES multiplies them."""
+    return count * MORE_EXAMPLES
+
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("default")
 

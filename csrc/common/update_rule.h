@@ -78,6 +78,12 @@ DPCGAN_HOST_DEVICE void update_element(const UpdateRule& rule, float grad, int64
   }
 }
 
+// An element that is not finite stays so, as torch.clamp has it.
+DPCGAN_HOST_DEVICE void clamp_element(int64_t i, float clamp, float* parameter) {
+  if (parameter[i] > clamp) parameter[i] = clamp;
+  if (parameter[i] < -clamp) parameter[i] = -clamp;
+}
+
 // Calls body with the rule as a compile-time constant.
 template <class Body>
 void with_optimizer(Optimizer optimizer, const Body& body) {

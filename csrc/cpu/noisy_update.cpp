@@ -23,6 +23,7 @@ struct Slice {
   const double* public_sum;  // or nothing
   int64_t size;
   uint64_t block;  // of the noise
+  float clamp;     // of the moved parameter, inf for none
 };
 
 template <int kBytes, Optimizer kOptimizer>
@@ -37,10 +38,12 @@ DPCGAN_INLINE void update_slice(const UpdateControl& control, double std_dev, co
   const UpdateRule rule(kOptimizer, control.settings);
   for (int64_t i = 0; i < slice.size; ++i)
     update_element<kOptimizer>(rule, grads[i], i, slice.parameter, slice.first, slice.second);
+  if (std::isfinite(slice.clamp))
+    for (int64_t i = 0; i < slice.size; ++i) clamp_element(i, slice.clamp, slice.parameter);
 }
 
 std::vector<Slice> cut(at::TensorList parameters, at::TensorList first, at::TensorList second, at::TensorList sums,
-                       at::TensorList public_sums, uint64_t block) {
+                       at::TensorList public_sums, c10::ArrayRef<double> clamps, uint64_t block) {
   const auto data = [](at::TensorList list, size_t index, int64_t begin) -> float* {
     return list.empty() ? nullptr : list[index].mutable_data_ptr<float>() + begin;
   };
@@ -51,7 +54,7 @@ std::vector<Slice> cut(at::TensorList parameters, at::TensorList first, at::Tens
       slices.push_back({data(parameters, i, begin), data(first, i, begin), data(second, i, begin),
                         sums[i].const_data_ptr<double>() + begin,
                         public_sums.empty() ? nullptr : public_sums[i].const_data_ptr<double>() + begin,
-                        std::min(kChunk, numel - begin), block + begin / kNormalsPerBlock});
+                        std::min(kChunk, numel - begin), block + begin / kNormalsPerBlock, clamp_of(clamps, i)});
     block += ceil_div<int64_t>(numel, kNormalsPerBlock);
   }
   return slices;
@@ -72,23 +75,23 @@ void update(Optimizer optimizer, const UpdateControl& control, double std_dev, c
 
 void noisy_update_cpu(at::TensorList parameters, at::TensorList first, at::TensorList second, at::TensorList sums,
                       at::TensorList public_sums, double std_dev, const at::Tensor& key, int64_t counter,
-                      double divisor, double public_divisor, std::string_view optimizer,
-                      c10::ArrayRef<double> settings) {
+                      double divisor, double public_divisor, std::string_view optimizer, c10::ArrayRef<double> settings,
+                      c10::ArrayRef<double> clamps) {
   const char* op = "noisy_update_";
-  const Optimizer rule = check_noisy_update(op, parameters, first, second, sums, public_sums, optimizer);
+  const Optimizer rule = check_noisy_update(op, parameters, first, second, sums, public_sums, optimizer, clamps);
   const ChaChaKey words = std_dev > 0 ? check_noise_arguments(op, sums, std_dev, key, counter) : ChaChaKey{};
   const UpdateControl control = check_update_numbers(op, words, counter, divisor, public_divisor, rule, settings);
-  update(rule, control, std_dev, cut(parameters, first, second, sums, public_sums, control.counter));
+  update(rule, control, std_dev, cut(parameters, first, second, sums, public_sums, clamps, control.counter));
 }
 
 void noisy_update_armed_cpu(at::TensorList parameters, at::TensorList first, at::TensorList second, at::TensorList sums,
                             at::TensorList public_sums, double std_dev, const at::Tensor& control,
-                            std::string_view optimizer) {
+                            std::string_view optimizer, c10::ArrayRef<double> clamps) {
   const char* op = "noisy_update_armed_";
-  const Optimizer rule = check_noisy_update(op, parameters, first, second, sums, public_sums, optimizer);
+  const Optimizer rule = check_noisy_update(op, parameters, first, second, sums, public_sums, optimizer, clamps);
   UpdateControl* memory = check_update_control(op, control, parameters);
   if (memory->armed != 0)
-    update(rule, *memory, std_dev, cut(parameters, first, second, sums, public_sums, memory->counter));
+    update(rule, *memory, std_dev, cut(parameters, first, second, sums, public_sums, clamps, memory->counter));
   *memory = UpdateControl{};
 }
 

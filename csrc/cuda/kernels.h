@@ -100,6 +100,7 @@ struct UpdateTensor {
   const double* sum;
   const double* public_sum;
   int64_t numel;
+  float clamp;  // of the moved parameter, inf for none
 };
 
 // Element i of a parameter takes normal i % 8 of block i / 8, and each parameter begins with a fresh block.

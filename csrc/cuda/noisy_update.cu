@@ -9,7 +9,7 @@
 namespace dpcgan::cuda {
 namespace {
 
-constexpr int kTableTensors = 48;  // of one launch: the table travels as a kernel argument, of which there are 4 KB
+constexpr int kTableTensors = 40;  // of one launch: the table travels as a kernel argument, of which there are 4 KB
 
 struct UpdateTable {
   UpdateTensor tensor[kTableTensors];
@@ -51,6 +51,7 @@ __global__ void __launch_bounds__(kThreads)
           private_gradient(sum, control.divisor, tensor.public_sum == nullptr ? nullptr : tensor.public_sum + at,
                            control.public_divisor);
       update_element<kOptimizer>(rule, grad, at, tensor.parameter, tensor.first, tensor.second);
+      clamp_element(at, tensor.clamp, tensor.parameter);
     }
   }
 }

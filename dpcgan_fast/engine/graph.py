@@ -99,7 +99,7 @@ class GraphedStep:
     def _move(self) -> None:
         ops.noisy_update_armed_(
             [p.detach() for p in self._parameters], self._state.first, self._state.second, self._private, self._public,
-            self._base._noise_std, self._control, self._state.name,
+            self._base._noise_std, self._control, self._state.name, self._base._clamps,
         )  # fmt: skip
         self._sums.zero_()
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +49,8 @@ class PrivateStep:
     norm_mode:           "auto", or one of "direct", "gram", "materialise" for every layer that has them. "auto" times
                          modes of about equal cost on made-up rows, unless the step is reproducible: `norm_picker.py`
     fused:               False keeps to the layerwise path; True takes the fused one where the module has it
+    clamp:               parameters that every update leaves in [-clamp, clamp]: the weight clipping of a Wasserstein
+                         critic (arXiv 1701.07875, algorithm 1)
     debug:               lets `last` hold batch sizes, which are private
 
     Formal guarantees: with noise_multiplier sigma, one `step()` is a Gaussian mechanism of sensitivity C (1 + 1e-6)
@@ -69,6 +72,7 @@ class PrivateStep:
         noise_key: NoiseKey | None = None,
         norm_mode: NormMode = "auto",
         fused: bool = True,
+        clamp: Mapping[nn.Parameter, float] | None = None,
         debug: bool = False,
     ):
         _check_settings(max_grad_norm, noise_multiplier, expected_batch_size)
@@ -78,6 +82,7 @@ class PrivateStep:
         self._optimizer = optimizer
         self._trainable = _trainable_parameters(module, optimizer)
         _check_devices(self._trainable)
+        self._clamps = _clamps(clamp or {}, self._trainable)
         self._layers = recorded_layers(module, set(self._trainable))
         self._max_grad_norm = max_grad_norm
         self._noise_std = noise_multiplier * max_grad_norm if noise_multiplier > 0 else 0.0
@@ -263,7 +268,7 @@ class PrivateStep:
         self._report_update("one pass: noise, division and the optimizer's rule")
         noisy_update(
             self._optimizer, parameters, sums, public, self._noise_std, self._noise_key, self._expected_batch_size,
-            public_rows,
+            public_rows, self._clamps,
         )  # fmt: skip
 
     def _report_update(self, update: str) -> None:
@@ -285,6 +290,9 @@ class PrivateStep:
             self._optimizer.step()
         finally:
             self._drop_gradients()
+        with torch.no_grad():
+            for parameter, bound in zip(parameters, self._clamps, strict=False):  # there may be none
+                parameter.clamp_(-bound, bound)
 
     def _drop_gradients(self, others: bool = False) -> None:
         """Clears the gradients of all parameters of the optimizer, or only of those that this step does not train."""
@@ -303,6 +311,13 @@ def _check_settings(max_grad_norm: float, noise_multiplier: float, expected_batc
         raise ValueError("Expected noise_multiplier=0 with max_grad_norm=inf, since no noise covers what is unbounded.")
     if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
         raise ValueError(f"Expected a finite expected_batch_size={expected_batch_size} > 0, a public figure.")
+
+
+def _clamps(clamp: Mapping[nn.Parameter, float], trainable: dict[nn.Parameter, str]) -> list[float]:
+    """The clamp of each trainable parameter, inf for none; empty if no parameter has one."""
+    if not set(clamp) <= set(trainable) or not all(bound > 0 for bound in clamp.values()):
+        raise ValueError("Expected `clamp` to map parameters that the step trains to positive numbers.")
+    return [clamp.get(parameter, math.inf) for parameter in trainable] if clamp else []
 
 
 def _trainable_parameters(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:

@@ -121,11 +121,13 @@ def next_settings(optimizer: torch.optim.Optimizer, state: UpdateState) -> list[
 def noisy_update(
     optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], sums: Sequence[Tensor],
     public_sums: Sequence[Tensor], noise_std: float, key: NoiseKey, divisor: float, public_divisor: float,
+    clamps: Sequence[float],
 ) -> None:  # fmt: skip
     """Moves the parameters as `optimizer.step()` would with (sums + noise) / divisor + public_sums / public_divisor.
 
     sums, public_sums: float64, contiguous, one a parameter; public_sums may be empty
     noise_std:         noise_multiplier * max_grad_norm, in gradient units; 0 draws none and leaves the key as it is
+    clamps:            of each parameter, or empty
 
     Call `check_update` first.
     """
@@ -134,6 +136,6 @@ def noisy_update(
     with torch.no_grad():
         ops.noisy_update_(
             parameters, state.first, state.second, sums, public_sums, noise_std, key, divisor, public_divisor,
-            state.name, settings,
+            state.name, settings, clamps,
         )  # fmt: skip
     torch.autograd.graph.increment_version(parameters)

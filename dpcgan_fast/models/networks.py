@@ -46,5 +46,7 @@ class Networks(nn.Module, ABC):
         latent = torch.randn(len(labels), self.latent_dim, generator=randomness, device=labels.device)
         return self.decode(self.generator(latent, labels), labels, randomness)
 
-    def after_critic_step(self) -> None:
-        """Called after each update of the critic; the published nets clamp its weights here."""
+    @property
+    def critic_clamp(self) -> dict[nn.Parameter, float]:
+        """Parameters of the critic that every update leaves in [-clamp, clamp]; those of the published nets."""
+        return {}

@@ -142,10 +142,8 @@ class PublishedNetworks(Networks):
         """All parameters of the decoder."""
         return list(self.decoder.parameters())
 
-    @torch.no_grad()
-    def after_critic_step(self) -> None:
-        """Clamps the weights and biases of the critic's convolutions, not of its norms."""
-        for module in self.critic.modules():
-            if isinstance(module, nn.Conv1d):
-                for parameter in module.parameters():
-                    parameter.clamp_(-CRITIC_CLAMP, CRITIC_CLAMP)
+    @property
+    def critic_clamp(self) -> dict[nn.Parameter, float]:
+        """Weights and biases of the critic's convolutions, not of its norms."""
+        convolutions = (module for module in self.critic.modules() if isinstance(module, nn.Conv1d))
+        return {parameter: CRITIC_CLAMP for module in convolutions for parameter in module.parameters()}

@@ -4,6 +4,7 @@ Names and argument order are those of `csrc/registration.cpp`. Nothing here shar
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -237,6 +238,7 @@ def noisy_update_(
     public_divisor: float,
     optimizer: str,
     settings: list[float],
+    clamps: Sequence[float] = (),
 ) -> None:
     """Moves parameters by an optimizer's rule, in float64; sums are left as they are."""
     noisy = [total.clone() for total in sums]
@@ -261,6 +263,8 @@ def noisy_update_(
                 first[i].copy_(rest[0] * first[i].double() + grad)
             move = first[i].double() if first else grad
         parameter.copy_(value - rate * move)
+        if clamps:
+            parameter.clamp_(-clamps[i], clamps[i])
 
 
 def noisy_update_armed_(
@@ -272,6 +276,7 @@ def noisy_update_armed_(
     std: float,
     control: Tensor,
     optimizer: str,
+    clamps: Sequence[float] = (),
 ) -> None:
     """`noisy_update_` by what `control` holds, which it clears; nothing unless it is armed."""
     held = control.cpu().numpy().copy().view(CONTROL)[0]
@@ -282,5 +287,5 @@ def noisy_update_armed_(
     settings = held["settings"][: {"sgd": 3, "adam": 7, "rmsprop": 4}[optimizer]].tolist()
     noisy_update_(
         parameters, first, second, sums, public_sums, std, key, int(held["counter"]), float(held["divisor"]),
-        float(held["public_divisor"]), optimizer, settings,
+        float(held["public_divisor"]), optimizer, settings, clamps,
     )  # fmt: skip

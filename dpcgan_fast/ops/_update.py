@@ -58,7 +58,7 @@ def _check_std(std: float) -> None:
 def noisy_update_(
     parameters: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], sums: Sequence[Tensor],
     public_sums: Sequence[Tensor], std: float, key: NoiseKey, divisor: float, public_divisor: float, optimizer: str,
-    settings: Sequence[float],
+    settings: Sequence[float], clamps: Sequence[float] = (),
 ) -> None:  # fmt: skip
     """Moves parameters by an optimizer's rule with (sums + N(0, std^2)) / divisor + public_sums / public_divisor.
 
@@ -68,6 +68,7 @@ def noisy_update_(
     std:           as in `gaussian_noise_`, whose noise this is for the same key
     optimizer:     "sgd" (settings lr, weight_decay, momentum), "adam" (lr, weight_decay, beta1, beta2, eps and the two
                    bias corrections) or "rmsprop" (lr, weight_decay, alpha, eps)
+    clamps:        of each parameter, which then lies in [-clamp, clamp], inf for none; or empty
 
     Formal guarantee: as `gaussian_noise_`; the sums themselves are left as they are and must not be released.
     Raises ValueError if std is negative or not finite, RuntimeError for tensors that do not fit.
@@ -76,13 +77,13 @@ def noisy_update_(
     words, counter = key.take(noise_blocks(sums) if std > 0 else 0)
     op("noisy_update_")(
         list(parameters), list(first), list(second), list(sums), list(public_sums), std, words, counter, divisor,
-        public_divisor, optimizer, list(settings),
+        public_divisor, optimizer, list(settings), list(clamps),
     )  # fmt: skip
 
 
 def noisy_update_armed_(
     parameters: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], sums: Sequence[Tensor],
-    public_sums: Sequence[Tensor], std: float, control: UpdateControl, optimizer: str,
+    public_sums: Sequence[Tensor], std: float, control: UpdateControl, optimizer: str, clamps: Sequence[float] = (),
 ) -> None:  # fmt: skip
     """`noisy_update_` with key, divisors and settings from `control.arm`; without an `arm` before it, it does nothing.
 
@@ -90,5 +91,6 @@ def noisy_update_armed_(
     """
     _check_std(std)
     op("noisy_update_armed_")(
-        list(parameters), list(first), list(second), list(sums), list(public_sums), std, control.tensor, optimizer
-    )
+        list(parameters), list(first), list(second), list(sums), list(public_sums), std, control.tensor, optimizer,
+        list(clamps),
+    )  # fmt: skip

@@ -51,7 +51,6 @@ def train_gan(session: Session) -> None:
             else:
                 _separate_backward(session, step, turn, fakes_per_step)
             step.step()
-            networks.after_critic_step()
             if (turn.number + 1) % settings.critic_per_generator == 0:
                 _generator_step(session, fakes_per_step)
 

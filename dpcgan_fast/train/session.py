@@ -189,4 +189,5 @@ class Session:
             expected_batch_size=self.state.divisors[name],
             noise_key=self.noise_key,
             fused=self.data.rows_are_units and not paired,
+            clamp=self.state.networks.critic_clamp if name == CRITIC else None,
         )

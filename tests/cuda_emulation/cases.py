@@ -252,7 +252,8 @@ def _update_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Ca
             for given in ([], public):
                 tensors = (lists(sizes), lists(sizes) if first else [], lists(sizes) if second else [], sums, given)
                 name, label = rule.split()[0], f"{rule}, std {std}, {len(given)} public sums"
-                args = (*tensors, std, key, counter, 7.0, 3.0, name, settings)
+                clamps = [math.inf, *(0.5 for _ in sizes[1:])] if given else []
+                args = (*tensors, std, key, counter, 7.0, 3.0, name, settings, clamps)
                 yield Call(label, "noisy_update_", args, rtol=2e-6)
                 for armed in (0, 1):
                     control = np.zeros(1, dtype=reference.CONTROL)
@@ -260,7 +261,7 @@ def _update_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Ca
                     control["divisor"], control["public_divisor"] = 7.0, 3.0
                     control["settings"][0, : len(settings)] = settings
                     memory = torch.from_numpy(control.view(np.int64))
-                    args = (*tensors, std, memory, name)
+                    args = (*tensors, std, memory, name, clamps)
                     yield Call(f"{label}, armed {armed}", "noisy_update_armed_", args, rtol=2e-6 if armed else 0.0)
     yield Call("no parameters", "noisy_update_", ([], [], [], [], [], 1.0, key, 0, 1.0, 1.0, "sgd", [0.1, 0.0, 0.0]))
 

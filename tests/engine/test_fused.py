@@ -12,7 +12,7 @@ from torch import nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
-from tests.conftest import available_simd_levels
+from tests.conftest import available_simd_levels, examples
 from tests.engine.nets import NETS, clipped_sum_by_microbatches, flat, row_losses
 from tests.engine.steps import Sum, relative
 
@@ -58,7 +58,7 @@ def sequential_nets(draw):
 
 
 class TestClippedSum:
-    @settings(max_examples=250)
+    @settings(max_examples=examples(250))
     @given(net=sequential_nets(), rows=st.integers(1, 40), level=st.sampled_from(available_simd_levels()),
            seed=st.integers(0, 1000), share=st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
     def test_equals_the_float64_microbatch_reference_for_any_net(self, net, rows, level, seed, share):
@@ -109,7 +109,7 @@ class TestClippedSum:
 
 
 class TestSensitivity:
-    @settings(max_examples=150)
+    @settings(max_examples=examples(150))
     @given(net=sequential_nets(), rows=st.integers(1, 40), level=st.sampled_from(available_simd_levels()),
            removed=st.integers(0, 39), scale=st.sampled_from([1.0, 1e6]), same=st.booleans())  # fmt: skip
     def test_removing_a_row_moves_the_sum_by_at_most_c(self, net, rows, level, removed, scale, same):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dpcgan_fast import PrivateStep
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.engine import refuse_mixing_modules
 from dpcgan_fast.errors import InputError
@@ -130,17 +131,27 @@ def test_the_losses_are_summed_over_features():
     assert mimic.autoencoder_loss(half, torch.ones(2, 10)).tolist() == pytest.approx([6.931472, 6.931472])
 
 
-def test_the_clamp_acts_on_convolution_weights_and_biases_only():
+@pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["one pass", "the optimizer's own step"])
+def test_a_step_clamps_convolution_weights_and_biases_only(momentum):
     nets = PublishedNetworks(UCI)
     for parameter in nets.critic.parameters():
         nn.init.constant_(parameter, 5.0)
-    nets.after_critic_step()
+    optimizer = torch.optim.SGD(nets.critic.parameters(), 1e-3, momentum=momentum, nesterov=momentum > 0)
+    step = PrivateStep(nets.critic, optimizer, 1.0, 1.0, 1.0, clamp=nets.critic_clamp)
+    step.step()  # an empty batch: noise alone
     for module in nets.critic.modules():
         if isinstance(module, nn.Conv1d):
             assert module.weight.abs().max() <= CRITIC_CLAMP
             assert module.bias.abs().max() <= CRITIC_CLAMP
         elif isinstance(module, nn.GroupNorm):
-            assert (module.weight == 5.0).all()
+            assert (module.weight - 5.0).abs().max() < 0.1
+
+
+def test_a_clamp_of_parameters_that_the_step_does_not_train_is_refused():
+    nets = PublishedNetworks(UCI)
+    optimizer = torch.optim.SGD(nets.critic.parameters(), 1e-3)
+    with pytest.raises(ValueError, match="clamp"):
+        PrivateStep(nets.critic, optimizer, 1.0, 1.0, 1.0, clamp={nn.Parameter(torch.ones(1)): 1.0})
 
 
 @pytest.mark.parametrize("preset", ["rdpcgan-uci", "rdpcgan-mimic"])

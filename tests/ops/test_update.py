@@ -1,5 +1,7 @@
 """Noise and update in one pass: the reference in float64, and the noise bit for bit."""
 
+import math
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -17,8 +19,9 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("std", [0.0, 0.5])
 @pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize("clamps", [[], [math.inf, 0.2, 0.3]])
 @pytest.mark.usefixtures("simd_level")
-def test_equals_the_reference(rule, std, public):
+def test_equals_the_reference(rule, std, public, clamps):
     sizes, (moments, seconds, settings) = (1, 9, 130), RULES[rule]
     sums = [torch.randn(n, dtype=torch.float64) for n in sizes]
     state = [[torch.rand(n) for n in sizes] for _ in range(1 + moments + seconds)]
@@ -29,8 +32,9 @@ def test_equals_the_reference(rule, std, public):
         key, counter = NoiseKey(seed=3).take(20)
         kernel(
             given, *(first or [[]]), *(second or [[]]), sums, sums if public else [], std, key, counter, 2.0, 3.0,
-            rule.split()[0], settings,
+            rule.split()[0], settings, clamps,
         )  # fmt: skip
+        assert all(value.abs().max() <= bound for value, bound in zip(given, clamps, strict=False))
         results.append(torch.cat([value for values in (given, *rest) for value in values]))
     torch.testing.assert_close(*results, rtol=2e-5, atol=1e-6)
 
@@ -94,6 +98,15 @@ def test_an_update_that_was_never_armed_moves_nothing():
     before = given[0].clone()
     noisy_update_armed_(given, [], [], sums, [], 1.0, UpdateControl(torch.device("cpu")), "sgd")
     assert torch.equal(given[0], before)
+
+
+@pytest.mark.parametrize(
+    ("clamps", "message"), [([1.0, 1.0], "1 clamps, one a parameter, got 2"), ([0.0], "clamps > 0, got 0")]
+)
+def test_clamps_that_do_not_fit_are_refused(clamps, message):
+    given, sums = [torch.rand(9)], [torch.rand(9, dtype=torch.float64)]
+    with pytest.raises(RuntimeError, match=message):
+        noisy_update_(given, [], [], sums, [], 0.0, NoiseKey(seed=0), 1.0, 1.0, "sgd", [0.1, 0.0, 0.0], clamps)
 
 
 def test_arming_reserves_the_blocks_before_the_update_and_never_gives_them_out_again():
