@@ -120,30 +120,25 @@ def plain_flops(shapes: Mapping[str, ConvShape], rows: int) -> int:
 
 
 def fused_work(shapes: Mapping[str, ConvShape], modes: Mapping[str, Mode], rows: int) -> dict[str, Work]:
-    """Work of the three fused ops, by name.
+    """Work of the two fused ops, by name.
 
     shapes: of the layers of the fused runs, in order; the first one's input needs no gradient
     modes:  how each layer's norm is taken; {} where nothing is clipped and the sum alone is asked for
 
     Bytes are those of one pass each way. Forward leaves the outputs of the weight-sharing layers, from which the rest
-    is cheaply had again. Backward reads them and leaves the gradients of those outputs, or, of a layer whose gradients
-    are kept, those. The sum reads what it needs of both.
+    is cheaply had again. Backward reads them and the input; a group's gradients stay in the caches.
     """
     layers = list(shapes.items())
     weights = sum(shape.weights for shape in shapes.values())
     outs = sum(shape.out_floats for _, shape in layers[:-1])  # the last one's is the op's own output
     forward = sum(shape.pass_flops for shape in shapes.values())
-    norms = sums = left = read = 0
+    norms = sums = 0
     for name, shape in layers:
         mode = modes.get(name)
         norms += shape.norm_flops(mode) if mode else 0
         sums += shape.sum_flops(mode) if mode else shape.pass_flops
-        kept = shape.weights if mode == "materialise" else shape.out_floats
-        left += kept
-        read += kept if mode == "materialise" else kept + shape.in_floats
-    backward = forward - layers[0][1].pass_flops + norms
+    backward = forward - layers[0][1].pass_flops + norms + sums
     return {
         "fused_forward": Work(rows * forward, _FLOAT * rows * outs),
-        "fused_sq_norm": Work(rows * backward, _FLOAT * (rows * (layers[0][1].in_floats + outs + left) + weights)),
-        "fused_weighted_grad": Work(rows * sums, _FLOAT * rows * read),
+        "fused_clipped_sum": Work(rows * backward, _FLOAT * (rows * (layers[0][1].in_floats + outs) + weights)),
     }

@@ -27,7 +27,7 @@ def test_every_fused_op_has_its_work_and_its_time(measured):
     assert path.path == "fused"
     modes = {layer.name: layer.mode for layer in path.layers}
     work = fused_work(conv_shapes(module, x), modes, 64)
-    assert {"fused_forward", "fused_sq_norm", "fused_weighted_grad"} <= set(lines)
+    assert {"fused_forward", "fused_clipped_sum"} <= set(lines)
     for name in work:
         assert lines[name]["calls"] == 1
         assert lines[name]["gflop"] == work[name].flops / 1e9

@@ -98,8 +98,7 @@ def test_fused_work_by_hand():
     passes = 2 * 6 * 6, 2 * 1 * 12
     gram = shapes["2"].norm_flops("gram")
     assert work["fused_forward"].flops == 10 * sum(passes)
-    assert work["fused_sq_norm"].flops == 10 * (passes[1] + passes[0] + 2 * 6 + gram)
-    assert work["fused_weighted_grad"].flops == 10 * (2 * 6 + passes[1])
+    norms, sums = passes[0] + 2 * 6 + gram, 2 * 6 + passes[1]
+    assert work["fused_clipped_sum"].flops == 10 * (passes[1] + norms + sums)
     assert work["fused_forward"].kept_bytes == 4 * 10 * 12
-    assert work["fused_sq_norm"].kept_bytes == 4 * (10 * (8 + 12 + 6 + 1) + 18)
-    assert work["fused_weighted_grad"].kept_bytes == 4 * 10 * (6 + 12 + 1)
+    assert work["fused_clipped_sum"].kept_bytes == 4 * (10 * (8 + 12) + 18)
