@@ -1,6 +1,8 @@
 """Shared fixtures: which back ends run, and the tolerances of a result by its dtype."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import pytest
@@ -42,14 +44,23 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+@contextmanager
+def at_simd_level(level: str) -> Iterator[None]:
+    """Runs the block at a vector width, for tests that draw it; the one before is set again after it."""
+    native = ops.native_module()
+    before = native.simd_level()
+    native.set_simd_level(level)
+    try:
+        yield
+    finally:
+        native.set_simd_level(before)
+
+
 @pytest.fixture(params=available_simd_levels())
 def simd_level(request):
     """Runs a test once at each vector width that this CPU offers."""
-    native = ops.native_module()
-    before = native.simd_level()
-    native.set_simd_level(request.param)
-    yield request.param
-    native.set_simd_level(before)
+    with at_simd_level(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=DEVICES)

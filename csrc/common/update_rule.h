@@ -14,7 +14,7 @@ enum class Optimizer : int { kSgd, kMomentum, kAdam, kRmsprop };
 constexpr int kMostUpdateSettings = 7;
 
 // What changes from one step to the next. A CUDA graph reads it from the device's memory, since what a graph was
-// captured with stays as it was. The layout is that of `_CONTROL` in dpcgan_fast/ops/_update.py.
+// captured with stays as it was. The layout is that of `CONTROL` in dpcgan_fast/ops/_reference.py.
 struct UpdateControl {
   ChaChaKey key;
   uint64_t counter;  // block of the noise of the first element

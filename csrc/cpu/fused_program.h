@@ -82,8 +82,8 @@ struct FusedProgram {
   int64_t workspace_floats() const { return packed_offset() + packed_floats; }
 };
 
-constexpr int64_t kLayerInts =
-    10;  // kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode, out_length
+// Of a layer: kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode or activation, out_length.
+constexpr int64_t kLayerInts = 10;
 constexpr int64_t kBlockOutputs = 8;  // output channels of a packed block of weights
 
 // layers: kLayerInts integers a layer; numbers: one a layer (slope or eps).

@@ -8,8 +8,6 @@
 // positions the products are in double, too; with more, each row's sum over positions is in single precision.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <vector>
 
 #include "fused_program.h"

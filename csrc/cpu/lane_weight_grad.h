@@ -71,7 +71,7 @@ DPCGAN_INLINE void stream_lanes(float* to, typename VectorOf<float, kBytes>::typ
   store_lanes<kBytes>(to, lanes);
 }
 
-// Makes streamed stores visible to other threads.
+// Has streamed stores done before those that follow; on their own they are not ordered.
 DPCGAN_INLINE void end_stream() {
 #if defined(__x86_64__)
   asm volatile("sfence" ::: "memory");

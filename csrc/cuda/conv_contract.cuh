@@ -1,8 +1,8 @@
 // The contraction under the conv ops on the GPU: G = sum over rows and positions of g x^T, tile by tile.
 //
-// One kernel serves three ops. It forms the gradient of an `owner` of rows: a sample (per-sample gradient), a unit
-// (norm), or a slice of the batch whose rows are weighted (clipped sum). What happens to a finished tile is the
-// epilogue: store it, or square and drop it. A block stages kTilePositions taps and outputs at a time in shared memory,
+// It forms the gradient of an `owner` of rows: a sample (per-sample gradient), a unit (norm), or a slice of the batch
+// whose rows are weighted (clipped sum). What happens to a finished tile is the epilogue: the kernel below stores it,
+// that of sq_norm.cu squares and drops it. A block stages kTilePositions taps and outputs at a time in shared memory,
 // in double, so that values are converted and scaled once and not by each thread that multiplies them.
 //
 // The bias gradient is a plain sum over positions of g or x; its tiles follow the weight tiles.

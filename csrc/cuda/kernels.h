@@ -1,4 +1,4 @@
-// Launchers of the CUDA kernels, one a tensor op: device pointers and sizes in, work queued on `stream`.
+// Launchers of the CUDA kernels: device pointers and sizes in, work queued on `stream`. All norms share one of them.
 //
 // The kernels and launchers (*.cu) include no ATen header, so that one source compiles with nvcc for the device and
 // with a C++ compiler under the emulation of CUDA that the tests use. The *_op.cpp files check arguments, allocate,

@@ -141,15 +141,14 @@ def measure_ops(module: nn.Module, x: Tensor, report: StepReport, peaks: Peaks, 
     modes: dict[str, Mode] = {layer.name: layer.mode for layer in report.layers if layer.fused}  # type: ignore[misc]
     every = conv_shapes(module, x[:1])
     shapes = {name: shape for name, shape in every.items() if name in modes}
-    work = fused_work(shapes, modes, len(x)) if shapes else {}
-    lines, total = [], sum(of_op.flops for of_op in work.values())
+    work = fused_work(shapes, modes, len(x), whole="fused_sq_norm" not in steps[-1]) if shapes else {}
+    lines, total = [], 0
     for name, seen in steps[-1].items():
         took = statistics.median(step[name].milliseconds for step in steps)
         flops, moved = seen.flops, seen.bytes
         if name in work:
             flops, moved = work[name].flops, moved + work[name].kept_bytes
-        else:
-            total += flops or 0
+        total += flops or 0
         if took >= max(_SHORT * seen.calls, _LEAST_SHARE * whole):
             lines.append(_line(name, seen.calls, took, flops, moved, peaks))
     lines.sort(key=lambda line: -line["milliseconds"])

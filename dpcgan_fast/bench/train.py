@@ -21,6 +21,7 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import Ledger
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.train import gan
+from dpcgan_fast.train.prefetch import Ahead
 from dpcgan_fast.train.session import Session
 
 SUPPORT2, EPILEPTIC = "support2", "epileptic_seizure"
@@ -35,6 +36,7 @@ EPILEPTIC_SCHEMA: dict[str, Any] = {
 }  # fmt: skip
 # What is timed apart, wherever in a training it is called: owner, name, phase.
 _TIMED: tuple[tuple[Any, str, str], ...] = (
+    (Ahead, "__next__", DATA),
     (Session, "save", "checkpoints"),
     (Session, "running_epsilon", "running epsilon"),
     (Ledger, "reserve", "ledger"),

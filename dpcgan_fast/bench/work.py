@@ -119,26 +119,31 @@ def plain_flops(shapes: Mapping[str, ConvShape], rows: int) -> int:
     return rows * (3 * sum(s.pass_flops for s in shapes.values()) - next(iter(shapes.values())).pass_flops)
 
 
-def fused_work(shapes: Mapping[str, ConvShape], modes: Mapping[str, Mode], rows: int) -> dict[str, Work]:
-    """Work of the two fused ops, by name.
+def fused_work(
+    shapes: Mapping[str, ConvShape], modes: Mapping[str, Mode], rows: int, whole: bool = True
+) -> dict[str, Work]:
+    """Work of the fused ops that a step calls, by name.
 
     shapes: of the layers of the fused runs, in order; the first one's input needs no gradient
-    modes:  how each layer's norm is taken; {} where nothing is clipped and the sum alone is asked for
+    modes:  how each layer's norm is taken, by name; {} where nothing is clipped and the sum alone is asked for
+    whole:  one run has all layers that count for the norm: its backward measures, clips and sums. Otherwise the norms
+            take a backward of their own, and the sum another one, which forms the gradients anew
 
     Bytes are those of one pass each way. Forward leaves the outputs of the weight-sharing layers, from which the rest
-    is cheaply had again. Backward reads them and the input; a group's gradients stay in the caches.
+    is cheaply had again. A backward reads them, the rows and the weights; gradients need not leave the caches.
     """
-    layers = list(shapes.items())
-    weights = sum(shape.weights for shape in shapes.values())
-    outs = sum(shape.out_floats for _, shape in layers[:-1])  # the last one's is the op's own output
-    forward = sum(shape.pass_flops for shape in shapes.values())
-    norms = sums = 0
-    for name, shape in layers:
-        mode = modes.get(name)
-        norms += shape.norm_flops(mode) if mode else 0
-        sums += shape.sum_flops(mode) if mode else shape.pass_flops
-    backward = forward - layers[0][1].pass_flops + norms + sums
-    return {
-        "fused_forward": Work(rows * forward, _FLOAT * rows * outs),
-        "fused_clipped_sum": Work(rows * backward, _FLOAT * (rows * (layers[0][1].in_floats + outs) + weights)),
+    layers = list(shapes.values())
+    forward = sum(shape.pass_flops for shape in layers)
+    backward = forward - layers[0].pass_flops
+    norms = sum(shape.norm_flops(modes[name]) for name, shape in shapes.items() if name in modes)
+    sums = sum(shape.sum_flops(modes[name]) if name in modes else shape.pass_flops for name, shape in shapes.items())
+    outs = sum(shape.out_floats for shape in layers[:-1])  # the last one's is the op's own output
+    weights = sum(shape.weights for shape in layers)
+    read = _FLOAT * (rows * (layers[0].in_floats + outs) + weights)
+    work = {"fused_forward": Work(rows * forward, _FLOAT * rows * outs)}
+    if whole:
+        return work | {"fused_clipped_sum": Work(rows * (backward + norms + sums), read)}
+    return work | {
+        "fused_sq_norm": Work(rows * (backward + norms), read),
+        "fused_clipped_sum": Work(rows * (backward + forward), read),
     }

@@ -63,8 +63,12 @@ def _machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "GPU": gpu,
-        "device auto": "cuda" if torch.cuda.is_available() and ops.has_cuda_kernels() else "cpu",
+        "device auto": "cuda" if _gpu_serves() else "cpu",
     }
+
+
+def _gpu_serves() -> bool:
+    return torch.cuda.is_available() and ops.has_cuda_kernels()
 
 
 def _kernels() -> dict[str, Any]:
@@ -89,4 +93,6 @@ def _kernels() -> dict[str, Any]:
     how = f"by the cost model: {not_timed}" if not_timed else "timed at the first step of a shape, with secret noise"
     found["norm modes"] = f"{how} (layers that are not fused)"
     found["update of a step"] = step.last.update
+    graphs = "CUDA graphs, by engine.GraphedStep" if _gpu_serves() else "none: they need a GPU and the CUDA kernels"
+    found["captured steps"] = f"{graphs} (training takes plain steps)"
     return found

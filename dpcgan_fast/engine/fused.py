@@ -1,4 +1,7 @@
-"""The fused path: runs of layers whose forward and clipped sum take one native call each, rows in lanes.
+"""The fused path: runs of layers that take one native call forward and one backward, a row in each lane of a vector.
+
+The backward measures, clips and sums. Where other layers count for the norm, too, it only measures, and another one
+sums once the clip factors are known.
 
 A run is an nn.Sequential, the whole module or a part of it, and qualifies by its structure alone; `fused_runs` says why
 not, where it does not. What a row contributes is the same as layer by layer, up to float rounding. Rows whose gradient
@@ -6,7 +9,7 @@ cancels so far that single precision cannot sum it are taken layer by layer, in 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,94 +20,11 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.nn.utils import parametrize
 
 from dpcgan_fast import ops
+from dpcgan_fast.engine.fused_forms import NotFusedError, fused_net, has_fused_form
 from dpcgan_fast.engine.recorder import LayerUse, Reached, recording
 from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.engine.rules import LayerGradient, layer_gradient
-from dpcgan_fast.ops import FusedLayer, FusedNet, NormChoice, NormMode, UnitGroups
-
-
-class NotFusedError(Exception):
-    """Why a module, or one call of it, does not take the fused path."""
-
-
-@dataclass(frozen=True)
-class _Value:
-    """Shape of a value between layers; flat once the net has flattened it."""
-
-    channels: int
-    length: int
-    flat: bool
-
-
-def _conv1d(module: nn.Conv1d, value: _Value) -> FusedLayer:
-    if value.flat:
-        raise NotFusedError("a convolution follows a flattened value")
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        raise NotFusedError("a convolution pads by a mode or by name")
-    (kernel,), (stride,), (padding,), (dilation,) = module.kernel_size, module.stride, module.padding, module.dilation
-    length = (value.length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-    return FusedLayer(
-        "conv1d", value.channels, value.length, module.out_channels, length, kernel, stride, padding, dilation,
-        module.groups, module.bias is not None,
-    )  # fmt: skip
-
-
-def _conv_transpose1d(module: nn.ConvTranspose1d, value: _Value) -> FusedLayer:
-    if value.flat:
-        raise NotFusedError("a convolution follows a flattened value")
-    (kernel,), (stride,), (dilation,), (extra,) = (
-        module.kernel_size, module.stride, module.dilation, module.output_padding,
-    )  # fmt: skip
-    padding = module.padding[0]
-    assert isinstance(padding, int)  # ConvTranspose1d takes no padding by name
-    length = (value.length - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
-    return FusedLayer(
-        "conv_transpose1d", value.channels, value.length, module.out_channels, length, kernel, stride, padding,
-        dilation, module.groups, module.bias is not None,
-    )  # fmt: skip
-
-
-def _linear(module: nn.Linear, value: _Value) -> FusedLayer:
-    """A linear layer over a flattened value is a convolution as long as the value."""
-    if not value.flat:
-        raise NotFusedError("a linear layer acts on each position of a sequence")
-    return FusedLayer(
-        "conv1d", value.channels, value.length, module.out_features, 1, value.length, bias=module.bias is not None
-    )
-
-
-def _group_norm(module: nn.GroupNorm, value: _Value) -> FusedLayer:
-    if value.flat and value.length != 1:
-        raise NotFusedError("a norm follows a flattened value")
-    if not module.affine:
-        raise NotFusedError("a norm has no affine pair")
-    return FusedLayer(
-        "group_norm", value.channels, value.length, value.channels, value.length, groups=module.num_groups,
-        number=module.eps,
-    )  # fmt: skip
-
-
-def _activation(kind: Any, slope: Callable[[Any], float] = lambda _: 0.0) -> Callable[[Any, _Value], FusedLayer]:
-    def layer(module: nn.Module, value: _Value) -> FusedLayer:
-        if slope(module) < 0:
-            raise NotFusedError("a leaky ReLU has a negative slope")
-        return FusedLayer(kind, value.channels, value.length, value.channels, value.length, number=slope(module))
-
-    return layer
-
-
-_FORMS: dict[type[nn.Module], Callable[[Any, _Value], FusedLayer]] = {
-    nn.Conv1d: _conv1d,
-    nn.ConvTranspose1d: _conv_transpose1d,
-    nn.Linear: _linear,
-    nn.GroupNorm: _group_norm,
-    nn.LeakyReLU: _activation("leaky_relu", lambda module: module.negative_slope),
-    nn.ReLU: _activation("leaky_relu"),
-    nn.Tanh: _activation("tanh"),
-    nn.Sigmoid: _activation("sigmoid"),
-    nn.SiLU: _activation("silu"),
-}
-
+from dpcgan_fast.ops import FusedNet, NormChoice, NormMode, UnitGroups
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -227,20 +147,7 @@ class FusedRun:
 
     def _net(self, shape: tuple[int, ...]) -> FusedNet:
         if shape not in self._nets:
-            channels, *rest = shape
-            length = rest[0] if rest else 1
-            value = _Value(channels, length, flat=not rest)
-            layers: list[FusedLayer] = []
-            for name, module in self.modules:
-                if type(module) is nn.Flatten:
-                    value = _Value(value.channels, value.length, flat=True)
-                    continue
-                layer = _FORMS[type(module)](module, value)
-                if layer.length < 1 or getattr(module, "in_channels", layer.in_channels) != layer.in_channels:
-                    raise NotFusedError(f"module {name!r} does not fit its input")
-                layers.append(layer)
-                value = _Value(layer.channels, layer.length, value.flat)
-            self._nets[shape] = FusedNet(tuple(layers), channels, length, value.flat, flat_input=not rest)
+            self._nets[shape] = fused_net(self.modules, shape)
         return self._nets[shape]
 
 
@@ -406,8 +313,7 @@ def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measur
     """The fused form of an nn.Sequential. Raises NotFusedError, whose text says why, if it has none."""
     modules = _layers(name, module)
     for own, layer in modules:
-        flatten = type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1)
-        if not flatten and type(layer) not in _FORMS:
+        if not has_fused_form(layer):
             raise NotFusedError(f"module {own!r} ({type(layer).__name__}) has no fused form")
     if modules and getattr(modules[0][1], "inplace", False):
         raise NotFusedError(f"module {modules[0][0]!r} changes its input in place")

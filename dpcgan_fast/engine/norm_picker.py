@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.rules import ConvGradient, LayerGradient
+from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem
 
 TIMING_VARIABLE = "DPCGAN_NORM_TIMING"
@@ -31,11 +32,11 @@ _CLEARLY = 0.9  # the model's choice stays unless another mode takes less than t
 def timing_refused(noise_std: float, seeded: bool) -> str:
     """Why modes are not timed, and the cost model decides; empty if they are.
 
-    Raises ValueError for a value of DPCGAN_NORM_TIMING other than 0 or 1.
+    Raises InputError, a ValueError, for a value of DPCGAN_NORM_TIMING other than 0 or 1.
     """
     asked = os.environ.get(TIMING_VARIABLE, "1")
     if asked not in ("0", "1"):
-        raise ValueError(f"Expected {TIMING_VARIABLE} to be 0 or 1, got {asked!r}.")
+        raise InputError(f"Expected 0 or 1, got {asked!r}", TIMING_VARIABLE, "Set it to one of them, or unset it.")
     if asked == "0":
         return f"{TIMING_VARIABLE}=0"
     if seeded:

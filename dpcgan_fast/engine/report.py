@@ -10,9 +10,10 @@ from dpcgan_fast.ops import NormMode
 class LayerReport:
     """How one layer's per-unit gradients were measured and summed.
 
-    rule: name of the layer rule, or "torch.func" for a layer without one
-    mode: norm mode that was used
-    fused: whether the layer was part of a fused run
+    rule:   name of the layer rule, or "torch.func" for a layer without one
+    mode:   norm mode that was used
+    reason: why that one
+    fused:  whether the layer was part of a fused run
     """
 
     name: str
@@ -26,15 +27,15 @@ class LayerReport:
 class StepReport:
     """The path of the last backward.
 
-    path:    "fused": every layer is in a run of layers that takes one native call each for forward, norms and sum, with
-             a row in each lane of a vector; "layerwise": one backward for output gradients, then norms, clip and sums
-             layer by layer; "mixed": some layers are fused
-    why:     why this path was taken
-    backend: "native" or "reference" ops
-    update:  how `step()` then moved the parameters, and why
-    repeated: how `GraphedStep` does the work again; empty if it does not
-    debug:   batch sizes and chunk counts; empty unless PrivateStep was made with debug=True, since the number of rows
-             drawn is private
+    path:     "fused": every layer is in a run of layers that takes one native call forward and one backward, with a row
+              in each lane of a vector; "layerwise": one backward for output gradients, then norms, clip and sums layer
+              by layer; "mixed": some layers are fused
+    why:      why this path was taken
+    backend:  "native" or "reference" ops
+    update:   how `step()` then moved the parameters, and why
+    repeated: how `GraphedStep` does the work again; empty for a plain `PrivateStep`
+    debug:    batch sizes and chunk counts; empty unless PrivateStep was made with debug=True, since the number of rows
+              drawn is private
     """
 
     path: Literal["fused", "mixed", "layerwise"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import _reference
 
 native: ModuleType | None = None
@@ -27,12 +28,13 @@ _BACKENDS = ("native", "reference")
 def backend() -> str:
     """Name of the implementation that the ops use: `native` or `reference`.
 
-    Raises ImportError if the native extension is wanted and cannot be loaded, and ValueError for an unknown name in
-    the environment variable `DPCGAN_BACKEND`.
+    Raises ImportError if the native extension is wanted and cannot be loaded, and InputError, a ValueError, for an
+    unknown name in the environment variable `DPCGAN_BACKEND`.
     """
     name = os.environ.get("DPCGAN_BACKEND", "native")
     if name not in _BACKENDS:
-        raise ValueError(f"Expected DPCGAN_BACKEND to be one of {', '.join(_BACKENDS)}, got {name!r}.")
+        expected = f"Expected one of {', '.join(_BACKENDS)}, got {name!r}"
+        raise InputError(expected, "DPCGAN_BACKEND", "Set it to one of them, or unset it.")
     if name == "native" and native is None:
         raise ImportError(
             f"The native extension of dpcgan_fast cannot be loaded ({_import_error}). Build it with "

@@ -1,4 +1,4 @@
-"""The fused path of a sequential net: forward, and backward with per-row norms and the clipped sum, a call each."""
+"""The fused path of a sequential net: one call forward, and one backward that measures, clips and sums its rows."""
 
 import math
 from collections.abc import Sequence
@@ -163,7 +163,7 @@ class FusedNet:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Squared gradient norms (B,) float64; rows (B,) bool that cancel; and the gradient of the input.
 
-        Runs backward through the workspace, which `clipped_sum` needs too; it may be called again. Rows that cancel
+        Runs backward through the workspace, which `weighted_sum` needs too; it may be called again. Rows that cancel
         must be taken by another path. Without `measure` a norm is 0, or NaN for a row that is not finite. Without
         `input_grad` the last has no rows.
         """

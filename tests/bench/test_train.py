@@ -21,6 +21,7 @@ from dpcgan_fast.bench.train import (
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import Ledger
 from dpcgan_fast.train import gan
+from dpcgan_fast.train.prefetch import Ahead
 from dpcgan_fast.train.session import Session
 from tests.bench.results import step_results, train_results
 
@@ -57,6 +58,7 @@ def test_other_threads_do_not_move_the_clock():
 
 def test_what_is_timed_is_put_back_even_after_an_error():
     timed = [(Session, "save"), (Session, "private_steps"), (Ledger, "reserve"), (gan, "_generator_step")]
+    timed.append((Ahead, "__next__"))
     before = [getattr(owner, name) for owner, name in timed]
     with contextlib.suppress(RuntimeError), timed_phases(PhaseClock()):
         during = [getattr(owner, name) for owner, name in timed]

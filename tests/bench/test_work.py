@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpcgan_fast.bench.nets import BENCH_NETS
-from dpcgan_fast.bench.work import ConvShape, conv_shapes, fused_work, plain_flops
+from dpcgan_fast.bench.work import ConvShape, Work, conv_shapes, fused_work, plain_flops
 
 
 def counted(run) -> int:
@@ -94,11 +94,16 @@ def test_fused_work_by_hand():
     """Conv(1 -> 2, k3) on length 8, conv(2 -> 1, k6): 6 and 12 weights, outputs of 12 and 1 floats a row."""
     module = nn.Sequential(nn.Conv1d(1, 2, 3), nn.LeakyReLU(0.2), nn.Conv1d(2, 1, 6))
     shapes = conv_shapes(module, torch.rand(1, 1, 8))
-    work = fused_work(shapes, {"0": "materialise", "2": "gram"}, rows=10)
     passes = 2 * 6 * 6, 2 * 1 * 12
-    gram = shapes["2"].norm_flops("gram")
-    assert work["fused_forward"].flops == 10 * sum(passes)
-    norms, sums = passes[0] + 2 * 6 + gram, 2 * 6 + passes[1]
-    assert work["fused_clipped_sum"].flops == 10 * (passes[1] + norms + sums)
-    assert work["fused_forward"].kept_bytes == 4 * 10 * 12
-    assert work["fused_clipped_sum"].kept_bytes == 4 * (10 * (8 + 12) + 18)
+    norms = passes[0] + 2 * 6 + shapes["2"].norm_flops("gram")
+    read = 4 * (10 * (8 + 12) + 18)  # rows and the first layer's outputs, weights
+    modes = {"0": "materialise", "2": "gram", "a norm": "materialise"}
+    work = fused_work(shapes, modes, rows=10)
+    assert work["fused_forward"] == Work(10 * sum(passes), 4 * 10 * 12)
+    assert work["fused_clipped_sum"] == Work(10 * (passes[1] + norms + 2 * 6 + passes[1]), read)
+    assert list(work) == ["fused_forward", "fused_clipped_sum"]
+    part = fused_work(shapes, modes, rows=10, whole=False)
+    assert part["fused_forward"] == work["fused_forward"]
+    assert part["fused_sq_norm"] == Work(10 * (passes[1] + norms), read)
+    assert part["fused_clipped_sum"] == Work(10 * (passes[1] + sum(passes)), read)
+    assert fused_work(shapes, {}, rows=10)["fused_clipped_sum"] == part["fused_clipped_sum"], "no norms: only the sum"

@@ -197,7 +197,14 @@ def test_doctor_says_what_is_in_the_build_and_why(capsys):
     assert "vector width" in printed
     assert "conv1d: " in printed
     assert run(["doctor", "--json"]) == 0
-    assert {"versions", "build", "machine", "kernels"} == set(json_of(capsys))
+    found = json_of(capsys)
+    assert {"versions", "build", "machine", "kernels"} == set(found)
+    kernels = found["kernels"]
+    assert kernels["path of a step"].startswith("fused: every layer has a fused form")
+    assert kernels["update of a step"].startswith("one pass")
+    assert kernels["norm modes"].startswith("timed at the first step of a shape")
+    graphs = found["machine"]["device auto"] == "cuda"
+    assert kernels["captured steps"].startswith("CUDA graphs" if graphs else "none: they need a GPU")
 
 
 def test_bench_checks_before_it_times_and_describes_the_machine(tmp_path, capsys):

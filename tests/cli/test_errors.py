@@ -53,6 +53,12 @@ def write_schema(workplace, **changes):
     (workplace / "schema.json").write_text(json.dumps(schema_values(**changes)))
 
 
+@pytest.mark.parametrize("variable", ["DPCGAN_BACKEND", "DPCGAN_NORM_TIMING"])
+def test_an_environment_variable_that_is_wrong_is_bad_usage(monkeypatch, capsys, variable):
+    monkeypatch.setenv(variable, "yes")
+    check_failure(["doctor"], 2, f"got 'yes' ({variable}). Set it", capsys)
+
+
 class TestTrain:
     @pytest.mark.parametrize(
         ("name", "content", "what"),

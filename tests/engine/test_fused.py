@@ -12,7 +12,7 @@ from torch import nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
-from tests.conftest import available_simd_levels, examples
+from tests.conftest import at_simd_level, available_simd_levels, examples
 from tests.engine.nets import NETS, clipped_sum_by_microbatches, flat, row_losses
 from tests.engine.steps import Sum, relative
 
@@ -63,10 +63,7 @@ class TestClippedSum:
            seed=st.integers(0, 1000), share=st.sampled_from([0.0, 0.5, 1.0]))  # fmt: skip
     def test_equals_the_float64_microbatch_reference_for_any_net(self, net, rows, level, seed, share):
         module, shape = net
-        native = ops.native_module()
-        before = native.simd_level()
-        native.set_simd_level(level)
-        try:
+        with at_simd_level(level):
             torch.manual_seed(seed)
             for parameter in module.parameters():
                 parameter.data.normal_(std=0.5)
@@ -79,8 +76,6 @@ class TestClippedSum:
             assert total.step.last.path == "fused", total.step.last.why
             # Clipped rows may cancel in the sum, so that the error is measured by what a row may add.
             assert float((got - expected).norm()) <= 2e-4 * rows * bound
-        finally:
-            native.set_simd_level(before)
 
     @pytest.mark.parametrize("spec", [UCI, MIMIC], ids=["uci", "mimic"])
     @pytest.mark.usefixtures("simd_level")
@@ -114,10 +109,7 @@ class TestSensitivity:
            removed=st.integers(0, 39), scale=st.sampled_from([1.0, 1e6]), same=st.booleans())  # fmt: skip
     def test_removing_a_row_moves_the_sum_by_at_most_c(self, net, rows, level, removed, scale, same):
         module, shape = net
-        native = ops.native_module()
-        before = native.simd_level()
-        native.set_simd_level(level)
-        try:
+        with at_simd_level(level):
             x = torch.randn(1, *shape).expand(rows, *shape).clone() if same else torch.randn(rows, *shape)
             removed %= rows
             x[removed] *= scale
@@ -125,8 +117,6 @@ class TestSensitivity:
             without = x[torch.arange(rows) != removed]
             move = total.of(x) - (total.of(without) if rows > 1 else 0.0)
             assert float(move.norm()) <= 0.01 * (1 + 1e-6)
-        finally:
-            native.set_simd_level(before)
 
     @pytest.mark.parametrize("fused", [True, False])
     def test_what_a_row_adds_does_not_depend_on_the_others_also_by_rounding(self, fused):

@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import _reference
-from tests.conftest import DEVICES, RTOL, available_simd_levels
+from tests.conftest import DEVICES, RTOL, at_simd_level, available_simd_levels
 
 kernels = torch.ops.dpcgan_fast
 
@@ -52,11 +52,11 @@ def grouping(units):
 @given(case=conv_cases(), level=st.sampled_from(available_simd_levels()), grouped=st.booleans())
 def test_norms_equal_the_float64_reference(device, mode, case, level, grouped):
     x, g, geometry, units = case
-    ops.native_module().set_simd_level(level)
     units = grouping(units) if grouped else (None, None)
     expected, _ = _reference.conv_sq_norm(x, g, *geometry, mode, *units)
     on_device = [None if t is None else t.to(device) for t in (x, g, *units)]
-    got, _ = kernels.conv_sq_norm(on_device[0], on_device[1], *geometry, mode, on_device[2], on_device[3])
+    with at_simd_level(level):
+        got, _ = kernels.conv_sq_norm(on_device[0], on_device[1], *geometry, mode, on_device[2], on_device[3])
     # A Gram norm in double may lose eight digits to cancellation before the kernel goes over to the direct one.
     rtol = max(RTOL[x.dtype], 1e-8) if mode == "gram" else RTOL[x.dtype]
     torch.testing.assert_close(got.cpu(), expected, rtol=rtol, atol=1e-30)
@@ -74,12 +74,12 @@ def test_norms_equal_the_float64_reference(device, mode, case, level, grouped):
 )
 def test_the_norm_of_an_outer_product_is_exact(device, rows, groups, sizes, bias_role, scale, strided, level):
     """A Linear without positions: |x|^2 |g|^2, in double, and never taken for a sum that cancels."""
-    ops.native_module().set_simd_level(level)
     x, g = (scale * torch.randn(rows, groups * size, 2 if strided else 1) for size in sizes)
     x, g = x[:, :, :1], g[:, :, -1:]
     geometry = (1, 1, 0, 1, groups, bias_role)
     expected, _ = _reference.conv_sq_norm(x, g, *geometry, "gram", None, None)
-    got, cancelled = kernels.conv_sq_norm(x.to(device), g.to(device), *geometry, "gram")
+    with at_simd_level(level):
+        got, cancelled = kernels.conv_sq_norm(x.to(device), g.to(device), *geometry, "gram")
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-13, atol=0)
     assert not cancelled.any()
 
@@ -88,7 +88,6 @@ def test_the_norm_of_an_outer_product_is_exact(device, rows, groups, sizes, bias
 @given(case=conv_cases(), level=st.sampled_from(available_simd_levels()))
 def test_per_sample_gradients_and_weighted_sums_equal_the_float64_reference(device, case, level):
     x, g, geometry, _ = case
-    ops.native_module().set_simd_level(level)
     rows = x.shape[0]
     scale = float(x.abs().max() * g.abs().max() * g.shape[2] * rows) if x.numel() and g.numel() else 1.0
     atol = {torch.float32: 2e-7, torch.float64: 1e-14}[x.dtype] * scale
@@ -96,14 +95,12 @@ def test_per_sample_gradients_and_weighted_sums_equal_the_float64_reference(devi
     factor[torch.rand(rows) < 0.3] = 0
     cancelled = torch.rand(rows) < 0.5
     xd, gd, fd, cd = (t.to(device) for t in (x, g, factor, cancelled))
-    for got, expected in zip(
-        (*kernels.conv_per_sample_grad(xd, gd, *geometry), *kernels.conv_weighted_grad(xd, gd, fd, cd, *geometry)),
-        (
-            *_reference.conv_per_sample_grad(x, g, *geometry),
-            *_reference.conv_weighted_grad(x, g, factor, None, *geometry),
-        ),
-        strict=True,
-    ):
+    with at_simd_level(level):
+        grads = kernels.conv_per_sample_grad(xd, gd, *geometry)
+        sums = kernels.conv_weighted_grad(xd, gd, fd, cd, *geometry)
+    references = _reference.conv_per_sample_grad(x, g, *geometry)
+    references += _reference.conv_weighted_grad(x, g, factor, None, *geometry)
+    for got, expected in zip((*grads, *sums), references, strict=True):
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-5, atol=atol)
 
 
