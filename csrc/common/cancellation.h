@@ -5,6 +5,7 @@
 // positions cancels. A norm that comes out too small would let a record exceed max_grad_norm.
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "host_device.h"
@@ -27,6 +28,12 @@ struct NormAndBound {
   // False for a NaN norm, which must stay as it is: the clip factor drops the unit.
   DPCGAN_HOST_DEVICE bool cancels(double ratio) const { return sq_norm * ratio < bound * bound; }
   DPCGAN_HOST_DEVICE double rounding_sq_norm() const { return kRounding * bound * (kRounding * bound); }
+  // Of the gradient as it may come out where its sum over `positions` is in single precision, and is scaled so: each
+  // rounding moves it by at most 2^-24 of the bound, and whoever makes the data may have all of them point one way.
+  DPCGAN_HOST_DEVICE double single_sq_norm(int64_t positions) const {
+    const double length = std::sqrt(sq_norm) + static_cast<double>(positions + 2) * 0x1p-24 * bound;
+    return length * length;
+  }
 };
 
 }  // namespace dpcgan

@@ -292,7 +292,7 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
   }
   for (int64_t i = 0; i < kLanes; ++i) {
     norms.cancelled[i] |= result[i].cancels(kFloatCancellation);
-    norms.sq_norm[i] += result[i].sq_norm + result[i].rounding_sq_norm();
+    norms.sq_norm[i] += result[i].single_sq_norm(positions) + result[i].rounding_sq_norm();
   }
 }
 

@@ -51,7 +51,7 @@ def add_clipped_sum(
     valid: () int64 on the device: units from this number on add exactly zero; None: all count
 
     Formal guarantees: the norm is over all layers together; a unit whose gradient is not finite adds exactly zero;
-    removing a unit moves the sum by at most max_grad_norm (1 + 1e-6).
+    removing a unit moves the sum by at most max_grad_norm (1 + 1e-6), but for what PrivateStep says of rounding.
     Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
     """
     named = merge_shared(named)
@@ -71,10 +71,13 @@ def add_clipped_sum(
         return ()
     factor, cancelled = _clip_factor(gradients, max_grad_norm, units, valid)
     row_factor = factor if units is None else factor[units.unit_of_row]
+    sums: list[GradientSum] = []
     for (gradient, _), layer_cancelled in zip(gradients, cancelled, strict=True):
         if layer_cancelled is not None and units is not None:
             layer_cancelled = layer_cancelled[units.unit_of_row]
-        add_to(total, gradient.weighted(row_factor, layer_cancelled))
+        sums.append(gradient.weighted(row_factor, layer_cancelled))
+    for layer_sum in sums:  # all or none: after an error the same rows may be given again
+        add_to(total, layer_sum)
     return tuple(reports)
 
 

@@ -181,7 +181,7 @@ class FusedUse:
     run: FusedRun
     net: FusedNet
     workspace: Tensor | None
-    measured: tuple[Tensor, Tensor] | None = None
+    measured: tuple[Tensor, Tensor, Tensor] | None = None
 
     def backward(self, grad_out: Tensor, input_grad: bool = False) -> Tensor | None:
         """Measures the rows, and gives the gradient of the input, in its shape, where it is asked for.
@@ -189,7 +189,7 @@ class FusedUse:
         Runs by autograd where layers before the run need its gradient, and otherwise when the norms are needed.
         """
         sq_norm, cancelled, grad_in = self.net.sq_norm(self.shaped(grad_out), self.kept(), self.run.measure, input_grad)
-        self.measured = sq_norm, cancelled
+        self.measured = grad_out, sq_norm, cancelled
         if not input_grad:
             return None
         return grad_in.flatten(1) if self.net.flat_input else grad_in
@@ -224,7 +224,7 @@ class FusedGradient:
     grad_out: Tensor
     trainable: Any
     rule: str = "fused"
-    _exact: list[LayerGradient] = field(default_factory=list)  # of the rows that cancel
+    _exact: list[list[LayerGradient]] = field(default_factory=list)  # of the rows that cancel
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the run."""
@@ -260,7 +260,9 @@ class FusedGradient:
         if self.fused.measured is None:
             self.fused.backward(self.grad_out)
         assert self.fused.measured is not None
-        sq_norm, cancelled = self.fused.measured
+        self.grad_out, sq_norm, cancelled = (
+            self.fused.measured
+        )  # what is summed is what was measured, whatever hooks did
         if not bool(cancelled.any()):
             return sq_norm, None
         sq_norm[cancelled] = self._exact_sq_norm(cancelled)
@@ -276,16 +278,22 @@ class FusedGradient:
         return sums
 
     def _exact_sq_norm(self, cancelled: Tensor) -> Tensor:
-        """Of the rows that cancel, whose gradients are kept."""
-        again = layers_again(self.use, self.grad_out, cancelled)
-        self._exact = [layer_gradient(use, grads, self.trainable, int(cancelled.sum())) for use, grads in again]
-        return torch.stack([_direct_sq_norm(gradient) for gradient in self._exact]).sum(0)
+        """Of the rows that cancel, whose gradients are kept. Each is run again alone: torch rounds a row's forward
+        otherwise in a batch of another size, and what a row adds must not depend on how many others cancel."""
+        self._exact = []
+        norms: list[Tensor] = []
+        for row in cancelled.nonzero().flatten().tolist():
+            again = layers_again(self.use, self.grad_out, slice(row, row + 1))
+            self._exact.append([layer_gradient(use, grads, self.trainable, 1) for use, grads in again])
+            norms.append(torch.stack([_direct_sq_norm(gradient) for gradient in self._exact[-1]]).sum(0))
+        return torch.cat(norms)
 
     def _add_exact(self, sums: dict[nn.Parameter, Tensor], factor: Tensor) -> None:
-        every = torch.ones(len(factor), dtype=torch.bool)
-        for gradient in self._exact:
-            for parameter, part in gradient.weighted(factor, every).items():
-                sums[parameter] += part
+        every = torch.ones(1, dtype=torch.bool)
+        for one, gradients in zip(factor.split(1), self._exact, strict=True):
+            for gradient in gradients:
+                for parameter, part in gradient.weighted(one, every).items():
+                    sums[parameter] += part
 
 
 def _direct_sq_norm(gradient: LayerGradient) -> Tensor:
@@ -320,6 +328,8 @@ def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measur
     parameters = _own_parameters(modules)
     if not parameters:
         raise NotFusedError(f"module {name or '(root)'!r} has no parameters")
+    if len(set(parameters)) < len(parameters):
+        raise NotFusedError("a parameter is used by two layers")
     if not set(parameters) <= trainable:
         raise NotFusedError("some parameters are frozen or not in the optimizer")
     return FusedRun(name, module, tuple(modules), tuple(parameters), measure, numbers=_identities(modules))

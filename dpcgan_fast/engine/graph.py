@@ -64,6 +64,7 @@ class GraphedStep:
         )
         self._blocks = ops.noise_blocks(self._private) if step._noise_std > 0 else 0
         self._public_rows = 0
+        self._torn = False
         self._check_update()
         self._state = update_state(step._optimizer, parameters)
         self._memory = self._addresses()
@@ -86,6 +87,7 @@ class GraphedStep:
         Raises ValueError if the optimizer, a parameter or their memory was changed since the capture.
         """
         self._check_update()
+        self.check_whole()
         self.check_memory()
         base = self._base
         settings = next_settings(base._optimizer, self._state)
@@ -116,6 +118,14 @@ class GraphedStep:
         state = update_state(self._base._optimizer, self._parameters)
         tensors = [*self._parameters, *state.first, *state.second]
         return [tensor.data_ptr() for tensor in tensors] + [id(count) for count in state.steps]
+
+    def check_whole(self) -> None:
+        """Raises ValueError if a backward failed among its replays, so that it is not known which rows were added."""
+        if self._torn:
+            raise ValueError(
+                "A captured backward failed among its replays, and some of its rows are in the sums: given again, they "
+                "would count twice. Make a new GraphedStep."
+            )
 
     def check_memory(self) -> None:
         """Raises ValueError if a parameter or the optimizer's state no longer lies where the graphs will look."""
@@ -157,12 +167,14 @@ class GraphedBackward:
         """
         self._check(rows)
         count, size = rows[0].shape[0], self._owner._rows
+        self._owner._torn = True  # until all replays are done: after an error some rows would be in the sums
         for begin in range(0, count, size):
             valid = min(size, count - begin)
             for memory, given in zip(self._inputs, rows, strict=True):
                 memory[:valid].copy_(given.detach()[begin : begin + valid])
             self._owner._valid.fill_(valid)
             self._replay()
+        self._owner._torn = False
         if not self._is_private:
             self._owner._public_rows += count
         self._owner._base.last = self._report
@@ -181,6 +193,7 @@ class GraphedBackward:
         return [module.training for module in self._owner._base._module.modules()]
 
     def _check(self, rows: Sequence[Tensor]) -> None:
+        self._owner.check_whole()
         self._owner.check_memory()
         if self._training() != self._modes:
             raise ValueError(

@@ -86,8 +86,12 @@ def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, 
     its children in any way.
     """
     layers: dict[str, nn.Module] = {}
+    seen: set[nn.Module] = set()  # a module under two names is one layer
 
     def visit(name: str, module: nn.Module) -> None:
+        if module in seen:
+            return
+        seen.add(module)
         own = [p for p in module.parameters(recurse=False) if p in trainable]
         if own or (parametrize.is_parametrized(module) and any(p in trainable for p in module.parameters())):
             layers[name] = module

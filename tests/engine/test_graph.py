@@ -285,3 +285,24 @@ def test_losses_that_are_reduced_over_rows_are_refused():
         whole.backward_of(lambda x: row_losses(step(x)).mean(), (torch.rand(2, 1, 21),))
     with pytest.raises(ValueError, match="one tensor or more, each of one row or more"):
         whole.backward_of(lambda x: row_losses(step(x)), (torch.rand(0, 1, 21),))
+
+
+def test_after_a_replay_that_failed_among_others_it_takes_no_step(monkeypatch):
+    step = private_step(net())
+    whole, real = graphed(step)
+    replay, done = real._replay, []
+
+    def failing():
+        if done:
+            raise MemoryError
+        replay()
+        done.append(True)
+
+    monkeypatch.setattr(real, "_replay", failing)
+    (x,) = batches(ROWS + 1)
+    with pytest.raises(MemoryError):
+        real(x)
+    monkeypatch.undo()
+    for go_on in (whole.step, lambda: real(x)):
+        with pytest.raises(ValueError, match="would count twice"):
+            go_on()
