@@ -39,15 +39,20 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], calls: int) -> dict[str, Timing]:
-    """Times each contender `calls` times, one call of each in turn, after a few calls that do not count."""
+    """Times each contender `calls` times, one call of each in turn, after a few calls that do not count.
+
+    Every other turn goes backwards, so that none always runs in the wake of another: with the caches full of a rival's
+    data, or of its own.
+    """
     for run in contenders.values():
         for _ in range(WARM_UPS):
             run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     gc.disable()
     try:
-        for _ in range(calls):
-            for name, run in contenders.items():
+        for turn in range(calls):
+            order = list(contenders.items())
+            for name, run in order if turn % 2 == 0 else reversed(order):
                 times[name].append(milliseconds(run)[0])
     finally:
         gc.enable()
