@@ -212,9 +212,11 @@ def start_training(workplace, **changes):
 
 
 def start(arguments):
+    # A shell has what it runs in the background ignore SIGINT, and so would its children, these tests among them.
     return subprocess.Popen(
-        [sys.executable, "-m", "dpcgan_fast", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "dpcgan_fast", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def log_lines(workplace):
