@@ -16,11 +16,9 @@
 namespace dpcgan::cpu {
 namespace {
 
-// What a row adds to the sum must not depend on which others there are, also not by rounding: a row's own sum over
-// positions may be in the tensors' dtype, the sum over rows is in double. With few positions all of it is.
-constexpr int64_t kFewPositions = 8;
+// Sums are in double throughout: what a row adds must not depend on which others there are, and must be what was
+// measured, also by rounding, which whoever makes the data may have point one way.
 constexpr int64_t kBlockRows = 16;
-constexpr double kLeastFactor = 0x1p-60;       // smaller ones meet rows too large to be scaled in single precision
 constexpr int64_t kBlockElements = 32 * 1024;  // packed taps of a block, to stay in the second-level cache
 
 template <class T>
@@ -55,74 +53,46 @@ void per_sample_grad(const ConvGeometry& conv, const ConvOperands<T>& data, T* w
   });
 }
 
-// Adds the weight gradients of some rows to `out`, with sums formed in Sum.
-template <class Sum, class T>
+// Adds the weight gradients of some rows to `out`.
+template <class T>
 void add_block(const ConvGeometry& conv, const ConvOperands<T>& data, const int64_t* rows, int64_t count,
-               const double* factor, PackedRows<Sum>& packed, double* out) {
+               const double* factor, PackedRows<double>& packed, double* out) {
   simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
     for (int64_t group = 0; group < conv.groups; ++group) {
       double* group_out = out + group * conv.g_group_channels() * conv.taps();
-      pack_rows(conv, data, group, rows, count, factor, VectorOf<Sum, kBytes>::kLanes, packed);
-      contract<Sum, kBytes>(conv, packed,
-                            [&](int64_t o, int64_t tap, int64_t outputs, int64_t taps, const Sum* tile,
-                                int64_t tile_stride) DPCGAN_INLINE_BODY {
-                              for (int64_t i = 0; i < outputs; ++i)
-                                for (int64_t l = 0; l < taps; ++l)
-                                  group_out[(o + i) * conv.taps() + tap + l] += tile[i * tile_stride + l];
-                            });
+      pack_rows(conv, data, group, rows, count, factor, VectorOf<double, kBytes>::kLanes, packed);
+      contract<double, kBytes>(conv, packed,
+                               [&](int64_t o, int64_t tap, int64_t outputs, int64_t taps, const double* tile,
+                                   int64_t tile_stride) DPCGAN_INLINE_BODY {
+                                 for (int64_t i = 0; i < outputs; ++i)
+                                   for (int64_t l = 0; l < taps; ++l)
+                                     group_out[(o + i) * conv.taps() + tap + l] += tile[i * tile_stride + l];
+                               });
     }
   });
 }
 
-// Rows cut into blocks: blocks of one row, then from `first_double` on blocks of several that are summed in double.
-struct RowBlocks {
-  std::vector<int64_t> rows;
-  std::vector<int64_t> offsets{0};
-  int64_t first_double = 0;
-
-  int64_t size() const { return static_cast<int64_t>(offsets.size()) - 1; }
-
-  // Rows of factor 0 (padding, or non-finite: 0 times NaN is NaN) are left out and never read.
-  RowBlocks(const ConvGeometry& conv, const double* factor, const bool* cancelled) {
-    const int64_t row_elements = std::max<int64_t>(1, conv.g_length * conv.taps());
-    const int64_t most_rows = std::clamp<int64_t>(kBlockElements / row_elements, 1, kBlockRows);
-    for (const bool in_double : {false, true}) {
-      if (in_double) first_double = size();
-      const int64_t block_rows = in_double ? most_rows : 1;
-      for (int64_t n = 0; n < conv.rows; ++n) {
-        const bool wide = conv.g_length < kFewPositions || factor[n] < kLeastFactor || (cancelled && cancelled[n]);
-        if (factor[n] == 0 || wide != in_double) continue;
-        rows.push_back(n);
-        if (static_cast<int64_t>(rows.size()) - offsets.back() == block_rows) offsets.push_back(rows.size());
-      }
-      if (static_cast<int64_t>(rows.size()) > offsets.back()) offsets.push_back(rows.size());
-    }
-  }
-};
-
 template <class T>
-void weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const double* factor, const bool* cancelled,
-                   double* weight, double* bias) {
-  const RowBlocks blocks(conv, factor, cancelled);
-  const int64_t numel = conv.weight_numel() + conv.bias_numel();
+void weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const double* factor, double* weight,
+                   double* bias) {
+  std::vector<int64_t> rows;  // those of factor 0 (padding, or non-finite: 0 times NaN is NaN) are never read
+  for (int64_t n = 0; n < conv.rows; ++n)
+    if (factor[n] != 0) rows.push_back(n);
+  const int64_t used = static_cast<int64_t>(rows.size()), numel = conv.weight_numel() + conv.bias_numel();
+  const int64_t row_elements = std::max<int64_t>(1, conv.g_length * conv.taps());
+  const int64_t block_rows = std::clamp<int64_t>(kBlockElements / row_elements, 1, kBlockRows);
   const int64_t tasks = conv.rows * conv.g_length * conv.weight_numel() / kTaskWork;
-  const int64_t workers = std::clamp<int64_t>(std::min(tasks, blocks.size()), 1, at::get_num_threads());
+  const int64_t workers = std::clamp<int64_t>(std::min(tasks, ceil_div(used, block_rows)), 1, at::get_num_threads());
   std::vector<double> partial(workers * numel, 0.0);
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    PackedRows<T> packed;
-    PackedRows<double> packed_double;
+    PackedRows<double> packed;
     for (int64_t worker = begin; worker < end; ++worker) {
       double* sum = partial.data() + worker * numel;
-      for (int64_t block = worker; block < blocks.size(); block += workers) {
-        const int64_t* rows = blocks.rows.data() + blocks.offsets[block];
-        const int64_t count = blocks.offsets[block + 1] - blocks.offsets[block];
-        if (block < blocks.first_double) {
-          add_block(conv, data, rows, count, factor, packed, sum);
-        } else {
-          add_block(conv, data, rows, count, factor, packed_double, sum);
-        }
-        for (int64_t r = 0; r < count; ++r)
+      for (int64_t first = worker * block_rows; first < used; first += workers * block_rows) {
+        const int64_t count = std::min(block_rows, used - first);
+        add_block(conv, data, rows.data() + first, count, factor, packed, sum);
+        for (int64_t r = first; r < first + count; ++r)
           add_bias_grad(conv, data, rows[r], factor[rows[r]], sum + conv.weight_numel());
       }
     }
@@ -198,8 +168,7 @@ std::tuple<at::Tensor, at::Tensor> conv_weighted_grad_cpu(const at::Tensor& x, c
       std::tie(weight, bias) = weighted_matrix_product(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>());
       return;
     }
-    weighted_grad(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>(),
-                  cancelled ? cancelled->const_data_ptr<bool>() : nullptr, weight.mutable_data_ptr<double>(),
+    weighted_grad(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>(), weight.mutable_data_ptr<double>(),
                   bias.mutable_data_ptr<double>());
   });
   return {weight, bias};

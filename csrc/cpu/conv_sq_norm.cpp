@@ -45,19 +45,19 @@ DPCGAN_INLINE double sum_of_squares(const auto* values, int64_t size) {
   return sum;
 }
 
-template <class T, class Sum>
+template <class T>
 NormAndBound direct_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, UnitRows unit, int64_t group,
-                            PackedRows<Sum>& packed) {
+                            PackedRows<double>& packed) {
   NormAndBound result;
   simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
-    pack_rows(conv, data, group, unit.rows, unit.count, nullptr, VectorOf<Sum, kBytes>::kLanes, packed);
-    contract<Sum, kBytes>(conv, packed,
-                          [&](int64_t, int64_t, int64_t outputs, int64_t taps, const Sum* tile, int64_t tile_stride)
-                              DPCGAN_INLINE_BODY {
-                                for (int64_t i = 0; i < outputs; ++i)
-                                  result.sq_norm += sum_of_squares(tile + i * tile_stride, taps);
-                              });
+    pack_rows(conv, data, group, unit.rows, unit.count, nullptr, VectorOf<double, kBytes>::kLanes, packed);
+    contract<double, kBytes>(conv, packed,
+                             [&](int64_t, int64_t, int64_t outputs, int64_t taps, const double* tile,
+                                 int64_t tile_stride) DPCGAN_INLINE_BODY {
+                               for (int64_t i = 0; i < outputs; ++i)
+                                 result.sq_norm += sum_of_squares(tile + i * tile_stride, taps);
+                             });
     for (int64_t t = 0; t < packed.positions; ++t)
       result.bound += std::sqrt(sum_of_squares(packed.taps.data() + t * packed.tap_stride, packed.tap_stride) *
                                 sum_of_squares(packed.outputs.data() + t * packed.output_stride, packed.output_stride));
@@ -194,8 +194,7 @@ struct UnitMeter {
   const ConvGeometry& conv;
   const PolyphaseGeometry& poly;
   const ConvOperands<T>& data;
-  PackedRows<T> packed;
-  PackedRows<double> packed_double;
+  PackedRows<double> packed;
   GramScratch gram;
   std::vector<double> bias;
 
@@ -210,8 +209,7 @@ struct UnitMeter {
       NormAndBound part = use_gram ? gram_sq_norm(conv, poly, data, unit, group, gram)
                                    : direct_sq_norm(conv, data, unit, group, packed);
       cancelled |= part.cancels(kFloatCancellation);
-      if (part.cancels(use_gram ? kGramCancellation : kFloatCancellation))
-        part = direct_sq_norm(conv, data, unit, group, packed_double);
+      if (use_gram && part.cancels(kGramCancellation)) part = direct_sq_norm(conv, data, unit, group, packed);
       sum += part.sq_norm + part.rounding_sq_norm();
     }
     return sum;
@@ -226,7 +224,7 @@ void sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, bool gram, c
   const int64_t gram_work = conv.g_length * conv.g_length * (conv.x_channels * poly.phases + conv.g_channels);
   const int64_t row_work = gram ? gram_work * rows_per_unit : conv.g_length * conv.weight_numel();
   at::parallel_for(0, units, grain_size(rows_per_unit * row_work), [&](int64_t begin, int64_t end) {
-    UnitMeter<T> meter{conv, poly, data, {}, {}, {}, {}};
+    UnitMeter<T> meter{conv, poly, data, {}, {}, {}};
     for (int64_t u = begin; u < end; ++u) {
       const UnitRows unit =
           order == nullptr ? UnitRows{&u, 1} : UnitRows{order + offsets[u], offsets[u + 1] - offsets[u]};

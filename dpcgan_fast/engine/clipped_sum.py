@@ -51,7 +51,7 @@ def add_clipped_sum(
     valid: () int64 on the device: units from this number on add exactly zero; None: all count
 
     Formal guarantees: the norm is over all layers together; a unit whose gradient is not finite adds exactly zero;
-    removing a unit moves the sum by at most max_grad_norm (1 + 1e-6), but for what PrivateStep says of rounding.
+    removing a unit moves the sum by at most max_grad_norm (1 + 1e-6).
     Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
     """
     named = merge_shared(named)

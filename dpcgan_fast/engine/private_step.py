@@ -54,8 +54,7 @@ class PrivateStep:
     debug:               lets `last` hold batch sizes, which are private
 
     Formal guarantees: with noise_multiplier sigma, one `step()` is a Gaussian mechanism of sensitivity C (1 + 1e-6)
-    and standard deviation sigma C with respect to adding or removing one unit of the private rows, whatever they hold
-    (layer by layer in single precision, a row made to align every rounding was seen to reach C (1 + 5e-5));
+    and standard deviation sigma C with respect to adding or removing one unit of the private rows, whatever they hold;
     noise is drawn once a step, after all chunks, also if there were no rows; gradients of an earlier step, and those
     that others left in `.grad`, never enter.
     Raises ValueError at construction for values out of range and for modules that mix rows, naming them.
