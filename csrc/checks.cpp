@@ -104,16 +104,6 @@ void check_row_factor(const char* op, const at::Tensor& factor, int64_t rows, co
   TORCH_CHECK(factor.device() == device, op, ": expected factor on ", device, ", got ", factor.device());
 }
 
-void check_cancelled(const char* op, const std::optional<at::Tensor>& cancelled, int64_t rows,
-                     const at::Device& device) {
-  if (!cancelled.has_value()) return;
-  TORCH_CHECK(cancelled->dim() == 1 && cancelled->numel() == rows && cancelled->scalar_type() == at::kBool &&
-                  cancelled->is_contiguous(),
-              op, ": expected cancelled to be a contiguous bool vector of shape (", rows, ",), got shape ",
-              cancelled->sizes(), " of dtype ", cancelled->scalar_type());
-  TORCH_CHECK(cancelled->device() == device, op, ": expected cancelled on ", device, ", got ", cancelled->device());
-}
-
 const int64_t* check_clip_limits(const char* op, double max_grad_norm, const std::optional<at::Tensor>& valid,
                                  const at::Device& device) {
   TORCH_CHECK(max_grad_norm > 0, op, ": expected max_grad_norm > 0, got ", max_grad_norm);

@@ -36,10 +36,6 @@ int64_t check_units(const char* op, const std::optional<at::Tensor>& row_order,
 // factor: (B,) float64 on the device of the rows.
 void check_row_factor(const char* op, const at::Tensor& factor, int64_t rows, const at::Device& device);
 
-// cancelled: (B,) bool on the device of the rows, or nothing.
-void check_cancelled(const char* op, const std::optional<at::Tensor>& cancelled, int64_t rows,
-                     const at::Device& device);
-
 // sq_norm: (U,) float64, contiguous; max_grad_norm > 0, inf allowed; valid: () int64 on the device, or nothing.
 void check_clip_factor(const char* op, const at::Tensor& sq_norm, double max_grad_norm,
                        const std::optional<at::Tensor>& valid);

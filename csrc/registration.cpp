@@ -7,18 +7,18 @@
 
 TORCH_LIBRARY(dpcgan_fast, m) {
   // Squared L2 norm of each unit's weight (and bias) gradient.  x: (B, C, L)  g: (B, O, T)
-  // returns (U,) float64, and (U,) bool: units whose gradient cancels so far that it must be summed in double
+  // returns (U,) float64
   m.def(
       "conv_sq_norm(Tensor x, Tensor g, int kernel_size, int stride, int padding, int dilation, int groups, "
-      "int bias_role, str mode, Tensor? row_order=None, Tensor? unit_offsets=None) -> (Tensor, Tensor)");
+      "int bias_role, str mode, Tensor? row_order=None, Tensor? unit_offsets=None) -> Tensor");
   // Per-sample gradients.  returns weight (B, O, C/groups, k) and bias (B, O or C or 0) in the dtype of x
   m.def(
       "conv_per_sample_grad(Tensor x, Tensor g, int kernel_size, int stride, int padding, int dilation, int groups, "
       "int bias_role) -> (Tensor, Tensor)");
-  // sum_n factor[n] G_n; rows of factor 0 are not read.  factor: (B,) float64  cancelled: (B,) bool, summed in double
+  // sum_n factor[n] G_n; rows of factor 0 are not read.  factor: (B,) float64
   // returns weight (O, C/groups, k) and bias (O or C or 0), float64
   m.def(
-      "conv_weighted_grad(Tensor x, Tensor g, Tensor factor, Tensor? cancelled, int kernel_size, int stride, "
+      "conv_weighted_grad(Tensor x, Tensor g, Tensor factor, int kernel_size, int stride, "
       "int padding, int dilation, int groups, int bias_role) -> (Tensor, Tensor)");
   // Per-sample gradients of GroupNorm's affine pair.  x, g: (B, C, S)  returns weight, bias: (B, C)
   m.def("group_norm_per_sample_grad(Tensor x, Tensor g, int groups, float eps) -> (Tensor, Tensor)");

@@ -200,7 +200,7 @@ def test_gram_repeats_a_cancelling_unit_by_the_direct_kernel(cuda):
         positions = g.shape[2]
         taps = x.unfold(2, kernel, stride)[:, :, :positions].permute(0, 2, 1, 3).flatten(2)  # (B, T, C k)
         gram = ((taps @ taps.mT + 1) * (g.mT @ g)).sum((1, 2))
-        rows = _reference.conv_sq_norm(x, g, *call.args[2:9], None, None)[0]
+        rows = _reference.conv_sq_norm(x, g, *call.args[2:9], None, None)
         assert ((gram - rows).abs() > rows / 2).all()
         cases.assert_close(call, cases.run(cuda.ops, call), cases.run(_reference, call))
 
@@ -209,7 +209,7 @@ def test_a_gradient_that_is_only_rounding_does_not_pass_for_zero(cuda):
     # Summed from left to right g gives 0, in another order 2^-53.
     x, g = torch.ones(1, 1, 3, dtype=torch.float64), torch.tensor([[[1.0, 2.0**-53, -1.0]]], dtype=torch.float64)
     for mode in ("direct", "gram"):
-        sq_norm = cuda.ops.conv_sq_norm(x, g, 1, 1, 0, 1, 1, _reference.BIAS_NONE, mode)[0]
+        sq_norm = cuda.ops.conv_sq_norm(x, g, 1, 1, 0, 1, 1, _reference.BIAS_NONE, mode)
         assert 2.0**-106 <= sq_norm.item() <= 2.0**-98
 
 
@@ -236,7 +236,7 @@ def test_ops_reject_what_does_not_fit(cuda):
     with pytest.raises(RuntimeError, match="conv_per_sample_grad: expected x and g of one dtype"):
         cuda.ops.conv_per_sample_grad(x, g.double(), 3, 1, 0, 1, 1, 0)
     with pytest.raises(RuntimeError, match="conv_weighted_grad: expected factor"):
-        cuda.ops.conv_weighted_grad(x, g, torch.ones(3), None, 3, 1, 0, 1, 1, 0)
+        cuda.ops.conv_weighted_grad(x, g, torch.ones(3), 3, 1, 0, 1, 1, 0)
     with pytest.raises(RuntimeError, match="rows_weighted_sum: expected factor"):
         cuda.ops.rows_weighted_sum(x, torch.ones(2))
     with pytest.raises(RuntimeError, match="gaussian_noise_: expected a finite std > 0, got 0"):

@@ -18,7 +18,8 @@ namespace dpcgan::cpu {
 constexpr int kTileOutputs = 4;  // output channels of a register tile
 constexpr int kTileVectors = 2;  // vectors of taps of a register tile
 
-// Scratch of one thread, in the type that sums are formed in: that of the tensors, or double for rows that cancel.
+// Scratch of one thread, in the type that sums are formed in: that of the tensors for a gradient that is kept, double
+// for norms and sums over rows.
 template <class Sum>
 struct PackedRows {
   std::vector<Sum> taps;     // U: (positions, tap_stride)

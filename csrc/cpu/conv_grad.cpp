@@ -152,14 +152,12 @@ std::tuple<at::Tensor, at::Tensor> conv_per_sample_grad_cpu(const at::Tensor& x,
 }
 
 std::tuple<at::Tensor, at::Tensor> conv_weighted_grad_cpu(const at::Tensor& x, const at::Tensor& g,
-                                                          const at::Tensor& factor,
-                                                          const std::optional<at::Tensor>& cancelled,
-                                                          int64_t kernel_size, int64_t stride, int64_t padding,
-                                                          int64_t dilation, int64_t groups, int64_t bias_role) {
+                                                          const at::Tensor& factor, int64_t kernel_size, int64_t stride,
+                                                          int64_t padding, int64_t dilation, int64_t groups,
+                                                          int64_t bias_role) {
   const ConvGeometry conv =
       check_conv("conv_weighted_grad", x, g, kernel_size, stride, padding, dilation, groups, bias_role);
   check_row_factor("conv_weighted_grad", factor, conv.rows, x.device());
-  check_cancelled("conv_weighted_grad", cancelled, conv.rows, x.device());
   const at::TensorOptions options = x.options().dtype(at::kDouble);
   at::Tensor weight = at::zeros({conv.g_channels, conv.x_group_channels(), kernel_size}, options);
   at::Tensor bias = at::zeros({conv.bias_numel()}, options);

@@ -4,18 +4,15 @@
 // sum_{t,t'} (g^T g)[t,t'] A[t,t'] with A from the polyphase view of x, lag by lag, in double: products of floats are
 // exact there.
 //
-// A norm that comes out too small would let a record exceed max_grad_norm. In float32 that happens where the sum over
-// positions cancels, as it does when x is nearly constant in t and g is centred. Both modes therefore also compute the
-// Cauchy-Schwarz bound  b = sum_t |g_t| |u_t|  (u_t: the taps at t), which rounding errors are proportional to. A unit
-// whose norm is far below its bound is formed in double, and reported as `cancelled`, so that conv_weighted_grad sums
-// it in double too: norm and summed gradient then belong together to about 1e-13.
+// Both sum in double, as conv_weighted_grad does: norm and summed gradient belong together to about 1e-13, also where
+// the sum over positions cancels, as it does when x is nearly constant in t and g is centred. A Gram norm loses digits
+// there: one that is far below its Cauchy-Schwarz bound (common/cancellation.h) is formed directly.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <tuple>
 
 #include "../checks.h"
 #include "../common/cancellation.h"
@@ -198,17 +195,12 @@ struct UnitMeter {
   GramScratch gram;
   std::vector<double> bias;
 
-  double sq_norm(UnitRows unit, bool use_gram, bool& cancelled) {
-    if (use_gram && unit.count == 1 && is_outer_product(conv)) {
-      cancelled = false;
-      return outer_product_sq_norm(conv, data, unit.rows[0]);
-    }
+  double sq_norm(UnitRows unit, bool use_gram) {
+    if (use_gram && unit.count == 1 && is_outer_product(conv)) return outer_product_sq_norm(conv, data, unit.rows[0]);
     double sum = conv.bias == BiasRole::kNone ? 0.0 : bias_sq_norm(conv, data, unit, bias);
-    cancelled = false;
     for (int64_t group = 0; group < conv.groups; ++group) {
       NormAndBound part = use_gram ? gram_sq_norm(conv, poly, data, unit, group, gram)
                                    : direct_sq_norm(conv, data, unit, group, packed);
-      cancelled |= part.cancels(kFloatCancellation);
       if (use_gram && part.cancels(kGramCancellation)) part = direct_sq_norm(conv, data, unit, group, packed);
       sum += part.sq_norm + part.rounding_sq_norm();
     }
@@ -218,7 +210,7 @@ struct UnitMeter {
 
 template <class T>
 void sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, bool gram, const int64_t* order,
-             const int64_t* offsets, int64_t units, double* out, bool* cancelled) {
+             const int64_t* offsets, int64_t units, double* out) {
   const PolyphaseGeometry poly(conv);
   const int64_t rows_per_unit = units == 0 ? 0 : ceil_div(conv.rows, units);
   const int64_t gram_work = conv.g_length * conv.g_length * (conv.x_channels * poly.phases + conv.g_channels);
@@ -228,31 +220,27 @@ void sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, bool gram, c
     for (int64_t u = begin; u < end; ++u) {
       const UnitRows unit =
           order == nullptr ? UnitRows{&u, 1} : UnitRows{order + offsets[u], offsets[u + 1] - offsets[u]};
-      out[u] = meter.sq_norm(unit, gram, cancelled[u]);
+      out[u] = meter.sq_norm(unit, gram);
     }
   });
 }
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> conv_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g, int64_t kernel_size,
-                                                    int64_t stride, int64_t padding, int64_t dilation, int64_t groups,
-                                                    int64_t bias_role, std::string_view mode,
-                                                    const std::optional<at::Tensor>& row_order,
-                                                    const std::optional<at::Tensor>& unit_offsets) {
+at::Tensor conv_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
+                            int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role, std::string_view mode,
+                            const std::optional<at::Tensor>& row_order, const std::optional<at::Tensor>& unit_offsets) {
   const ConvGeometry conv = check_conv("conv_sq_norm", x, g, kernel_size, stride, padding, dilation, groups, bias_role);
   const bool gram = check_norm_mode("conv_sq_norm", mode);
   const int64_t units = check_units("conv_sq_norm", row_order, unit_offsets, conv.rows, x.device());
   at::Tensor out = at::empty({units}, x.options().dtype(at::kDouble));
-  at::Tensor cancelled = at::empty({units}, x.options().dtype(at::kBool));
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "conv_sq_norm", [&] {
     const ConvOperands<scalar_t> data{x.const_data_ptr<scalar_t>(), operand_strides(x), g.const_data_ptr<scalar_t>(),
                                       operand_strides(g)};
     sq_norm(conv, data, gram, row_order ? row_order->const_data_ptr<int64_t>() : nullptr,
-            unit_offsets ? unit_offsets->const_data_ptr<int64_t>() : nullptr, units, out.mutable_data_ptr<double>(),
-            cancelled.mutable_data_ptr<bool>());
+            unit_offsets ? unit_offsets->const_data_ptr<int64_t>() : nullptr, units, out.mutable_data_ptr<double>());
   });
-  return {out, cancelled};
+  return out;
 }
 
 }  // namespace dpcgan::cpu

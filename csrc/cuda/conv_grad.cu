@@ -31,7 +31,7 @@ int64_t conv_weighted_grad_workspace(const ConvGeometry& conv) {
   return slices == 1 ? 0 : slices * (conv.weight_numel() + conv.bias_numel());
 }
 
-// Sums are in double from the first product on, so `cancelled` rows need no treatment of their own here.
+// Sums are in double from the first product on.
 template <class T>
 void launch_conv_weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const double* factor,
                                double* workspace, double* weight, double* bias, cudaStream_t stream) {

@@ -23,16 +23,13 @@ std::tuple<at::Tensor, at::Tensor> conv_per_sample_grad_cuda(const at::Tensor& x
   return {weight, bias};
 }
 
-// `cancelled` is checked and otherwise ignored: the device sums every row in double.
 std::tuple<at::Tensor, at::Tensor> conv_weighted_grad_cuda(const at::Tensor& x, const at::Tensor& g,
-                                                           const at::Tensor& factor,
-                                                           const std::optional<at::Tensor>& cancelled,
-                                                           int64_t kernel_size, int64_t stride, int64_t padding,
-                                                           int64_t dilation, int64_t groups, int64_t bias_role) {
+                                                           const at::Tensor& factor, int64_t kernel_size,
+                                                           int64_t stride, int64_t padding, int64_t dilation,
+                                                           int64_t groups, int64_t bias_role) {
   const ConvGeometry conv = check_conv("conv_weighted_grad", x, g, kernel_size, stride, padding, dilation, groups,
                                        bias_role, Operands::kFloatsAndBFloat16);
   check_row_factor("conv_weighted_grad", factor, conv.rows, x.device());
-  check_cancelled("conv_weighted_grad", cancelled, conv.rows, x.device());
   const c10::cuda::CUDAGuard guard(x.device());
   at::Tensor weight = empty_doubles({conv.g_channels, conv.x_group_channels(), kernel_size}, x);
   at::Tensor bias = empty_doubles({conv.bias_numel()}, x);

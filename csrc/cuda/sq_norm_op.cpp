@@ -61,19 +61,17 @@ std::vector<at::Tensor> contiguous(at::TensorList grads) {
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> conv_sq_norm_cuda(const at::Tensor& x, const at::Tensor& g, int64_t kernel_size,
-                                                     int64_t stride, int64_t padding, int64_t dilation, int64_t groups,
-                                                     int64_t bias_role, std::string_view mode,
-                                                     const std::optional<at::Tensor>& row_order,
-                                                     const std::optional<at::Tensor>& unit_offsets) {
+at::Tensor conv_sq_norm_cuda(const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
+                             int64_t padding, int64_t dilation, int64_t groups, int64_t bias_role,
+                             std::string_view mode, const std::optional<at::Tensor>& row_order,
+                             const std::optional<at::Tensor>& unit_offsets) {
   const ConvGeometry conv = check_conv("conv_sq_norm", x, g, kernel_size, stride, padding, dilation, groups, bias_role,
                                        Operands::kFloatsAndBFloat16);
   const bool gram = check_norm_mode("conv_sq_norm", mode);
   const int64_t units = check_units("conv_sq_norm", row_order, unit_offsets, conv.rows, x.device());
-  const NormsAndFactors out = measure({layer_task(conv, x, g, gram)}, conv.rows,
-                                      unit_index(row_order, unit_offsets, units), kNoLimit, nullptr, x);
-  // No unit has to be summed again in double: the device sums in double throughout.
-  return {out.sq_norm, at::zeros({units}, x.options().dtype(at::kBool))};
+  return measure({layer_task(conv, x, g, gram)}, conv.rows, unit_index(row_order, unit_offsets, units), kNoLimit,
+                 nullptr, x)
+      .sq_norm;
 }
 
 at::Tensor rows_sq_norm_cuda(at::TensorList grads, const std::optional<at::Tensor>& row_order,

@@ -98,7 +98,7 @@ def own_flops(name: str, args: tuple[Any, ...]) -> int | None:
     """FLOPs of one call of an op of the layerwise path, from its arguments; None for other ops."""
     if name in ("conv_sq_norm", "conv_per_sample_grad", "conv_weighted_grad"):
         x, g, *rest = args
-        k, stride, _padding, dilation, groups = rest[2:7] if name == "conv_weighted_grad" else rest[:5]
+        k, stride, _padding, dilation, groups = rest[1:6] if name == "conv_weighted_grad" else rest[:5]
         shape = ConvShape(x.shape[1], g.shape[1], g.shape[2], k, stride, dilation, groups, 0, 0)
         return x.shape[0] * (shape.norm_flops(rest[6]) if name == "conv_sq_norm" else shape.pass_flops)
     if name == "rows_sq_norm":

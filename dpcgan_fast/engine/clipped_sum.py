@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
@@ -69,13 +70,9 @@ def add_clipped_sum(
         gradients.append((gradient, choice.mode))
     if not gradients:
         return ()
-    factor, cancelled = _clip_factor(gradients, max_grad_norm, units, valid)
+    factor = _clip_factor(gradients, max_grad_norm, units, valid)
     row_factor = factor if units is None else factor[units.unit_of_row]
-    sums: list[GradientSum] = []
-    for (gradient, _), layer_cancelled in zip(gradients, cancelled, strict=True):
-        if layer_cancelled is not None and units is not None:
-            layer_cancelled = layer_cancelled[units.unit_of_row]
-        sums.append(gradient.weighted(row_factor, layer_cancelled))
+    sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
     for layer_sum in sums:  # all or none: after an error the same rows may be given again
         add_to(total, layer_sum)
     return tuple(reports)
@@ -86,23 +83,19 @@ def _clip_factor(
     max_grad_norm: float,
     units: UnitGroups | None,
     valid: Tensor | None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Clip factors (U,), and for each gradient the units that cancel in it, (U,) or None."""
+) -> Tensor:
+    """Clip factors, (U,)."""
     if ops.gpu_ops(gradients[0][0].parameters()[0].device):
         stored = [x for g, _ in gradients if isinstance(g, MaterialisedGradient) for x in g.grads.values()]
         layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in gradients if isinstance(g, ConvGradient)]
-        return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid), [None] * len(gradients)
-    sq_norm: Tensor | None = None
-    cancelled: list[Tensor | None] = []
-    for gradient, mode in gradients:
-        if isinstance(gradient, MaterialisedGradient):
-            layer_norm, layer_cancelled = ops.rows_sq_norm(list(gradient.grads.values()), units), None
-        else:
-            layer_norm, layer_cancelled = gradient.sq_norm(mode, units)
-        sq_norm = layer_norm if sq_norm is None else sq_norm + layer_norm
-        cancelled.append(layer_cancelled)
-    assert sq_norm is not None
-    return ops.clip_factor(sq_norm, max_grad_norm, valid), cancelled
+        return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid)
+    norms = [
+        ops.rows_sq_norm(list(gradient.grads.values()), units)
+        if isinstance(gradient, MaterialisedGradient)
+        else gradient.sq_norm(mode, units)
+        for gradient, mode in gradients
+    ]
+    return ops.clip_factor(torch.stack(norms).sum(0), max_grad_norm, valid)
 
 
 def add_to(total: GradientSum, grads: GradientSum) -> None:

@@ -224,7 +224,7 @@ class FusedGradient:
     grad_out: Tensor
     trainable: Any
     rule: str = "fused"
-    _exact: list[list[LayerGradient]] = field(default_factory=list)  # of the rows that cancel
+    _exact: dict[int, list[LayerGradient]] = field(default_factory=dict)  # of the rows that cancel, by their number
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the run."""
@@ -248,52 +248,47 @@ class FusedGradient:
             self.fused.shaped(self.grad_out), self.fused.kept(), max_grad_norm
         )
         sums = self.fused.finish(total)
-        if bool(cancelled.any()):
-            sq_norm = self._exact_sq_norm(cancelled)
-            self._add_exact(sums, ops.clip_factor(sq_norm, max_grad_norm))
+        for row, sq_norm in self._exact_sq_norms(cancelled).items():
+            self._add_exact(sums, row, ops.clip_factor(sq_norm, max_grad_norm))
         return sums
 
-    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:  # noqa: ARG002
         """Squared norms, those of rows that cancel by the layers' own rules."""
         if units is not None:
             raise AssertionError("a fused run of rows that are grouped into units")
         if self.fused.measured is None:
             self.fused.backward(self.grad_out)
         assert self.fused.measured is not None
-        self.grad_out, sq_norm, cancelled = (
-            self.fused.measured
-        )  # what is summed is what was measured, whatever hooks did
-        if not bool(cancelled.any()):
-            return sq_norm, None
-        sq_norm[cancelled] = self._exact_sq_norm(cancelled)
-        return sq_norm, cancelled
+        # What is summed is what was measured, whatever hooks did to the gradient since.
+        self.grad_out, sq_norm, cancelled = self.fused.measured
+        for row, exact in self._exact_sq_norms(cancelled).items():
+            sq_norm[row] = exact
+        return sq_norm
 
-    def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
-        """The sum over rows, by another backward; those that cancel are summed in double."""
-        single = factor if cancelled is None else factor.masked_fill(cancelled, 0.0)
-        fused = self.fused
+    def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        """The sum over rows, by another backward; those that cancel are summed by the layers' own rules."""
+        fused, single = self.fused, factor.clone()
+        single[list(self._exact)] = 0.0
         sums = fused.finish(fused.net.weighted_sum(fused.shaped(self.grad_out), fused.kept(), single))
-        if cancelled is not None:
-            self._add_exact(sums, factor[cancelled])
+        for row in self._exact:
+            self._add_exact(sums, row, factor[row : row + 1])
         return sums
 
-    def _exact_sq_norm(self, cancelled: Tensor) -> Tensor:
-        """Of the rows that cancel, whose gradients are kept. Each is run again alone: torch rounds a row's forward
-        otherwise in a batch of another size, and what a row adds must not depend on how many others cancel."""
-        self._exact = []
-        norms: list[Tensor] = []
+    def _exact_sq_norms(self, cancelled: Tensor) -> dict[int, Tensor]:
+        """(1,) for each row that cancels, by its number; their gradients are kept. Each is run again alone: torch
+        rounds a row's forward otherwise in a batch of another size, and what a row adds must not depend on how many
+        others cancel."""
+        norms: dict[int, Tensor] = {}
         for row in cancelled.nonzero().flatten().tolist():
             again = layers_again(self.use, self.grad_out, slice(row, row + 1))
-            self._exact.append([layer_gradient(use, grads, self.trainable, 1) for use, grads in again])
-            norms.append(torch.stack([_direct_sq_norm(gradient) for gradient in self._exact[-1]]).sum(0))
-        return torch.cat(norms)
+            self._exact[row] = [layer_gradient(use, grads, self.trainable, 1) for use, grads in again]
+            norms[row] = torch.stack([_direct_sq_norm(gradient) for gradient in self._exact[row]]).sum(0)
+        return norms
 
-    def _add_exact(self, sums: dict[nn.Parameter, Tensor], factor: Tensor) -> None:
-        every = torch.ones(1, dtype=torch.bool)
-        for one, gradients in zip(factor.split(1), self._exact, strict=True):
-            for gradient in gradients:
-                for parameter, part in gradient.weighted(one, every).items():
-                    sums[parameter] += part
+    def _add_exact(self, sums: dict[nn.Parameter, Tensor], row: int, factor: Tensor) -> None:
+        for gradient in self._exact[row]:
+            for parameter, part in gradient.weighted(factor).items():
+                sums[parameter] += part
 
 
 def _direct_sq_norm(gradient: LayerGradient) -> Tensor:
@@ -301,7 +296,7 @@ def _direct_sq_norm(gradient: LayerGradient) -> Tensor:
     return (
         ops.rows_sq_norm(list(gradient.per_sample().values()))
         if mode == "materialise"
-        else gradient.sq_norm(mode, None)[0]
+        else gradient.sq_norm(mode, None)
     )
 
 

@@ -115,8 +115,7 @@ def _work(problem: ConvProblem, mode: NormMode, x: Tensor, g: Tensor) -> Callabl
         return ops.rows_sq_norm(grads), [ops.rows_weighted_sum(grad, factor) for grad in grads]
 
     def measure() -> object:
-        sq_norm, cancelled = problem.sq_norm(x, g, mode)
-        return sq_norm, problem.weighted_grad(x, g, factor, cancelled)
+        return problem.sq_norm(x, g, mode), problem.weighted_grad(x, g, factor)
 
     return materialise if mode == "materialise" else measure
 

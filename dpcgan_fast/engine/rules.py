@@ -42,12 +42,12 @@ class LayerGradient(Protocol):
         """Per-sample gradients, (B, *parameter.shape) each."""
         ...
 
-    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor | None]:
-        """Squared norms (U,) float64 and the units that cancel (U,) bool or None, for a mode that keeps no gradient."""
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
+        """Squared norms (U,) float64, for a mode that keeps no gradient."""
         ...
 
-    def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
-        """sum_n factor[n] G_n in float64 for each parameter; factor and cancelled are per row."""
+    def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        """sum_n factor[n] G_n in float64 for each parameter; factor: (B,), one a row."""
         ...
 
 
@@ -82,13 +82,13 @@ class ConvGradient:
         """Per-sample gradients of the weight and, where it is trainable, the bias."""
         return self._by_parameter(*self.problem.per_sample_grad(self.x, self.g), leading=(self.x.shape[0],))
 
-    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor]:
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
         """Norms without per-sample gradients."""
         return self.problem.sq_norm(self.x, self.g, mode, units)
 
-    def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:
+    def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
         """One contraction over rows and positions."""
-        return self._by_parameter(*self.problem.weighted_grad(self.x, self.g, factor, cancelled), leading=())
+        return self._by_parameter(*self.problem.weighted_grad(self.x, self.g, factor), leading=())
 
 
 @dataclass(eq=False)
@@ -115,11 +115,11 @@ class MaterialisedGradient:
         """The gradients as they are."""
         return self.grads
 
-    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> tuple[Tensor, Tensor]:
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
         """Never asked for, since `choose` returns `materialise`."""
         raise AssertionError(f"sq_norm({mode}, {units}) of a materialised gradient")
 
-    def weighted(self, factor: Tensor, cancelled: Tensor | None) -> dict[nn.Parameter, Tensor]:  # noqa: ARG002
+    def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
         """Sum over rows in double."""
         return {parameter: ops.rows_weighted_sum(grad, factor) for parameter, grad in self.grads.items()}
 

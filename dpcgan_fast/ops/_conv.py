@@ -42,11 +42,8 @@ class ConvProblem:
     def _geometry(self) -> tuple[int, int, int, int, int, int]:
         return self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.bias_role
 
-    def sq_norm(self, x: Tensor, g: Tensor, mode: NormMode, units: UnitGroups | None = None) -> tuple[Tensor, Tensor]:
-        """Squared norm of each unit's gradient without storing one: `direct` or `gram`.
-
-        out: (U,) float64, and (U,) bool: units whose gradient cancels; hand it to `weighted_grad` for their rows.
-        """
+    def sq_norm(self, x: Tensor, g: Tensor, mode: NormMode, units: UnitGroups | None = None) -> Tensor:
+        """Squared norm of each unit's gradient without storing one, (U,) float64: `direct` or `gram`."""
         order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
         return op("conv_sq_norm")(x, g, *self._geometry(), mode, order, offsets)
 
@@ -57,15 +54,12 @@ class ConvProblem:
         """
         return op("conv_per_sample_grad")(x, g, *self._geometry())
 
-    def weighted_grad(
-        self, x: Tensor, g: Tensor, factor: Tensor, cancelled: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """sum_n factor[n] G_n in float64: weight (O, C/groups, k), bias (O or C or 0).
 
-        factor:    (B,) float64; rows of factor 0 are not read
-        cancelled: (B,) bool, rows to sum in double throughout, from `sq_norm`
+        factor: (B,) float64; rows of factor 0 are not read
         """
-        return op("conv_weighted_grad")(x, g, factor, cancelled, *self._geometry())
+        return op("conv_weighted_grad")(x, g, factor, *self._geometry())
 
 
 def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, dtype: torch.dtype) -> Tensor:
@@ -73,7 +67,7 @@ def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, 
     mode = pick_norm_mode(problem.sizes(x, g), mode).mode
     if mode == "materialise":
         return rows_sq_norm(problem.per_sample_grad(x, g)).to(dtype)
-    return problem.sq_norm(x, g, mode)[0].to(dtype)
+    return problem.sq_norm(x, g, mode).to(dtype)
 
 
 def rows_sq_norm(grads: Sequence[Tensor], units: UnitGroups | None = None) -> Tensor:

@@ -21,7 +21,7 @@ def register() -> None:
     @register_fake("dpcgan_fast::conv_sq_norm")
     def _(x, g, kernel_size, stride, padding, dilation, groups, bias_role, mode, row_order=None, unit_offsets=None):  # noqa: ARG001
         units = _unit_count(x, unit_offsets)
-        return x.new_empty(units, dtype=torch.float64), x.new_empty(units, dtype=torch.bool)
+        return x.new_empty(units, dtype=torch.float64)
 
     @register_fake("dpcgan_fast::conv_per_sample_grad")
     def _(x, g, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
@@ -30,7 +30,7 @@ def register() -> None:
         return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role), dtype=dtype)
 
     @register_fake("dpcgan_fast::conv_weighted_grad")
-    def _(x, g, factor, cancelled, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
+    def _(x, g, factor, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
         weight = x.new_empty(g.shape[1], x.shape[1] // groups, kernel_size, dtype=torch.float64)
         return weight, x.new_empty(_bias_numel(x, g, bias_role), dtype=torch.float64)
 

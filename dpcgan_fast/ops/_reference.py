@@ -72,13 +72,12 @@ def conv_sq_norm(
     mode: str,
     row_order: Tensor | None = None,
     unit_offsets: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Squared norm of each unit's weight and bias gradient, whatever the mode; no unit needs more than float64."""
+) -> Tensor:
+    """Squared norm of each unit's weight and bias gradient, whatever the mode."""
     if mode not in ("direct", "gram"):
         raise RuntimeError(f"conv_sq_norm: expected mode direct or gram, got {mode}")
     grads = _conv_grads(x, g, kernel_size, stride, padding, dilation, groups, bias_role)
-    sq_norm = rows_sq_norm(list(grads), row_order, unit_offsets)
-    return sq_norm, torch.zeros_like(sq_norm, dtype=torch.bool)
+    return rows_sq_norm(list(grads), row_order, unit_offsets)
 
 
 def conv_per_sample_grad(
@@ -93,7 +92,6 @@ def conv_weighted_grad(
     x: Tensor,
     g: Tensor,
     factor: Tensor,
-    cancelled: Tensor | None,  # noqa: ARG001  every row is summed in float64 here
     kernel_size: int,
     stride: int,
     padding: int,

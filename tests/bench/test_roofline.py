@@ -107,7 +107,7 @@ def test_flops_of_the_layerwise_ops():
     one_pass, weights = 2 * 9 * 4 * 6 * 3, 4 * 6 * 3
     assert own_flops("conv_sq_norm", (x, g, *geometry, "direct", None, None)) == 3 * (one_pass + 2 * weights)
     assert own_flops("conv_per_sample_grad", (x, g, *geometry)) == 3 * one_pass
-    assert own_flops("conv_weighted_grad", (x, g, torch.rand(3), None, *geometry)) == 3 * one_pass
+    assert own_flops("conv_weighted_grad", (x, g, torch.rand(3), *geometry)) == 3 * one_pass
     assert own_flops("rows_sq_norm", ([x, g],)) == 2 * (x.numel() + g.numel())
     assert own_flops("rows_weighted_sum", (x, torch.rand(3))) == 2 * x.numel()
     assert own_flops("clip_factor", (torch.rand(3),)) is None

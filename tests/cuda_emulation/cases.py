@@ -126,9 +126,7 @@ def _conv_calls(label: str, shape: ConvShape, dtype: torch.dtype, generator: tor
     if shape.layout != "expanded":
         x, g = x.clone(), g.clone()
         x[1::3], g[1::3] = math.nan, math.inf
-    cancelled = torch.arange(shape.rows) % 2 == 0
-    yield Call(label, "conv_weighted_grad", (x, g, factor, cancelled, *geometry))
-    yield Call(f"{label}, not marked", "conv_weighted_grad", (x, g, factor, None, *geometry))
+    yield Call(label, "conv_weighted_grad", (x, g, factor, *geometry))
 
 
 def _value_calls(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Call]:

@@ -195,10 +195,10 @@ def test_a_backward_that_fails_among_its_layers_adds_nothing(monkeypatch):
     whole = FusedGradient.weighted
     failures = iter([False, True])
 
-    def weighted(self, factor, cancelled):
+    def weighted(self, factor):
         if next(failures, False):
             raise MemoryError
-        return whole(self, factor, cancelled)
+        return whole(self, factor)
 
     monkeypatch.setattr(FusedGradient, "weighted", weighted)
     with pytest.raises(MemoryError):

@@ -53,10 +53,10 @@ def grouping(units):
 def test_norms_equal_the_float64_reference(device, mode, case, level, grouped):
     x, g, geometry, units = case
     units = grouping(units) if grouped else (None, None)
-    expected, _ = _reference.conv_sq_norm(x, g, *geometry, mode, *units)
+    expected = _reference.conv_sq_norm(x, g, *geometry, mode, *units)
     on_device = [None if t is None else t.to(device) for t in (x, g, *units)]
     with at_simd_level(level):
-        got, _ = kernels.conv_sq_norm(on_device[0], on_device[1], *geometry, mode, on_device[2], on_device[3])
+        got = kernels.conv_sq_norm(on_device[0], on_device[1], *geometry, mode, on_device[2], on_device[3])
     # A Gram norm in double may lose eight digits to cancellation before the kernel goes over to the direct one.
     rtol = max(RTOL[x.dtype], 1e-8) if mode == "gram" else RTOL[x.dtype]
     torch.testing.assert_close(got.cpu(), expected, rtol=rtol, atol=1e-30)
@@ -73,15 +73,14 @@ def test_norms_equal_the_float64_reference(device, mode, case, level, grouped):
     level=st.sampled_from(available_simd_levels()),
 )
 def test_the_norm_of_an_outer_product_is_exact(device, rows, groups, sizes, bias_role, scale, strided, level):
-    """A Linear without positions: |x|^2 |g|^2, in double, and never taken for a sum that cancels."""
+    """A Linear without positions: |x|^2 |g|^2, in double."""
     x, g = (scale * torch.randn(rows, groups * size, 2 if strided else 1) for size in sizes)
     x, g = x[:, :, :1], g[:, :, -1:]
     geometry = (1, 1, 0, 1, groups, bias_role)
-    expected, _ = _reference.conv_sq_norm(x, g, *geometry, "gram", None, None)
+    expected = _reference.conv_sq_norm(x, g, *geometry, "gram", None, None)
     with at_simd_level(level):
-        got, cancelled = kernels.conv_sq_norm(x.to(device), g.to(device), *geometry, "gram")
+        got = kernels.conv_sq_norm(x.to(device), g.to(device), *geometry, "gram")
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-13, atol=0)
-    assert not cancelled.any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -93,13 +92,12 @@ def test_per_sample_gradients_and_weighted_sums_equal_the_float64_reference(devi
     atol = {torch.float32: 2e-7, torch.float64: 1e-14}[x.dtype] * scale
     factor = torch.rand(rows, dtype=torch.float64)
     factor[torch.rand(rows) < 0.3] = 0
-    cancelled = torch.rand(rows) < 0.5
-    xd, gd, fd, cd = (t.to(device) for t in (x, g, factor, cancelled))
+    xd, gd, fd = (t.to(device) for t in (x, g, factor))
     with at_simd_level(level):
         grads = kernels.conv_per_sample_grad(xd, gd, *geometry)
-        sums = kernels.conv_weighted_grad(xd, gd, fd, cd, *geometry)
+        sums = kernels.conv_weighted_grad(xd, gd, fd, *geometry)
     references = _reference.conv_per_sample_grad(x, g, *geometry)
-    references += _reference.conv_weighted_grad(x, g, factor, None, *geometry)
+    references += _reference.conv_weighted_grad(x, g, factor, *geometry)
     for got, expected in zip((*grads, *sums), references, strict=True):
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-5, atol=atol)
 
@@ -162,12 +160,11 @@ def test_the_plain_float32_gram_is_useless_where_x_is_constant_and_g_centred():
     taps = x.unfold(2, 8, 4).permute(0, 1, 3, 2).reshape(64, -1, 66)
     plain = ((taps.mT @ taps) * (g.mT @ g)).sum((1, 2))
     geometry = (8, 4, 0, 1, 1, ops.BIAS_NONE)
-    expected, _ = _reference.conv_sq_norm(x, g, *geometry, "gram")
+    expected = _reference.conv_sq_norm(x, g, *geometry, "gram")
     assert (plain.double() / expected - 1).abs().max() > 1e-4
     for mode in ("direct", "gram"):
-        got, cancelled = kernels.conv_sq_norm(x, g, *geometry, mode)
+        got = kernels.conv_sq_norm(x, g, *geometry, mode)
         assert (got / expected - 1).abs().max() < 1e-6
-        assert cancelled.any()
         assert (1 - got / expected).max() < 1e-9, "a norm that is too small would let a record exceed max_grad_norm"
 
 
@@ -179,18 +176,18 @@ def test_a_sum_that_cancels_has_the_norm_that_was_measured(scale):
     g = (g - g.mean(2, keepdim=True)).contiguous()
     problem = ops.ConvProblem(8, 4)
     for mode in ("direct", "gram"):
-        sq_norm, cancelled = problem.sq_norm(x, g, mode)
+        sq_norm = problem.sq_norm(x, g, mode)
         for row in range(4):
             factor = torch.zeros(4, dtype=torch.float64)
             factor[row] = 1.0
-            weight, _ = problem.weighted_grad(x, g, factor, cancelled)
+            weight, _ = problem.weighted_grad(x, g, factor)
             assert float(weight.square().sum() / sq_norm[row]) == pytest.approx(1.0, abs=2e-9)
 
 
 def test_norms_neither_overflow_nor_underflow_where_float32_squares_would():
     for size in (1e-25, 1e25):
         x, g = torch.full((1, 2, 9), size), torch.ones(1, 3, 9)
-        got, _ = kernels.conv_sq_norm(x, g, 1, 1, 0, 1, 1, ops.BIAS_NONE, "direct")
+        got = kernels.conv_sq_norm(x, g, 1, 1, 0, 1, 1, ops.BIAS_NONE, "direct")
         assert float(got) == pytest.approx(2 * 3 * (9 * size) ** 2, rel=1e-6)
 
 
@@ -199,7 +196,7 @@ def test_norms_neither_overflow_nor_underflow_where_float32_squares_would():
 def test_a_row_that_is_not_finite_has_a_norm_that_is_not_finite(bad, mode):
     x, g = torch.randn(3, 2, 12), torch.randn(3, 4, 10)
     x[1, 0, 5] = bad
-    got, _ = kernels.conv_sq_norm(x, g, 3, 1, 0, 1, 1, ops.BIAS_FROM_GRAD, mode)
+    got = kernels.conv_sq_norm(x, g, 3, 1, 0, 1, 1, ops.BIAS_FROM_GRAD, mode)
     assert torch.isfinite(got).tolist() == [True, False, True]
 
 
@@ -207,7 +204,7 @@ def test_rows_of_factor_zero_are_never_read():
     x, g = torch.randn(3, 2, 12), torch.randn(3, 4, 10)
     x[1], g[1] = float("nan"), float("inf")
     factor = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    for sums in kernels.conv_weighted_grad(x, g, factor, None, 3, 1, 0, 1, 1, ops.BIAS_FROM_GRAD):
+    for sums in kernels.conv_weighted_grad(x, g, factor, 3, 1, 0, 1, 1, ops.BIAS_FROM_GRAD):
         assert torch.isfinite(sums).all()
 
 
@@ -236,12 +233,11 @@ OPCHECK_CASES = [
 def test_opcheck(device, x_shape, g_shape, geometry, bias_role):
     x, g = torch.randn(x_shape, device=device), torch.randn(g_shape, device=device)
     factor = torch.rand(x_shape[0], dtype=torch.float64, device=device)
-    cancelled = torch.zeros(x_shape[0], dtype=torch.bool, device=device)
     geometry = (*geometry, bias_role)
     opcheck(kernels.conv_sq_norm.default, (x, g, *geometry, "gram"))
     opcheck(kernels.conv_sq_norm.default, (x, g, *geometry, "direct"))
     opcheck(kernels.conv_per_sample_grad.default, (x, g, *geometry))
-    opcheck(kernels.conv_weighted_grad.default, (x, g, factor, cancelled, *geometry))
+    opcheck(kernels.conv_weighted_grad.default, (x, g, factor, *geometry))
 
 
 BAD_ARGUMENTS = [
@@ -275,7 +271,7 @@ def test_bad_arguments_are_refused_by_name_and_the_next_call_works(change, messa
     )  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         kernels.conv_sq_norm(**{**good, **change})
-    assert kernels.conv_sq_norm(**good)[0].tolist() == [0.0, 0.0]
+    assert kernels.conv_sq_norm(**good).tolist() == [0.0, 0.0]
 
 
 def test_shapes_that_do_not_belong_together_are_refused():
@@ -294,7 +290,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append((problem.sq_norm(x, g, "gram")[0], problem.weighted_grad(x, g, factor)[0]))
+        results.append((problem.sq_norm(x, g, "gram"), problem.weighted_grad(x, g, factor)[0]))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-12, atol=1e-12)
 
