@@ -23,18 +23,26 @@ except ImportError as error:
     _import_error = error
 
 _BACKENDS = ("native", "reference")
+_SIMD_LEVELS = ("portable", "avx2", "avx512")
+
+
+def _asked(variable: str, allowed: tuple[str, ...], default: str) -> str:
+    """An environment variable's value. Raises InputError, a ValueError, unless it is one of those allowed."""
+    value = os.environ.get(variable, default)
+    if value not in allowed:
+        expected = f"Expected one of {', '.join(allowed)}, got {value!r}"
+        raise InputError(expected, variable, "Set it to one of them, or unset it.")
+    return value
 
 
 def backend() -> str:
     """Name of the implementation that the ops use: `native` or `reference`.
 
     Raises ImportError if the native extension is wanted and cannot be loaded, and InputError, a ValueError, for an
-    unknown name in the environment variable `DPCGAN_BACKEND`.
+    unknown name in the environment variables `DPCGAN_BACKEND` and `DPCGAN_SIMD`.
     """
-    name = os.environ.get("DPCGAN_BACKEND", "native")
-    if name not in _BACKENDS:
-        expected = f"Expected one of {', '.join(_BACKENDS)}, got {name!r}"
-        raise InputError(expected, "DPCGAN_BACKEND", "Set it to one of them, or unset it.")
+    name = _asked("DPCGAN_BACKEND", _BACKENDS, "native")
+    _asked("DPCGAN_SIMD", _SIMD_LEVELS, "avx512")  # the extension reads it, and knows no way to say what is wrong
     if name == "native" and native is None:
         raise ImportError(
             f"The native extension of dpcgan_fast cannot be loaded ({_import_error}). Build it with "

@@ -53,7 +53,7 @@ def write_schema(workplace, **changes):
     (workplace / "schema.json").write_text(json.dumps(schema_values(**changes)))
 
 
-@pytest.mark.parametrize("variable", ["DPCGAN_BACKEND", "DPCGAN_NORM_TIMING"])
+@pytest.mark.parametrize("variable", ["DPCGAN_BACKEND", "DPCGAN_NORM_TIMING", "DPCGAN_SIMD"])
 def test_an_environment_variable_that_is_wrong_is_bad_usage(monkeypatch, capsys, variable):
     monkeypatch.setenv(variable, "yes")
     check_failure(["doctor"], 2, f"got 'yes' ({variable}). Set it", capsys)
