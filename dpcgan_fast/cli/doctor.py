@@ -14,6 +14,7 @@ from dpcgan_fast.cli.training import Json
 from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.engine.norm_picker import timing_refused
 from dpcgan_fast.models.published import UCI, PublishedNetworks
+from dpcgan_fast.train.stepping import GRAPH_VARIABLE, graph_capture
 
 _PACKAGES = ("torch", "numpy", "pyarrow", "dp-accounting", "scikit-learn", "safetensors", "opacus")
 
@@ -71,6 +72,14 @@ def _gpu_serves() -> bool:
     return torch.cuda.is_available() and ops.has_cuda_kernels()
 
 
+def _captured_steps() -> str:
+    if not _gpu_serves():
+        return "none: they need a GPU and the CUDA kernels"
+    if graph_capture(torch.device("cuda")) is None:
+        return f"none in training: {GRAPH_VARIABLE}=0"
+    return "CUDA graphs, in training where every row is a unit"
+
+
 def _kernels() -> dict[str, Any]:
     """Which back end and vector width run, and the path that a preset's critic takes, from a real step."""
     forced = os.environ.get("DPCGAN_BACKEND")
@@ -93,6 +102,5 @@ def _kernels() -> dict[str, Any]:
     how = f"by the cost model: {not_timed}" if not_timed else "timed at the first step of a shape, with secret noise"
     found["norm modes"] = f"{how} (layers that are not fused)"
     found["update of a step"] = step.last.update
-    graphs = "CUDA graphs, by engine.GraphedStep" if _gpu_serves() else "none: they need a GPU and the CUDA kernels"
-    found["captured steps"] = f"{graphs} (training takes plain steps)"
+    found["captured steps"] = _captured_steps()
     return found

@@ -1,5 +1,7 @@
 """DP-SGD for any supported module, in one backward pass."""
 
+from dpcgan_fast.engine.capture import Capture as Capture
+from dpcgan_fast.engine.capture import CudaGraph as CudaGraph
 from dpcgan_fast.engine.capture import RunAgain as RunAgain
 from dpcgan_fast.engine.graph import GraphedBackward as GraphedBackward
 from dpcgan_fast.engine.graph import GraphedStep as GraphedStep

@@ -15,6 +15,9 @@ def train_autoencoder(session: Session) -> None:
     optimizer = session.state.optimizers[AUTOENCODER]
     networks.autoencoder.train()
     step = session.private_step(AUTOENCODER, networks.autoencoder)
+    backward = step.backward_of(
+        lambda records, labels, noise: networks.autoencoder_loss(step(records, labels, noise), records)
+    )
     total = session.settings.autoencoder_steps
     with closing(session.private_steps(AUTOENCODER)) as turns:
         for turn in turns:
@@ -22,6 +25,5 @@ def train_autoencoder(session: Session) -> None:
             randomness = session.private_randomness(turn)
             for chunk in turn.chunks:
                 noise = networks.autoencoder_noise(len(chunk.records), randomness)
-                output = step(chunk.records, chunk.labels, noise)
-                step.backward(networks.autoencoder_loss(output, chunk.records), chunk.units)
+                backward(chunk.records, chunk.labels, noise, units=chunk.units)
             step.step()

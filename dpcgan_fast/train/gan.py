@@ -1,16 +1,17 @@
 """Adversarial training: a private critic, and a generator and decoder that see the data only through it."""
 
+from collections.abc import Callable
 from contextlib import closing
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.train.plan import CRITIC
 from dpcgan_fast.train.session import Session, Turn
 from dpcgan_fast.train.settings import CriticLoss
 from dpcgan_fast.train.state import scale_learning_rate
+from dpcgan_fast.train.stepping import Stepping
 
 _LAST_RATE = 0.1  # learning rates fall linearly to this share of themselves
 
@@ -37,37 +38,43 @@ def draw_labels(session: Session, count: int, randomness: torch.Generator) -> Te
 def train_gan(session: Session) -> None:
     """Takes the critic's private steps that the budget still holds, and the generator's free steps in between."""
     settings, state = session.settings, session.state
-    networks = state.networks
-    networks.train()
-    step = session.private_step(CRITIC, networks.critic)
-    fakes_per_step = max(1, round(state.divisors[CRITIC]))
+    state.networks.train()
+    step = session.private_step(CRITIC, state.networks.critic)
+    add_rows = (_paired_rows if settings.paired_fakes else _separate_rows)(session, step)
     with closing(session.private_steps(CRITIC)) as turns:
         for turn in turns:
             rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)
             for optimizer in (state.optimizers[CRITIC], state.optimizers["generator"]):
                 scale_learning_rate(optimizer, rate)
-            if settings.paired_fakes:
-                _paired_backward(session, step, turn)
-            else:
-                _separate_backward(session, step, turn, fakes_per_step)
+            add_rows(turn)
             step.step()
             if (turn.number + 1) % settings.critic_per_generator == 0:
-                _generator_step(session, fakes_per_step)
+                _generator_step(session, _fakes_per_step(session))
 
 
-def _separate_backward(session: Session, step: PrivateStep, turn: Turn, fakes: int) -> None:
+def _fakes_per_step(session: Session) -> int:
+    """Public: the expected batch."""
+    return max(1, round(session.state.divisors[CRITIC]))
+
+
+def _separate_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
     """Real rows clipped and noised; fakes touch no data: clipped on their own, in public number, without noise."""
-    kind = session.settings.critic_loss
-    for chunk in turn.chunks:
-        step.backward(real_loss(step(chunk.records, chunk.labels), kind), chunk.units)
-    randomness = session.state.randomness
-    labels = draw_labels(session, fakes, randomness)
-    with torch.no_grad():
-        records = session.state.networks.generate(labels, randomness)
-    step.backward(fake_loss(step(records, labels), kind), private=False)
+    kind, fakes, randomness = session.settings.critic_loss, _fakes_per_step(session), session.state.randomness
+    real = step.backward_of(lambda records, labels: real_loss(step(records, labels), kind))
+    fake = step.backward_of(lambda records, labels: fake_loss(step(records, labels), kind), private=False)
+
+    def add(turn: Turn) -> None:
+        for chunk in turn.chunks:
+            real(chunk.records, chunk.labels, units=chunk.units)
+        labels = draw_labels(session, fakes, randomness)
+        with torch.no_grad():
+            records = session.state.networks.generate(labels, randomness)
+        fake(records, labels)
+
+    return add
 
 
-def _paired_backward(session: Session, step: PrivateStep, turn: Turn) -> None:
+def _paired_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
     """The paper's joint form: every real row with a fake of its own, both in the unit's loss before clipping.
 
     As many fakes are drawn as there are rows, which is private: their randomness is not the run's public one, and the
@@ -75,17 +82,25 @@ def _paired_backward(session: Session, step: PrivateStep, turn: Turn) -> None:
     BatchNorm would tie each unit's gradient to the other units of the batch, and count the batch in its statistics.
     """
     kind, networks = session.settings.critic_loss, session.state.networks
-    randomness = session.private_randomness(turn)
-    networks.generator.eval()
-    try:
-        for chunk in turn.chunks:
-            labels = draw_labels(session, len(chunk.records), randomness)
-            with torch.no_grad():
-                records = networks.generate(labels, randomness)
-            real, fake = step(chunk.records, chunk.labels), step(records, labels)
-            step.backward(real_loss(real, kind) + fake_loss(fake, kind), chunk.units)
-    finally:
-        networks.generator.train()
+
+    def loss(records: Tensor, labels: Tensor, fakes: Tensor, fake_labels: Tensor) -> Tensor:
+        return real_loss(step(records, labels), kind) + fake_loss(step(fakes, fake_labels), kind)
+
+    backward = step.backward_of(loss)
+
+    def add(turn: Turn) -> None:
+        randomness = session.private_randomness(turn)
+        networks.generator.eval()
+        try:
+            for chunk in turn.chunks:
+                labels = draw_labels(session, len(chunk.records), randomness)
+                with torch.no_grad():
+                    fakes = networks.generate(labels, randomness)
+                backward(chunk.records, chunk.labels, fakes, labels, units=chunk.units)
+        finally:
+            networks.generator.train()
+
+    return add
 
 
 def _generator_step(session: Session, fakes: int) -> None:

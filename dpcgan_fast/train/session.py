@@ -24,6 +24,7 @@ from dpcgan_fast.train.plan import CRITIC, BudgetPlan
 from dpcgan_fast.train.prefetch import Ahead, drawn_chunks, one_draw
 from dpcgan_fast.train.settings import TrainSettings
 from dpcgan_fast.train.state import TrainState
+from dpcgan_fast.train.stepping import Stepping, graph_capture
 from dpcgan_fast.train.stopping import StopRequest
 
 _EPSILON_UPDATES = 25  # of the running epsilon in a phase; each costs some tens of milliseconds
@@ -172,8 +173,10 @@ class Session:
         fresh = secrets.randbits(63) if seed is None else (seed + 1) * 1_000_003 + turn.number
         return torch.Generator(self.data.device).manual_seed(fresh % 2**63)
 
-    def private_step(self, name: str, module: nn.Module) -> PrivateStep:
+    def private_step(self, name: str, module: nn.Module) -> Stepping:
         """The step of a mechanism, with the very noise and clipping that are accounted.
+
+        On a GPU it is captured, unless rows are grouped into units.
 
         Where gradients add before they are clipped, over the rows of a unit or over a row and its fake, the step goes
         layer by layer from the start. It would find that out in its first backward, whose forward would then differ
@@ -181,7 +184,7 @@ class Session:
         """
         mechanism = self.plan.mechanism(name)
         paired = self.settings.paired_fakes and name == CRITIC
-        return PrivateStep(
+        step = PrivateStep(
             module,
             self.state.optimizers[name],
             max_grad_norm=mechanism.max_grad_norm,
@@ -191,3 +194,5 @@ class Session:
             fused=self.data.rows_are_units and not paired,
             clamp=self.state.networks.critic_clamp if name == CRITIC else None,
         )
+        capture = graph_capture(self.data.device) if self.data.rows_are_units else None
+        return Stepping(step, self.state.divisors[name], capture)

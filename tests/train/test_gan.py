@@ -9,8 +9,9 @@ from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.models import make_networks
 from dpcgan_fast.train.data import Chunk
-from dpcgan_fast.train.gan import _paired_backward
+from dpcgan_fast.train.gan import _paired_rows
 from dpcgan_fast.train.session import Turn
+from dpcgan_fast.train.stepping import Stepping
 
 ROWS, CLIP = 9, 0.7
 
@@ -39,7 +40,7 @@ def paired_sum(networks, records, rows, latents):
         data=SimpleNamespace(n_labels=0, device=torch.device("cpu")),
         private_randomness=lambda _turn: torch.Generator(),
     )
-    _paired_backward(session, step, Turn(0, [chunk]))  # type: ignore[arg-type]
+    _paired_rows(session, Stepping(step, 1.0, None))(Turn(0, [chunk]))  # type: ignore[arg-type]
     return torch.cat([step._private_sum[p].flatten() for p in critic.parameters()])
 
 
