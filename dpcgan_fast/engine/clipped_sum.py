@@ -1,7 +1,8 @@
 """Clips the per-unit gradients of one batch over all layers together, and adds them up."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,18 @@ from dpcgan_fast.engine.rules import ConvGradient, LayerGradient, MaterialisedGr
 from dpcgan_fast.ops import LayerNorms, NormMode, UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """How a batch was clipped.
+
+    layers: a report for each layer
+    factor: gives the clip factors, (U,) float64
+    """
+
+    layers: tuple[LayerReport, ...]
+    factor: Callable[[], Tensor]
 
 
 def merge_shared(named: Sequence[tuple[str, LayerGradient]]) -> list[tuple[str, LayerGradient]]:
@@ -43,7 +56,7 @@ def add_clipped_sum(
     pick: NormPicker,
     total: GradientSum,
     valid: Tensor | None = None,
-) -> tuple[LayerReport, ...]:
+) -> Clipped:
     """Adds the sum over units of min(1, max_grad_norm / norm_u) G_u to `total`, in float64.
 
     named: (layer name, gradient) pairs of one batch
@@ -58,8 +71,9 @@ def add_clipped_sum(
     named = merge_shared(named)
     name, only = named[0] if len(named) == 1 else ("", None)
     if isinstance(only, FusedGradient) and valid is None:
-        add_to(total, only.clipped_sum(max_grad_norm))
-        return only.reports(name, pick(only, False))
+        sums, sq_norm = only.clipped_sum(max_grad_norm)
+        add_to(total, sums)
+        return Clipped(only.reports(name, pick(only, False)), lambda: ops.clip_factor(sq_norm, max_grad_norm))
     gradients: list[tuple[LayerGradient, NormMode]] = []
     reports: list[LayerReport] = []
     for name, gradient in named:
@@ -69,13 +83,13 @@ def add_clipped_sum(
             gradient = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())
         gradients.append((gradient, choice.mode))
     if not gradients:
-        return ()
+        return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
     factor = _clip_factor(gradients, max_grad_norm, units, valid)
     row_factor = factor if units is None else factor[units.unit_of_row]
     sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
     for layer_sum in sums:  # all or none: after an error the same rows may be given again
         add_to(total, layer_sum)
-    return tuple(reports)
+    return Clipped(tuple(reports), lambda: factor)
 
 
 def _clip_factor(

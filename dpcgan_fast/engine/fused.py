@@ -242,15 +242,16 @@ class FusedGradient:
         """Never asked for: uses that share parameters are taken layer by layer."""
         raise AssertionError("per-sample gradients of a fused run")
 
-    def clipped_sum(self, max_grad_norm: float) -> dict[nn.Parameter, Tensor]:
-        """The clipped sum of a run that has all layers that count for the norm: one backward."""
-        total, _, cancelled = self.fused.net.clipped_sum(
+    def clipped_sum(self, max_grad_norm: float) -> tuple[dict[nn.Parameter, Tensor], Tensor]:
+        """The clipped sum of a run that has all layers that count for the norm, and squared norms (B,)."""
+        total, sq_norm, cancelled = self.fused.net.clipped_sum(
             self.fused.shaped(self.grad_out), self.fused.kept(), max_grad_norm
         )
         sums = self.fused.finish(total)
-        for row, sq_norm in self._exact_sq_norms(cancelled).items():
-            self._add_exact(sums, row, ops.clip_factor(sq_norm, max_grad_norm))
-        return sums
+        for row, exact in self._exact_sq_norms(cancelled).items():
+            self._add_exact(sums, row, ops.clip_factor(exact, max_grad_norm))
+            sq_norm[row] = exact
+        return sums, sq_norm
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:  # noqa: ARG002
         """Squared norms, those of rows that cancel by the layers' own rules."""

@@ -190,7 +190,7 @@ class GraphedBackward:
         self._report = replace(report, repeated=f"{owner._capture.how}, {owner._rows} rows at a time")
 
     def _training(self) -> list[bool]:
-        return [module.training for module in self._owner._base._module.modules()]
+        return [module.training for module in self._owner._base._recorded.module.modules()]
 
     def _check(self, rows: Sequence[Tensor]) -> None:
         self._owner.check_whole()

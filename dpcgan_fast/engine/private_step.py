@@ -1,7 +1,6 @@
 """One DP-SGD step on any supported module, in one backward pass."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,21 +10,10 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
-from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
-from dpcgan_fast.engine.recorder import (
-    ForwardCall,
-    LayerUse,
-    Reached,
-    check_graph,
-    mark_used,
-    recorded_layers,
-    recording,
-    tensors_in,
-)
-from dpcgan_fast.engine.report import LayerReport, StepReport
-from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
-from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
+from dpcgan_fast.engine.recorded import RecordedModule, reached_uses
+from dpcgan_fast.engine.recorder import ForwardCall, Reached
+from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.update import OwnStepError, check_update, noisy_update
 from dpcgan_fast.ops import NoiseKey, NormMode
 
@@ -77,37 +65,25 @@ class PrivateStep:
     ):
         _check_settings(max_grad_norm, noise_multiplier, expected_batch_size)
         ops.check_norm_mode(norm_mode)
-        refuse_mixing_modules(module)
-        self._module = module
         self._optimizer = optimizer
         self._trainable = _trainable_parameters(module, optimizer)
         _check_devices(self._trainable)
         self._clamps = _clamps(clamp or {}, self._trainable)
-        self._layers = recorded_layers(module, set(self._trainable))
+        self._recorded = RecordedModule(
+            module, self._trainable, fused=fused, norm_mode=norm_mode, measure=math.isfinite(max_grad_norm)
+        )
         self._max_grad_norm = max_grad_norm
         self._noise_std = noise_multiplier * max_grad_norm if noise_multiplier > 0 else 0.0
         self._expected_batch_size = expected_batch_size
         self._noise_key = noise_key if noise_key is not None else NoiseKey()
         not_timed = timing_refused(self._noise_std, self._noise_key.seeded)
         self._pick = NormPicker(norm_mode, expected_batch_size, not_timed)
-        self._runs, self._why = self._choose_path(fused, norm_mode)
         self._debug = debug
-        self._rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
         self.last: StepReport | None = None
-        self._layerwise_next = False
         self._reset()
 
-    def _choose_path(self, fused: bool, norm_mode: NormMode) -> tuple[dict[str, FusedRun], str]:
-        """The runs of layers that are fused, and why."""
-        if not fused or norm_mode != "auto":
-            return {}, "fused=False" if not fused else f"norm_mode={norm_mode!r}"
-        measure = math.isfinite(self._max_grad_norm)
-        runs, why = fused_runs(self._module, set(self._trainable), measure)
-        return runs, why or "every layer has a fused form"
-
     def _reset(self) -> None:
-        if self._layerwise_next:
-            self._runs = {}
+        self._recorded.begin_step()
         self._calls: list[ForwardCall] = []
         self._private_sum: GradientSum = {}
         self._public_sum: GradientSum = {}
@@ -118,14 +94,8 @@ class PrivateStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module on the private path. Without gradients enabled it is a plain forward."""
         if not torch.is_grad_enabled():
-            return self._module(*args, **kwargs)
-        rows = _leading_rows(args, kwargs)
-        if self._module.training not in self._rows_known_apart and refuse_mixed_outputs(
-            self._module, args, kwargs, rows
-        ):
-            self._rows_known_apart.add(self._module.training)
-        with recording(self._layers, self._runs) as call:
-            output = self._module(*args, **kwargs)
+            return self._recorded.module(*args, **kwargs)
+        output, call = self._recorded.forward(args, kwargs)
         self._calls.append(call)
         return output
 
@@ -167,47 +137,9 @@ class PrivateStep:
     ) -> StepReport:
         """Adds the clipped gradients of one batch to `total`; of its first `valid` rows, () int64 on the device."""
         rows = losses.shape[0]
-        reached = self._unfused_where_needed(self._uses(losses), units_given)
-        named = [(use.name, self._gradient(use, grads, rows)) for use, grads in reached]
-        layers = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total, valid)
-        return self._report(layers, rows)
-
-    def _unfused_where_needed(self, reached: list[Reached], units: bool) -> list[Reached]:
-        """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a
-        unit, or across uses of the same parameters, before the norm. From then on all go layer by layer.
-
-        units: whether units were given, which is public; not whether two rows of this batch share one
-        """
-        if len(reached) == 1 and not units:
-            return reached
-        uses = Counter(p for use, _ in reached for p in use.module.parameters())
-
-        def fits(use: LayerUse) -> bool:
-            return use.fused is None or (not units and all(uses[p] == 1 for p in use.fused.run.parameters))
-
-        if all(fits(use) for use, _ in reached):
-            return reached
-        self._layerwise_next = True  # not at once: all chunks of a step are taken alike, whichever rows they hold
-        self._why = "rows are grouped into units" if units else "several forwards share a loss"
-        again: list[Reached] = []
-        for use, grads in reached:
-            again += [(use, grads)] if fits(use) else layers_again(use, grads[0], slice(None))  # type: ignore[arg-type]
-        return again
-
-    def _gradient(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
-        if use.fused is None:
-            return layer_gradient(use, grads, self._trainable, rows)
-        (grad_out,) = grads
-        assert grad_out is not None
-        use.check_unchanged()
-        check_rows(use, grad_out, rows)
-        return FusedGradient(use, use.fused, grad_out, self._trainable)
-
-    def _report(self, layers: tuple[LayerReport, ...], rows: int) -> StepReport:
-        path = "fused" if all(x.fused for x in layers) else "mixed" if any(x.fused for x in layers) else "layerwise"
-        refused = next((run.refused for run in self._runs.values() if run.refused), "")
-        debug = {"rows": rows, "chunks": self._chunks} if self._debug else {}
-        return StepReport(path, refused or self._why, ops.backend(), layers, debug=debug)
+        named = self._recorded.gradients(self._uses(losses), rows, units_given)
+        clipped = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total, valid)
+        return self._recorded.report(clipped.layers, {"rows": rows, "chunks": self._chunks} if self._debug else {})
 
     def _grouped(self, units: Tensor | None, rows: int) -> ops.UnitGroups | None:
         if units is None:
@@ -224,26 +156,10 @@ class PrivateStep:
 
     def _uses(self, losses: Tensor) -> list[Reached]:
         """Layer uses that the losses depend on, each with the gradients of its outputs."""
-        pending = [(call, use) for call in self._calls for use in call.uses]
-        edges = [edge for _, use in pending for edge in use.edges if edge is not None]
         reached: list[Reached] = []
-        if edges and losses.requires_grad:
-            check_graph(losses, [use for _, use in pending], self._trainable)
-            ones = torch.ones_like(losses)
-            for _, use in pending:
-                if use.fused is not None:
-                    use.fused.measured = None  # another pass through the graph, with other gradients, does not count
-            found = iter(torch.autograd.grad(losses, edges, grad_outputs=ones, allow_unused=True))
-            used_calls: set[int] = set()
-            for call, use in pending:
-                grads = tuple(None if edge is None else next(found) for edge in use.edges)
-                if any(grad is not None for grad in grads):
-                    reached.append((use, grads))
-                    used_calls.add(id(call))
-            for call in self._calls:
-                if id(call) in used_calls:
-                    mark_used(call)
-            self._calls = [call for call in self._calls if id(call) not in used_calls]
+        if losses.requires_grad and any(call.uses for call in self._calls):
+            reached, _ = reached_uses(self._calls, [losses], [torch.ones_like(losses)], self._trainable)
+            self._calls = [call for call in self._calls if not call.used]
         if not reached:
             raise ValueError(
                 "The losses do not depend on a forward of this step, or that forward was used by a backward before and "
@@ -346,11 +262,6 @@ def _check_devices(trainable: dict[nn.Parameter, str]) -> None:
             f"The module is on a GPU, but this build has no CUDA kernels: {reason}. Rebuild it, move the module to "
             "the CPU, or set DPCGAN_BACKEND=reference."
         )
-
-
-def _leading_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    tensors = tensors_in(args, kwargs)
-    return tensors[0].shape[0] if tensors and tensors[0].dim() > 0 else 0
 
 
 def _sum_of(total: GradientSum, parameter: nn.Parameter) -> Tensor:

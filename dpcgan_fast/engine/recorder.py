@@ -4,7 +4,7 @@ Hooks are on the module only while a forward of the private path runs. The edge 
 later in-place activation does not move it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,9 +61,10 @@ class FusedForward(Protocol):
 
 @dataclass
 class ForwardCall:
-    """Layer uses of one call of the private path."""
+    """Layer uses of one call of the private path; `used` once a backward reached them."""
 
     uses: list[LayerUse] = field(default_factory=list)
+    used: bool = False
 
 
 def tensors_in(*trees: Any) -> list[Tensor]:
@@ -157,14 +158,14 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
             run.module.__dict__.pop("forward", None)
 
 
-def check_graph(losses: Tensor, uses: list[LayerUse], trainable: dict[nn.Parameter, str]) -> None:
-    """Raises ValueError if the losses depend on something that the recorded gradients would miss or count twice.
+def check_graph(outputs: Sequence[Tensor], uses: list[LayerUse], trainable: dict[nn.Parameter, str]) -> None:
+    """Raises ValueError if outputs depend on something that the recorded gradients would miss or count twice.
 
-    Walks the graph from the losses; at a recorded layer's output it goes on from that layer's inputs. A trainable
+    Walks the graph from the outputs; at a recorded layer's output it goes on from that layer's inputs. A trainable
     parameter that it meets was used outside of its layer; a node with the mark of `mark_used` was summed before.
     """
     inputs_of = {edge.node: use.input_nodes for use in uses for edge in use.edges if edge is not None}
-    pending: list[Any] = [losses.grad_fn]
+    pending: list[Any] = [output.grad_fn for output in outputs]
     seen: set[Any] = set()
     while pending:
         node = pending.pop()

@@ -101,7 +101,7 @@ class TestMisuse:
 
         def misuse(module, x, units=None):
             step = sgd_step(module)
-            step._rows_known_apart = {True}  # so that the errors of the backward are reached
+            step._recorded.rows_known_apart = {True}  # so that the errors of the backward are reached
             step.backward(row_losses(step(x)), units)
 
         flat_rows = torch.rand(rows, 6)

@@ -39,7 +39,7 @@ class TestUpdate:
         step.backward(row_losses(fake_out), private=False)
         other.backward(row_losses(other(fakes)), private=False)
         other.backward(row_losses(other(x)))
-        assert_close(moved(module, step), moved(other._module, other), rtol=1e-6)
+        assert_close(moved(module, step), moved(other._recorded.module, other), rtol=1e-6)
 
     def test_fakes_are_averaged_over_their_own_number_across_calls(self):
         module, fakes = linear_critic(), torch.rand(9, 6)

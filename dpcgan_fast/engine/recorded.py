@@ -1,0 +1,156 @@
+"""A module run so that the gradients of its rows can be measured, clipped and summed.
+
+What is common to `PrivateStep` and the adapters for other libraries' loops.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpcgan_fast import ops
+from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
+from dpcgan_fast.engine.recorder import (
+    ForwardCall,
+    LayerUse,
+    Reached,
+    check_graph,
+    mark_used,
+    recorded_layers,
+    recording,
+    tensors_in,
+)
+from dpcgan_fast.engine.report import LayerReport, StepReport
+from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
+from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
+from dpcgan_fast.ops import NormMode
+
+
+def leading_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Rows of a call: the leading dimension of its first tensor."""
+    tensors = tensors_in(args, kwargs)
+    return tensors[0].shape[0] if tensors and tensors[0].dim() > 0 else 0
+
+
+def reached_uses(
+    calls: Sequence[ForwardCall],
+    outputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor],
+    trainable: dict[nn.Parameter, str],
+    inputs: Sequence[Tensor] = (),
+) -> tuple[list[Reached], list[Tensor | None]]:
+    """The uses of layers that outputs depend on, with the gradients of what the layers gave; one backward pass.
+
+    calls:        of forwards; those that were reached are marked as used
+    outputs:      of the graph, such as losses
+    grad_outputs: one for each, of its shape
+    inputs:       tensors whose gradients are asked for as well
+
+    Returns the uses in the order of the forwards, and the gradients of the inputs, None where nothing depends on them.
+    Raises ValueError for outputs that depend on a forward that was used before, or on a parameter outside of its layer.
+    """
+    pending = [(call, use) for call in calls for use in call.uses]
+    edges = [edge for _, use in pending for edge in use.edges if edge is not None]
+    check_graph(outputs, [use for _, use in pending], trainable)
+    for _, use in pending:
+        if use.fused is not None:
+            use.fused.measured = None  # another pass through the graph, with other gradients, does not count
+    wanted: list[Any] = [*edges, *inputs]  # its stubs know no mixed sequences
+    found = iter(torch.autograd.grad(outputs, wanted, grad_outputs=grad_outputs, allow_unused=True))
+    reached: list[Reached] = []
+    for call, use in pending:
+        grads = tuple(None if edge is None else next(found) for edge in use.edges)
+        if any(grad is not None for grad in grads):
+            reached.append((use, grads))
+            call.used = True
+    for call in calls:
+        if call.used:
+            mark_used(call)
+    return reached, [next(found) for _ in inputs]
+
+
+class RecordedModule:
+    """Runs a module on the private path, and turns what a backward reached into gradients row by row.
+
+    module:    its rows are the leading dimension throughout; modules that mix rows are refused
+    trainable: the parameters whose gradients count, with their names
+    fused:     False keeps to the layerwise path
+    norm_mode: as in PrivateStep; another one than "auto" keeps to the layerwise path
+    measure:   whether norms will be asked for; without, only rows that are not finite are found
+    """
+
+    def __init__(
+        self, module: nn.Module, trainable: dict[nn.Parameter, str], *, fused: bool, norm_mode: NormMode, measure: bool
+    ):
+        refuse_mixing_modules(module)
+        self.module = module
+        self.trainable = trainable
+        self.rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
+        self._layers = recorded_layers(module, set(trainable))
+        self._runs: dict[str, FusedRun] = {}
+        self._why = "fused=False" if not fused else f"norm_mode={norm_mode!r}"
+        if fused and norm_mode == "auto":
+            self._runs, why = fused_runs(module, set(trainable), measure)
+            self._why = why or "every layer has a fused form"
+        self._layerwise_next = False
+
+    def begin_step(self) -> None:
+        """Makes what was found out during a step hold from the next one on: all chunks of a step go one way."""
+        if self._layerwise_next:
+            self._runs = {}
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
+        """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
+        training = self.module.training
+        if training not in self.rows_known_apart and refuse_mixed_outputs(
+            self.module, args, kwargs, leading_rows(args, kwargs)
+        ):
+            self.rows_known_apart.add(training)
+        with recording(self._layers, self._runs) as call:
+            output = self.module(*args, **kwargs)
+        return output, call
+
+    def gradients(self, reached: list[Reached], rows: int, units: bool) -> list[tuple[str, LayerGradient]]:
+        """(layer name, gradient) of each use.
+
+        units: whether units were given, which is public; not whether two rows of this batch share one
+        """
+        return [
+            (use.name, self._gradient(use, grads, rows)) for use, grads in self._unfused_where_needed(reached, units)
+        ]
+
+    def report(self, layers: tuple[LayerReport, ...], debug: dict[str, int]) -> StepReport:
+        """What a step says of its path."""
+        path = "fused" if all(x.fused for x in layers) else "mixed" if any(x.fused for x in layers) else "layerwise"
+        refused = next((run.refused for run in self._runs.values() if run.refused), "")
+        return StepReport(path, refused or self._why, ops.backend(), layers, debug=debug)
+
+    def _unfused_where_needed(self, reached: list[Reached], units: bool) -> list[Reached]:
+        """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a
+        unit, or across uses of the same parameters, before the norm. From then on all go layer by layer."""
+        if len(reached) == 1 and not units:
+            return reached
+        uses = Counter(p for use, _ in reached for p in use.module.parameters())
+
+        def fits(use: LayerUse) -> bool:
+            return use.fused is None or (not units and all(uses[p] == 1 for p in use.fused.run.parameters))
+
+        if all(fits(use) for use, _ in reached):
+            return reached
+        self._layerwise_next = True  # not at once: all chunks of a step are taken alike, whichever rows they hold
+        self._why = "rows are grouped into units" if units else "several forwards share a loss"
+        again: list[Reached] = []
+        for use, grads in reached:
+            again += [(use, grads)] if fits(use) else layers_again(use, grads[0], slice(None))  # type: ignore[arg-type]
+        return again
+
+    def _gradient(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
+        if use.fused is None:
+            return layer_gradient(use, grads, self.trainable, rows)
+        (grad_out,) = grads
+        assert grad_out is not None
+        use.check_unchanged()
+        check_rows(use, grad_out, rows)
+        return FusedGradient(use, use.fused, grad_out, self.trainable)
