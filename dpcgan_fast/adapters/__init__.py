@@ -1,0 +1,1 @@
+"""Our engine behind the APIs of other libraries."""

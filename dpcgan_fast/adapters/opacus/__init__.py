@@ -1,0 +1,23 @@
+"""Opacus's API on our engine: change the import, keep the loop.
+
+    from dpcgan_fast.adapters.opacus import PrivacyEngine      # was: from opacus import PrivacyEngine
+
+`GradSampleModule` and the optimizers stand for Opacus's classes of the same names. Opacus itself must be installed
+(`pip install dpcgan-fast[opacus]`): its loaders, validators, accountants, schedulers and `BatchMemoryManager` are used
+as they are.
+"""
+
+try:
+    import opacus as _opacus  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "dpcgan_fast.adapters.opacus needs Opacus, whose API it has: pip install 'dpcgan-fast[opacus]'"
+    ) from error
+
+from opacus.utils.batch_memory_manager import BatchMemoryManager as BatchMemoryManager
+
+from dpcgan_fast.adapters.opacus.engine import PrivacyEngine as PrivacyEngine
+from dpcgan_fast.adapters.opacus.module import GradSampleModule as GradSampleModule
+from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer as AdaClipDPOptimizer
+from dpcgan_fast.adapters.opacus.optimizer import DPOptimizer as DPOptimizer
+from dpcgan_fast.adapters.opacus.optimizer import DPPerLayerOptimizer as DPPerLayerOptimizer

@@ -1,0 +1,72 @@
+"""`PrivacyEngine` of Opacus: its loaders, validators, accountants and checkpoints, with our module and optimizer."""
+
+import warnings
+from typing import Any
+
+import torch
+from opacus import PrivacyEngine as OpacusPrivacyEngine
+from opacus.grad_sample import AbstractGradSampleModule
+from torch import nn
+
+from dpcgan_fast.adapters.opacus.module import GradSampleModule
+from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
+
+_OPTIMIZERS: dict[str, type[DPOptimizer]] = {
+    "flat": DPOptimizer,
+    "per_layer": DPPerLayerOptimizer,
+    "adaptive": AdaClipDPOptimizer,
+}
+
+
+class PrivacyEngine(OpacusPrivacyEngine):
+    """Opacus's PrivacyEngine with faster steps; methods and arguments are those of Opacus.
+
+    accountant:  "prv", "rdp" or "gdp"
+    secure_mode: accepted; noise is secure in any case, and with it Poisson draws are, too
+
+    `grad_sample_mode` names ways to per-sample gradients, which are not formed here: all are taken alike, and with
+    "ghost" the criterion is returned as it was given.
+    Raises ValueError for wrap_model=False and distributed modules.
+    """
+
+    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):
+        with warnings.catch_warnings():  # Opacus warns that its noise is not secure; ours is
+            warnings.simplefilter("ignore", UserWarning)
+            super().__init__(accountant=accountant, secure_mode=False)
+        self.secure_draws = secure_mode
+
+    def _prepare_model(
+        self, module: nn.Module, *, batch_first: bool = True, max_grad_norm: Any = 1.0, loss_reduction: str = "mean",  # noqa: ARG002
+        grad_sample_mode: str = "hooks", wrap_model: bool = True,  # noqa: ARG002
+    ) -> GradSampleModule:  # fmt: skip
+        if not wrap_model:
+            raise ValueError("wrap_model=False is not supported. Use the module that make_private returns.")
+        if isinstance(module, GradSampleModule):
+            if module.batch_first != batch_first or module.loss_reduction != loss_reduction:
+                raise ValueError(
+                    "Pre-existing GradSampleModule doesn't match new arguments: it has "
+                    f"loss_reduction={module.loss_reduction!r}. Please pass vanilla nn.Module instead"
+                )
+            return module
+        if isinstance(module, AbstractGradSampleModule):
+            raise ValueError(
+                f"The module is wrapped by Opacus's {type(module).__name__}. Please pass vanilla nn.Module instead"
+            )
+        self.validate(module=module, optimizer=None, data_loader=None)
+        return GradSampleModule(module, batch_first=batch_first, loss_reduction=loss_reduction)
+
+    def _prepare_optimizer(
+        self, *, optimizer: torch.optim.Optimizer, noise_multiplier: float, max_grad_norm: Any,
+        expected_batch_size: int, loss_reduction: str = "mean", distributed: bool = False, clipping: str = "flat",  # noqa: ARG002
+        noise_generator: torch.Generator | None = None, grad_sample_mode: str = "hooks", **kwargs: Any,  # noqa: ARG002
+    ) -> DPOptimizer:  # fmt: skip
+        if clipping not in _OPTIMIZERS:
+            raise ValueError(f"Unexpected optimizer parameters. Clipping: {clipping}; known are {list(_OPTIMIZERS)}.")
+        inner = getattr(optimizer, "original_optimizer", optimizer)
+        return _OPTIMIZERS[clipping](
+            inner, noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size, loss_reduction=loss_reduction, generator=noise_generator, **kwargs,
+        )  # fmt: skip
+
+    def _prepare_criterion(self, *, criterion: Any, **_: Any) -> Any:  # type: ignore[override]
+        return criterion

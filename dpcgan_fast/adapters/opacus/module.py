@@ -1,0 +1,192 @@
+"""`GradSampleModule` of Opacus, on the fused path: the same loop, without a per-sample gradient in memory."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from opacus.grad_sample import AbstractGradSampleModule
+from opacus.grad_sample import GradSampleModule as OpacusGradSampleModule
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from dpcgan_fast.adapters.opacus.boundary import Batch, Boundary
+from dpcgan_fast.engine.recorded import RecordedModule
+
+_OWNERS: Any = WeakIdKeyDictionary()  # parameter -> weak reference to the GradSampleModule that wraps it
+
+
+def owner_of(parameter: nn.Parameter) -> "GradSampleModule | None":
+    """The GradSampleModule that wraps the module of a parameter."""
+    reference = _OWNERS.get(parameter)
+    return None if reference is None else reference()
+
+
+def _refuse_distributed(module: nn.Module) -> None:
+    sharded = type(module).__name__.startswith("FSDP") or any(
+        base.__name__ == "FSDPModule" for base in type(module).__mro__
+    )
+    if isinstance(module, DistributedDataParallel) or sharded or "DataParallel" in type(module).__name__:
+        raise ValueError(
+            f"{type(module).__name__} is not supported: clipped sums of several processes are not added up here. Train "
+            "on one device, or use Opacus's own engine for distributed training."
+        )
+
+
+class GradSampleModule(AbstractGradSampleModule):
+    """Wraps a module so that `loss.backward()` leaves what the optimizer needs to clip its rows.
+
+    m:               rows are the leading dimension throughout; modules that mix rows are refused
+    loss_reduction:  "mean" or "sum", what the loss does with its rows
+    strict:          refuses trained layers with buffers, as Opacus does
+    force_functorch: accepted for Opacus's signature; layers without a rule take torch.func by themselves
+    grad_samples:    also fills `p.grad_sample`, (B, *p.shape), for code that reads it; it costs what Opacus costs
+    fused:           False keeps to the layerwise path
+
+    Raises ValueError for batch_first=False, for modules that mix rows, and for distributed modules, by name;
+    NotImplementedError as Opacus's GradSampleModule does.
+    """
+
+    def __init__(
+        self,
+        m: nn.Module,
+        *,
+        batch_first: bool = True,
+        loss_reduction: str = "mean",
+        strict: bool = True,
+        force_functorch: bool = False,  # noqa: ARG002
+        grad_samples: bool = False,
+        fused: bool = True,
+    ):
+        super().__init__(m, batch_first=batch_first, loss_reduction=loss_reduction)
+        if loss_reduction not in ("mean", "sum"):
+            raise ValueError(f"Expected loss_reduction 'mean' or 'sum', got {loss_reduction!r}.")
+        if not batch_first:
+            raise ValueError("Expected batch_first=True: rows must be the leading dimension. Transpose the input.")
+        _refuse_distributed(m)
+        if strict:
+            OpacusGradSampleModule.validate(m, strict=True)
+        self.grad_samples = grad_samples
+        self.hooks_enabled = True
+        self.accumulation_forbidden = False
+        self._fused = fused and not grad_samples
+        self._public = False
+        self._pending: list[Batch] = []
+        self._boundary = Boundary(loss_reduction == "mean", self._receive)
+        self._recordings: dict[tuple[nn.Parameter, ...], RecordedModule] = {}
+        self._guards: list[RemovableHandle] = []
+        for name, parameter in m.named_parameters():
+            _OWNERS[parameter] = weakref.ref(self)
+            if parameter.requires_grad:
+                self._guards.append(parameter.register_post_accumulate_grad_hook(self._guard(name)))
+        self._recorded()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output. Where gradients are recorded, `backward` from it reaches no parameter's `.grad`."""
+        if not (self.hooks_enabled and self._module.training and torch.is_grad_enabled()):
+            return self._module(*args, **kwargs)
+        recorded = self._recorded()
+        if recorded is None:  # all parameters are frozen
+            return self._module(*args, **kwargs)
+        return self._boundary.run(recorded, args, kwargs, self._public)
+
+    @contextmanager
+    def public_rows(self) -> Iterator[None]:
+        """For forwards on rows that touch no data, such as a generator's fakes: clipped, but of no account.
+
+        They are averaged over their own number, which must be public, and get no noise. Not to be used for any row that
+        depends on the data other than through what was released.
+        """
+        before, self._public = self._public, True
+        try:
+            yield
+        finally:
+            self._public = before
+
+    def take_layerwise(self) -> None:
+        """Keeps to the layerwise path from now on."""
+        self._fused = False
+        self._recordings.clear()
+
+    def take_pending(self) -> list[Batch]:
+        """What backward passes have left since the last call."""
+        pending, self._pending = self._pending, []
+        return pending
+
+    def forbid_grad_accumulation(self) -> None:
+        """Says that batches are Poisson draws: backward passes that share a step are charged as that many uses."""
+        self.accumulation_forbidden = True
+
+    def allow_grad_accumulation(self) -> None:
+        """The opposite, as where batches are not Poisson draws."""
+        self.accumulation_forbidden = False
+
+    def set_grad_sample_to_none(self) -> None:
+        """Drops what backward passes have left."""
+        super().set_grad_sample_to_none()
+        self._pending.clear()
+
+    def enable_hooks(self) -> None:
+        """Records again."""
+        self.hooks_enabled = True
+
+    def disable_hooks(self) -> None:
+        """Runs the module as it is, without recording."""
+        self.hooks_enabled = False
+
+    def remove_hooks(self) -> None:
+        """Stops recording for good."""
+        self.disable_hooks()
+        while self._guards:
+            self._guards.pop().remove()
+
+    def _recorded(self) -> RecordedModule | None:
+        """The recording of what is trainable now; layers may be frozen and thawed between forwards."""
+        trainable = {p: name for name, p in self._module.named_parameters() if p.requires_grad}
+        key = tuple(trainable)
+        if key not in self._recordings:
+            if not trainable:
+                return None
+            self._recordings = {
+                key: RecordedModule(self._module, trainable, fused=self._fused, norm_mode="auto", measure=True)
+            }
+        return self._recordings[key]
+
+    def _guard(self, name: str) -> Any:
+        """A hook for a parameter that ordinary autograd reached."""
+        module = weakref.ref(self)
+
+        def refuse(parameter: Tensor) -> None:
+            wrapper = module()
+            if wrapper is not None and wrapper.hooks_enabled and wrapper._module.training:
+                parameter.grad = None
+                raise ValueError(
+                    f"Parameter {name!r} was used outside of the forward of its GradSampleModule, where its per-sample "
+                    "gradient cannot be recorded. Call the wrapped module; for weight decay, use the optimizer's."
+                )
+
+        return refuse
+
+    def _receive(self, batches: list[Batch]) -> None:
+        self._pending += batches
+        if self.grad_samples:
+            for batch in batches:
+                self._fill_grad_samples(batch)
+
+    def _fill_grad_samples(self, batch: Batch) -> None:
+        """`p.grad_sample`: the batch's gradients, or a list of them where there are several batches, as in Opacus."""
+        total: dict[nn.Parameter, Tensor] = {}
+        if batch.rows == 0:
+            total = {p: p.new_zeros((0, *p.shape)) for p in batch.recorded.trainable}
+        else:
+            for _, gradient in batch.recorded.gradients(batch.reached, batch.rows, units=False):
+                for parameter, grad in gradient.per_sample().items():
+                    total[parameter] = grad if parameter not in total else total[parameter] + grad
+        for parameter, grad in total.items():
+            grad = (grad * batch.scale).to(parameter.dtype)
+            before = parameter.grad_sample  # type: ignore[attr-defined]  Opacus gives it to parameters
+            held = grad if before is None else [*(before if isinstance(before, list) else [before]), grad]
+            parameter.grad_sample = held  # type: ignore[attr-defined]

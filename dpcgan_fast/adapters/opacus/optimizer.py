@@ -1,0 +1,267 @@
+"""`DPOptimizer` of Opacus over our clipped sums: flat, per-parameter and adaptive clipping, with secure noise."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizer as OpacusDPOptimizer
+from torch import Tensor, nn
+
+from dpcgan_fast import ops
+from dpcgan_fast.adapters.opacus.boundary import Batch
+from dpcgan_fast.adapters.opacus.clipping import add_flat, add_per_parameter
+from dpcgan_fast.adapters.opacus.module import GradSampleModule, owner_of
+from dpcgan_fast.engine.clipped_sum import GradientSum
+from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
+from dpcgan_fast.engine.report import StepReport
+from dpcgan_fast.ops import NoiseKey
+
+StepHook = Callable[[Any], None]
+
+
+def _noise_key(generator: torch.Generator | None) -> NoiseKey:
+    """A fresh secret key; a seeded one where the caller asks for reproducible noise by a generator."""
+    if generator is None:
+        return NoiseKey()
+    return NoiseKey(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+
+
+class DPOptimizer(OpacusDPOptimizer):
+    """Wraps an optimizer: clips the rows that backward passes left, adds noise, divides, and takes its step.
+
+    Arguments are those of Opacus. Noise is ChaCha20's, keyed afresh, whether or not secure_mode is set; with
+    `generator` it is reproducible, and not private.
+
+    Formal guarantees: a step is a Gaussian mechanism of sensitivity max_grad_norm (1 + 1e-6) a private backward pass,
+    with respect to adding or removing one row; `step_hook` is told the noise multiplier for as many as there were.
+    Source: arXiv 1607.00133, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        expected_batch_size: int | None,
+        loss_reduction: str = "mean",
+        generator: torch.Generator | None = None,
+        secure_mode: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(
+            optimizer, noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size, loss_reduction=loss_reduction, generator=generator,
+            secure_mode=secure_mode, **kwargs,
+        )  # fmt: skip
+        self._key = _noise_key(generator)
+        not_timed = timing_refused(noise_multiplier, self._key.seeded)
+        self._pick = NormPicker("auto", expected_batch_size or 1, not_timed)
+        self.last: StepReport | None = None  # which path the last batch took, and why
+        self._sums: GradientSum = {}
+        self._public_sums: GradientSum = {}
+        self._public_rows = 0
+        self._uses = 0  # the largest number of private backward passes in one call of `step`
+        self._needs_clearing = False
+
+    @property
+    def modules(self) -> list[GradSampleModule]:
+        """The modules whose parameters are optimized."""
+        owners = {id(owner): owner for owner in map(owner_of, self.params) if owner is not None}
+        return list(owners.values())
+
+    @property
+    def grad_samples(self) -> list[Tensor]:
+        """Per-sample gradients, for code that reads them; only of modules with grad_samples=True."""
+        return super().grad_samples
+
+    @property
+    def accumulated_iterations(self) -> int:
+        """Backward passes in this step that stand for a batch each; 1 for Poisson draws, which `charged` covers."""
+        forbidden = any(module.accumulation_forbidden for module in self.modules)
+        return 1 if forbidden else max(1, self._uses)
+
+    def attach_step_hook(self, fn: StepHook) -> None:
+        """Has `fn` called after noise was added; it is given the noise multiplier that the step is to be charged for.
+
+        A row may be in each private backward pass of a step, so that k of them have sensitivity k max_grad_norm.
+        """
+
+        def charged(_: OpacusDPOptimizer) -> None:
+            uses = max(1, self._uses) if self.accumulated_iterations == 1 else 1
+            fn(
+                SimpleNamespace(
+                    noise_multiplier=self.noise_multiplier / uses,
+                    accumulated_iterations=self.accumulated_iterations,
+                )
+            )
+
+        super().attach_step_hook(charged)
+
+    def clip_and_accumulate(self) -> None:
+        """Clips and adds the rows of all backward passes since the last call.
+
+        Raises ValueError if there was none, or if gradients were not cleared since the last step.
+        """
+        if self._needs_clearing:
+            raise ValueError(
+                "Gradients haven't been cleared since the last optimizer step. In order to obtain privacy guarantees "
+                "you must call optimizer.zero_grad() on each step"
+            )
+        modules = self.modules
+        if not modules:
+            raise ValueError("Per sample gradient not found. Are you using GradSampleModule?")
+        batches = [batch for module in modules for batch in module.take_pending()]
+        if not batches:
+            raise ValueError("Per sample gradient is not initialized. Not updated in backward pass?")
+        trained = set(self.params)
+        for batch in batches:
+            if not batch.public:
+                self._clip(batch, self._sums)
+            elif batch.rows > 0:
+                self.last = add_flat(batch, self.max_grad_norm, self._pick, self._public_sums)[0]
+                self._public_rows += batch.rows
+        self._uses = max(self._uses, sum(not batch.public for batch in batches))
+        for parameter in self.params:
+            if parameter not in self._sums:
+                self._sums[parameter] = torch.zeros_like(parameter, dtype=torch.float64)
+            parameter.summed_grad = self._sums[parameter].to(parameter.dtype)  # type: ignore[attr-defined]
+        if not set(self._sums) <= trained:
+            raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
+
+    def _clip(self, batch: Batch, total: GradientSum) -> None:
+        if batch.rows > 0:
+            self.last = add_flat(batch, self.max_grad_norm, self._pick, total)[0]
+
+    def _noise_std(self) -> float:
+        return float(self.noise_multiplier * self.max_grad_norm) if self.noise_multiplier > 0 else 0.0
+
+    def add_noise(self) -> None:
+        """Adds noise to the clipped sums, and leaves them in `p.grad`."""
+        sums = [self._sums[parameter] for parameter in self.params]
+        self._sums = {}
+        std = self._noise_std()
+        if std > 0:
+            ops.gaussian_noise_(sums, std, self._key)
+        for parameter, total in zip(self.params, sums, strict=True):
+            parameter.grad = total.to(parameter.dtype).view_as(parameter)
+        self._needs_clearing = True
+
+    def scale_grad(self) -> None:
+        """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
+        super().scale_grad()
+        divisor = max(1, self._public_rows) if self.loss_reduction == "mean" else 1
+        for parameter, total in self._public_sums.items():
+            assert parameter.grad is not None
+            parameter.grad += (total / divisor).to(parameter.dtype)
+        self._public_sums, self._public_rows = {}, 0
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # type: ignore[override]  # noqa: ARG002
+        """All that comes before the wrapped optimizer's step; whether that is to be taken."""
+        if not self.params:
+            return True
+        self.clip_and_accumulate()
+        if self._check_skip_next_step():
+            self._is_last_step_skipped = True
+            return False
+        self.add_noise()
+        self.scale_grad()
+        if self.step_hook:
+            self.step_hook(self)
+        self._is_last_step_skipped = False
+        self._uses = 0
+        return True
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Drops what backward passes left; clipped sums as well, unless the last step was skipped."""
+        super().zero_grad(set_to_none)
+        for module in self.modules:
+            module.take_pending()
+        if not self._is_last_step_skipped:
+            self._sums, self._public_sums, self._public_rows, self._uses = {}, {}, 0, 0
+        self._needs_clearing = False
+
+
+class DPPerLayerOptimizer(DPOptimizer):
+    """Clips the gradient of each parameter by itself.
+
+    max_grad_norm: one bound for each parameter that is trained, in the order of the optimizer; noise is for their
+                   Euclidean norm
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, max_grad_norm: list[float], **kwargs: Any):
+        total = float(torch.tensor(max_grad_norm, dtype=torch.float64).norm())
+        super().__init__(optimizer, max_grad_norm=total, **kwargs)
+        if len(max_grad_norm) != len(self.params):
+            raise ValueError(f"Expected {len(self.params)} bounds, one a trained parameter, got {len(max_grad_norm)}.")
+        self.max_grad_norms = max_grad_norm
+        for module in self.modules:
+            module.take_layerwise()
+
+    def _clip(self, batch: Batch, total: GradientSum) -> None:
+        bounds: dict[nn.Parameter, float] = dict(zip(self.params, self.max_grad_norms, strict=True))
+        if batch.rows > 0:
+            self.last = add_per_parameter(batch, bounds, self._pick, total)
+
+
+class AdaClipDPOptimizer(DPOptimizer):
+    """Moves the clipping norm towards a quantile of the rows' norms, found by a noisy count.
+
+    Arguments are those of Opacus. Unlike there, the count is of b - 1/2, whose sensitivity is 1/2, and the share of
+    unclipped rows is over the expected batch size: how many rows were drawn is private.
+
+    Formal guarantees: the count and the clipped sum together are one Gaussian mechanism of the given noise_multiplier.
+    Source: arXiv 1905.03871, theorem 1 and algorithm 1.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, target_unclipped_quantile: float, clipbound_learning_rate: float,
+        max_clipbound: float, min_clipbound: float, unclipped_num_std: float, noise_multiplier: float, **kwargs: Any,
+    ):  # fmt: skip
+        super().__init__(optimizer, noise_multiplier=noise_multiplier, **kwargs)
+        if max_clipbound <= min_clipbound:
+            raise ValueError("max_clipbound must be larger than min_clipbound.")
+        if noise_multiplier >= 2 * unclipped_num_std:
+            raise ValueError(
+                "noise_multiplier must be smaller than 2 * unclipped_num_std (theorem 1 of arXiv 1905.03871)."
+            )
+        self.target_unclipped_quantile = target_unclipped_quantile
+        self.clipbound_learning_rate = clipbound_learning_rate
+        self.max_clipbound = max_clipbound
+        self.min_clipbound = min_clipbound
+        self.unclipped_num_std = unclipped_num_std
+        self._centred_count = 0.0  # sum of b - 1/2, before noise
+
+    def _clip(self, batch: Batch, total: GradientSum) -> None:
+        if batch.rows > 0:
+            self.last, factor = add_flat(batch, self.max_grad_norm, self._pick, total)
+            self._centred_count += float((factor() >= 1).double().sum()) - batch.rows / 2
+
+    def _noise_std(self) -> float:
+        if self.noise_multiplier <= 0:
+            return 0.0
+        sigma = (self.noise_multiplier**-2 - (2 * self.unclipped_num_std) ** -2) ** -0.5
+        return float(sigma * self.max_grad_norm)
+
+    def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # type: ignore[override]
+        """As in DPOptimizer; after a whole batch the clipping norm is moved."""
+        whole = super().pre_step(closure)
+        if whole:
+            self._move_bound()
+        return whole
+
+    def _move_bound(self) -> None:
+        count = torch.full((1,), self._centred_count, dtype=torch.float64)
+        self._centred_count = 0.0
+        if self.noise_multiplier > 0:
+            ops.gaussian_noise_([count], self.unclipped_num_std, self._key)
+        share = 0.5 + float(count) / (self.expected_batch_size or 1)
+        factor = torch.exp(torch.tensor(-self.clipbound_learning_rate * (share - self.target_unclipped_quantile)))
+        self.max_grad_norm = min(self.max_clipbound, max(self.min_clipbound, self.max_grad_norm * float(factor)))
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """As in DPOptimizer; the count starts anew with the clipped sums."""
+        super().zero_grad(set_to_none)
+        if not self._is_last_step_skipped:
+            self._centred_count = 0.0
