@@ -5,6 +5,7 @@ What is common to `PrivateStep` and the adapters for other libraries' loops.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,11 +28,14 @@ from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_mo
 from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
 from dpcgan_fast.ops import NormMode
 
+# Layers that take every position alike, so that rows may be their second dimension.
+_POSITION_WISE = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
 
-def leading_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Rows of a call: the leading dimension of its first tensor."""
+
+def rows_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], dim: int = 0) -> int:
+    """Rows of a call, from its first tensor."""
     tensors = tensors_in(args, kwargs)
-    return tensors[0].shape[0] if tensors and tensors[0].dim() > 0 else 0
+    return tensors[0].shape[dim] if tensors and tensors[0].dim() > dim else 0
 
 
 def reached_uses(
@@ -79,19 +83,23 @@ class RecordedModule:
     fused:     False keeps to the layerwise path
     norm_mode: as in PrivateStep; another one than "auto" keeps to the layerwise path
     measure:   whether norms will be asked for; without, only rows that are not finite are found
+    row_dim:   0, or 1 where positions lead and rows come second; then only layers that take every position alike may be
+               trained, and whether rows mix is told by the kinds of modules alone
     """
 
     def __init__(
-        self, module: nn.Module, trainable: dict[nn.Parameter, str], *, fused: bool, norm_mode: NormMode, measure: bool
-    ):
+        self, module: nn.Module, trainable: dict[nn.Parameter, str], *, fused: bool, norm_mode: NormMode,
+        measure: bool, row_dim: int = 0,
+    ):  # fmt: skip
         refuse_mixing_modules(module)
         self.module = module
         self.trainable = trainable
         self.rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
         self._layers = recorded_layers(module, set(trainable))
         self._runs: dict[str, FusedRun] = {}
-        self._why = "fused=False" if not fused else f"norm_mode={norm_mode!r}"
-        if fused and norm_mode == "auto":
+        self._row_dim = row_dim
+        self._why = "rows do not lead" if row_dim else "fused=False" if not fused else f"norm_mode={norm_mode!r}"
+        if fused and norm_mode == "auto" and row_dim == 0:
             self._runs, why = fused_runs(module, set(trainable), measure)
             self._why = why or "every layer has a fused form"
         self._layerwise_next = False
@@ -104,9 +112,8 @@ class RecordedModule:
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
         """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
         training = self.module.training
-        if training not in self.rows_known_apart and refuse_mixed_outputs(
-            self.module, args, kwargs, leading_rows(args, kwargs)
-        ):
+        known = training in self.rows_known_apart or self._row_dim > 0
+        if not known and refuse_mixed_outputs(self.module, args, kwargs, rows_of_call(args, kwargs)):
             self.rows_known_apart.add(training)
         with recording(self._layers, self._runs) as call:
             output = self.module(*args, **kwargs)
@@ -148,9 +155,24 @@ class RecordedModule:
 
     def _gradient(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
         if use.fused is None:
-            return layer_gradient(use, grads, self.trainable, rows)
+            return layer_gradient(*self._rows_in_front(use, grads, rows), self.trainable, rows)
         (grad_out,) = grads
         assert grad_out is not None
         use.check_unchanged()
         check_rows(use, grad_out, rows)
         return FusedGradient(use, use.fused, grad_out, self.trainable)
+
+    def _rows_in_front(
+        self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int
+    ) -> tuple[LayerUse, tuple[Tensor | None, ...]]:
+        """A use as if its rows led."""
+        x = use.args[0] if len(use.args) == 1 and not use.kwargs else None
+        if self._row_dim == 0 or not isinstance(x, Tensor):
+            return use, grads
+        if not isinstance(use.module, _POSITION_WISE) or x.dim() < 2 or x.shape[1] != rows:
+            raise ValueError(
+                f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) is trained where rows are the second "
+                "dimension, which only layers that take every position alike can be. Keep rows in front (batch_first)."
+            )
+        turned = tuple(None if grad is None else grad.transpose(0, 1) for grad in grads)
+        return replace(use, args=(x.transpose(0, 1),)), turned

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dpcgan_fast.engine.recorded import RecordedModule, leading_rows, reached_uses
+from dpcgan_fast.engine.recorded import RecordedModule, reached_uses, rows_of_call
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
 
 
@@ -63,11 +63,13 @@ class Boundary:
     """Runs a module so that a plain backward leaves a `Batch`.
 
     mean:     whether losses are means over rows
+    row_dim:  of the module's inputs
     deliver:  is given the batches of each backward pass, at its end
     """
 
-    def __init__(self, mean: bool, deliver: Callable[[list[Batch]], None]):
+    def __init__(self, mean: bool, row_dim: int, deliver: Callable[[list[Batch]], None]):
         self._mean = mean
+        self._row_dim = row_dim
         self._deliver = deliver
         self._task = -1  # the backward pass at work, by autograd's number
         self._reached: list[tuple[_Forward, list[Reached]]] = []
@@ -83,7 +85,7 @@ class Boundary:
         ends = [leaf for leaf in found if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not ends:
             return output
-        rows = leading_rows(args, kwargs)
+        rows = rows_of_call(args, kwargs, self._row_dim)
         forward = _Forward(recorded, call, rows, public, [inner[id(leaf)] for leaf in outer], ends)
         # The empty tensor is there so that the outputs need a gradient even if no input does.
         given = iter(_End.apply(self, forward, torch.empty(0, requires_grad=True), *outer))

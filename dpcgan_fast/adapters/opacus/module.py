@@ -40,14 +40,17 @@ class GradSampleModule(AbstractGradSampleModule):
     """Wraps a module so that `loss.backward()` leaves what the optimizer needs to clip its rows.
 
     m:               rows are the leading dimension throughout; modules that mix rows are refused
+    batch_first:     False where rows are the second dimension; only layers that take every position alike may then be
+                     trained
     loss_reduction:  "mean" or "sum", what the loss does with its rows
     strict:          refuses trained layers with buffers, as Opacus does
     force_functorch: accepted for Opacus's signature; layers without a rule take torch.func by themselves
-    grad_samples:    also fills `p.grad_sample`, (B, *p.shape), for code that reads it; it costs what Opacus costs
+    grad_samples:    also fills `p.grad_sample`, (B, *p.shape), and `p.grad`, for code that reads them; it costs what
+                     Opacus costs
     fused:           False keeps to the layerwise path
 
-    Raises ValueError for batch_first=False, for modules that mix rows, and for distributed modules, by name;
-    NotImplementedError as Opacus's GradSampleModule does.
+    Raises ValueError for modules that mix rows, and for distributed modules, by name; NotImplementedError for trained
+    layers with buffers, as Opacus does.
     """
 
     def __init__(
@@ -64,8 +67,6 @@ class GradSampleModule(AbstractGradSampleModule):
         super().__init__(m, batch_first=batch_first, loss_reduction=loss_reduction)
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"Expected loss_reduction 'mean' or 'sum', got {loss_reduction!r}.")
-        if not batch_first:
-            raise ValueError("Expected batch_first=True: rows must be the leading dimension. Transpose the input.")
         _refuse_distributed(m)
         if strict:
             OpacusGradSampleModule.validate(m, strict=True)
@@ -75,7 +76,8 @@ class GradSampleModule(AbstractGradSampleModule):
         self._fused = fused and not grad_samples
         self._public = False
         self._pending: list[Batch] = []
-        self._boundary = Boundary(loss_reduction == "mean", self._receive)
+        self._row_dim = 0 if batch_first else 1
+        self._boundary = Boundary(loss_reduction == "mean", self._row_dim, self._receive)
         self._recordings: dict[tuple[nn.Parameter, ...], RecordedModule] = {}
         self._guards: list[RemovableHandle] = []
         for name, parameter in m.named_parameters():
@@ -116,6 +118,11 @@ class GradSampleModule(AbstractGradSampleModule):
         pending, self._pending = self._pending, []
         return pending
 
+    @property
+    def waiting(self) -> int:
+        """Private backward passes that `take_pending` would give."""
+        return sum(not batch.public for batch in self._pending)
+
     def forbid_grad_accumulation(self) -> None:
         """Says that batches are Poisson draws: backward passes that share a step are charged as that many uses."""
         self.accumulation_forbidden = True
@@ -150,9 +157,10 @@ class GradSampleModule(AbstractGradSampleModule):
         if key not in self._recordings:
             if not trainable:
                 return None
-            self._recordings = {
-                key: RecordedModule(self._module, trainable, fused=self._fused, norm_mode="auto", measure=True)
-            }
+            recorded = RecordedModule(
+                self._module, trainable, fused=self._fused, norm_mode="auto", measure=True, row_dim=self._row_dim
+            )
+            self._recordings = {key: recorded}
         return self._recordings[key]
 
     def _guard(self, name: str) -> Any:
@@ -186,6 +194,8 @@ class GradSampleModule(AbstractGradSampleModule):
                 for parameter, grad in gradient.per_sample().items():
                     total[parameter] = grad if parameter not in total else total[parameter] + grad
         for parameter, grad in total.items():
+            whole = grad.sum(0).to(parameter.dtype)
+            parameter.grad = whole if parameter.grad is None else parameter.grad + whole
             grad = (grad * batch.scale).to(parameter.dtype)
             before = parameter.grad_sample  # type: ignore[attr-defined]  Opacus gives it to parameters
             held = grad if before is None else [*(before if isinstance(before, list) else [before]), grad]

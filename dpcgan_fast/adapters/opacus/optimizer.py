@@ -80,7 +80,8 @@ class DPOptimizer(OpacusDPOptimizer):
     def accumulated_iterations(self) -> int:
         """Backward passes in this step that stand for a batch each; 1 for Poisson draws, which `charged` covers."""
         forbidden = any(module.accumulation_forbidden for module in self.modules)
-        return 1 if forbidden else max(1, self._uses)
+        waiting = sum(module.waiting for module in self.modules)
+        return 1 if forbidden else max(1, self._uses, waiting)
 
     def attach_step_hook(self, fn: StepHook) -> None:
         """Has `fn` called after noise was added; it is given the noise multiplier that the step is to be charged for.
@@ -123,6 +124,7 @@ class DPOptimizer(OpacusDPOptimizer):
                 self.last = add_flat(batch, self.max_grad_norm, self._pick, self._public_sums)[0]
                 self._public_rows += batch.rows
         self._uses = max(self._uses, sum(not batch.public for batch in batches))
+        self._needs_clearing = True
         for parameter in self.params:
             if parameter not in self._sums:
                 self._sums[parameter] = torch.zeros_like(parameter, dtype=torch.float64)
@@ -146,7 +148,6 @@ class DPOptimizer(OpacusDPOptimizer):
             ops.gaussian_noise_(sums, std, self._key)
         for parameter, total in zip(self.params, sums, strict=True):
             parameter.grad = total.to(parameter.dtype).view_as(parameter)
-        self._needs_clearing = True
 
     def scale_grad(self) -> None:
         """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
