@@ -17,6 +17,7 @@ except ImportError as error:
 from opacus.utils.batch_memory_manager import BatchMemoryManager as BatchMemoryManager
 
 from dpcgan_fast.adapters.opacus.engine import PrivacyEngine as PrivacyEngine
+from dpcgan_fast.adapters.opacus.module import GradSampleHooks as GradSampleHooks
 from dpcgan_fast.adapters.opacus.module import GradSampleModule as GradSampleModule
 from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer as AdaClipDPOptimizer
 from dpcgan_fast.adapters.opacus.optimizer import DPOptimizer as DPOptimizer

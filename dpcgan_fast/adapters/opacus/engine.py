@@ -8,7 +8,7 @@ from opacus import PrivacyEngine as OpacusPrivacyEngine
 from opacus.grad_sample import AbstractGradSampleModule
 from torch import nn
 
-from dpcgan_fast.adapters.opacus.module import GradSampleModule
+from dpcgan_fast.adapters.opacus.module import GradSampleHooks, GradSampleModule
 from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
 
 _OPTIMIZERS: dict[str, type[DPOptimizer]] = {
@@ -26,7 +26,7 @@ class PrivacyEngine(OpacusPrivacyEngine):
 
     `grad_sample_mode` names ways to per-sample gradients, which are not formed here: all are taken alike, and with
     "ghost" the criterion is returned as it was given.
-    Raises ValueError for wrap_model=False and distributed modules.
+    Raises ValueError for distributed modules.
     """
 
     def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):
@@ -35,12 +35,10 @@ class PrivacyEngine(OpacusPrivacyEngine):
             super().__init__(accountant=accountant, secure_mode=False)
         self.secure_draws = secure_mode
 
-    def _prepare_model(
+    def _prepare_model(  # type: ignore[override]  ours is no subclass of its GradSampleHooks
         self, module: nn.Module, *, batch_first: bool = True, max_grad_norm: Any = 1.0, loss_reduction: str = "mean",  # noqa: ARG002
         grad_sample_mode: str = "hooks", wrap_model: bool = True,  # noqa: ARG002
-    ) -> GradSampleModule:  # fmt: skip
-        if not wrap_model:
-            raise ValueError("wrap_model=False is not supported. Use the module that make_private returns.")
+    ) -> GradSampleHooks:  # fmt: skip
         if isinstance(module, GradSampleModule):
             if module.batch_first != batch_first or module.loss_reduction != loss_reduction:
                 raise ValueError(
@@ -53,7 +51,8 @@ class PrivacyEngine(OpacusPrivacyEngine):
                 f"The module is wrapped by Opacus's {type(module).__name__}. Please pass vanilla nn.Module instead"
             )
         self.validate(module=module, optimizer=None, data_loader=None)
-        return GradSampleModule(module, batch_first=batch_first, loss_reduction=loss_reduction)
+        kind = GradSampleModule if wrap_model else GradSampleHooks
+        return kind(module, batch_first=batch_first, loss_reduction=loss_reduction)
 
     def _prepare_optimizer(
         self, *, optimizer: torch.optim.Optimizer, noise_multiplier: float, max_grad_norm: Any,

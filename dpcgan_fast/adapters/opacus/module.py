@@ -1,4 +1,4 @@
-"""`GradSampleModule` of Opacus, on the fused path: the same loop, without a per-sample gradient in memory."""
+"""`GradSampleModule` and `GradSampleHooks` of Opacus: the same loop, without a per-sample gradient in memory."""
 
 import weakref
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from opacus.grad_sample import AbstractGradSampleModule
 from opacus.grad_sample import GradSampleModule as OpacusGradSampleModule
+from opacus.grad_sample.gsm_base import AbstractGradSampleHooks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
@@ -16,28 +17,30 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dpcgan_fast.adapters.opacus.boundary import Batch, Boundary
 from dpcgan_fast.engine.recorded import RecordedModule
 
-_OWNERS: Any = WeakIdKeyDictionary()  # parameter -> weak reference to the GradSampleModule that wraps it
+_OWNERS: Any = WeakIdKeyDictionary()  # parameter -> weak reference to what records the forwards of its module
 
 
-def owner_of(parameter: nn.Parameter) -> "GradSampleModule | None":
-    """The GradSampleModule that wraps the module of a parameter."""
+def owner_of(parameter: nn.Parameter) -> "GradSampleHooks | None":
+    """What records the forwards of a parameter's module."""
     reference = _OWNERS.get(parameter)
     return None if reference is None else reference()
 
 
 def _refuse_distributed(module: nn.Module) -> None:
-    sharded = type(module).__name__.startswith("FSDP") or any(
-        base.__name__ == "FSDPModule" for base in type(module).__mro__
-    )
-    if isinstance(module, DistributedDataParallel) or sharded or "DataParallel" in type(module).__name__:
+    kinds = {base.__name__ for base in type(module).__mro__}
+    if (
+        isinstance(module, DistributedDataParallel)
+        or kinds & {"FSDPModule", "DataParallel"}
+        or any(kind.startswith("FullySharded") or kind.endswith("DistributedDataParallel") for kind in kinds)
+    ):
         raise ValueError(
             f"{type(module).__name__} is not supported: clipped sums of several processes are not added up here. Train "
             "on one device, or use Opacus's own engine for distributed training."
         )
 
 
-class GradSampleModule(AbstractGradSampleModule):
-    """Wraps a module so that `loss.backward()` leaves what the optimizer needs to clip its rows.
+class GradSampleHooks(AbstractGradSampleHooks):
+    """Records the forwards of a module that stays as it is, so that `loss.backward()` leaves what can be clipped.
 
     m:               rows are the leading dimension throughout; modules that mix rows are refused
     batch_first:     False where rows are the second dimension; only layers that take every position alike may then be
@@ -85,13 +88,29 @@ class GradSampleModule(AbstractGradSampleModule):
             if parameter.requires_grad:
                 self._guards.append(parameter.register_post_accumulate_grad_hook(self._guard(name)))
         self._recorded()
+        self._attach()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _attach(self) -> None:
+        """Has the module's own forward recorded."""
+        self._module.forward = self._run
+
+    def _detach(self) -> None:
+        self._module.__dict__.pop("forward", None)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, by its own forward."""
+        self._detach()
+        try:
+            return self.recorded_forward(args, kwargs)
+        finally:
+            self._attach()
+
+    def recorded_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's output. Where gradients are recorded, `backward` from it reaches no parameter's `.grad`."""
-        if not (self.hooks_enabled and self._module.training and torch.is_grad_enabled()):
-            return self._module(*args, **kwargs)
-        recorded = self._recorded()
-        if recorded is None:  # all parameters are frozen
+        recorded = None
+        if self.hooks_enabled and self._module.training and torch.is_grad_enabled():
+            recorded = self._recorded()
+        if recorded is None:  # all parameters are frozen, or nothing is to be recorded
             return self._module(*args, **kwargs)
         return self._boundary.run(recorded, args, kwargs, self._public)
 
@@ -107,6 +126,15 @@ class GradSampleModule(AbstractGradSampleModule):
             yield
         finally:
             self._public = before
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """For work in which the module runs as it is: where layers without a rule are run again, row by row."""
+        before, self.hooks_enabled = self.hooks_enabled, False
+        try:
+            yield
+        finally:
+            self.hooks_enabled = before
 
     def take_layerwise(self) -> None:
         """Keeps to the layerwise path from now on."""
@@ -147,6 +175,7 @@ class GradSampleModule(AbstractGradSampleModule):
     def remove_hooks(self) -> None:
         """Stops recording for good."""
         self.disable_hooks()
+        self._detach()
         while self._guards:
             self._guards.pop().remove()
 
@@ -181,8 +210,9 @@ class GradSampleModule(AbstractGradSampleModule):
     def _receive(self, batches: list[Batch]) -> None:
         self._pending += batches
         if self.grad_samples:
-            for batch in batches:
-                self._fill_grad_samples(batch)
+            with self.plain():
+                for batch in batches:
+                    self._fill_grad_samples(batch)
 
     def _fill_grad_samples(self, batch: Batch) -> None:
         """`p.grad_sample`: the batch's gradients, or a list of them where there are several batches, as in Opacus."""
@@ -200,3 +230,22 @@ class GradSampleModule(AbstractGradSampleModule):
             before = parameter.grad_sample  # type: ignore[attr-defined]  Opacus gives it to parameters
             held = grad if before is None else [*(before if isinstance(before, list) else [before]), grad]
             parameter.grad_sample = held  # type: ignore[attr-defined]
+
+
+class GradSampleModule(GradSampleHooks, AbstractGradSampleModule):
+    """Wraps a module; arguments are those of `GradSampleHooks`."""
+
+    def __init__(self, m: nn.Module, **settings: Any):
+        nn.Module.__init__(self)
+        GradSampleHooks.__init__(self, m, **settings)
+        self.grad_accumulation_hook: RemovableHandle | None = None
+
+    def _attach(self) -> None:
+        """Nothing: it is the wrapper's forward that is recorded."""
+
+    def _detach(self) -> None:
+        """Nothing, likewise."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, recorded where gradients are."""
+        return self.recorded_forward(args, kwargs)

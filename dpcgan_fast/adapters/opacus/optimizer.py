@@ -1,6 +1,7 @@
 """`DPOptimizer` of Opacus over our clipped sums: flat, per-parameter and adaptive clipping, with secure noise."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
 from dpcgan_fast.adapters.opacus.clipping import add_flat, add_per_parameter
-from dpcgan_fast.adapters.opacus.module import GradSampleModule, owner_of
+from dpcgan_fast.adapters.opacus.module import GradSampleHooks, owner_of
 from dpcgan_fast.engine.clipped_sum import GradientSum
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.report import StepReport
@@ -66,7 +67,7 @@ class DPOptimizer(OpacusDPOptimizer):
         self._needs_clearing = False
 
     @property
-    def modules(self) -> list[GradSampleModule]:
+    def modules(self) -> list[GradSampleHooks]:
         """The modules whose parameters are optimized."""
         owners = {id(owner): owner for owner in map(owner_of, self.params) if owner is not None}
         return list(owners.values())
@@ -117,12 +118,11 @@ class DPOptimizer(OpacusDPOptimizer):
         if not batches:
             raise ValueError("Per sample gradient is not initialized. Not updated in backward pass?")
         trained = set(self.params)
-        for batch in batches:
-            if not batch.public:
-                self._clip(batch, self._sums)
-            elif batch.rows > 0:
-                self.last = add_flat(batch, self.max_grad_norm, self._pick, self._public_sums)[0]
-                self._public_rows += batch.rows
+        with ExitStack() as plain:
+            for module in modules:
+                plain.enter_context(module.plain())
+            for batch in batches:
+                self._take(batch)
         self._uses = max(self._uses, sum(not batch.public for batch in batches))
         self._needs_clearing = True
         for parameter in self.params:
@@ -132,9 +132,17 @@ class DPOptimizer(OpacusDPOptimizer):
         if not set(self._sums) <= trained:
             raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
 
+    def _take(self, batch: Batch) -> None:
+        if batch.rows == 0:
+            return
+        if batch.public:
+            self.last = add_flat(batch, self.max_grad_norm, self._pick, self._public_sums)[0]
+            self._public_rows += batch.rows
+        else:
+            self._clip(batch, self._sums)
+
     def _clip(self, batch: Batch, total: GradientSum) -> None:
-        if batch.rows > 0:
-            self.last = add_flat(batch, self.max_grad_norm, self._pick, total)[0]
+        self.last = add_flat(batch, self.max_grad_norm, self._pick, total)[0]
 
     def _noise_std(self) -> float:
         return float(self.noise_multiplier * self.max_grad_norm) if self.noise_multiplier > 0 else 0.0
@@ -202,8 +210,7 @@ class DPPerLayerOptimizer(DPOptimizer):
 
     def _clip(self, batch: Batch, total: GradientSum) -> None:
         bounds: dict[nn.Parameter, float] = dict(zip(self.params, self.max_grad_norms, strict=True))
-        if batch.rows > 0:
-            self.last = add_per_parameter(batch, bounds, self._pick, total)
+        self.last = add_per_parameter(batch, bounds, self._pick, total)
 
 
 class AdaClipDPOptimizer(DPOptimizer):
@@ -235,9 +242,8 @@ class AdaClipDPOptimizer(DPOptimizer):
         self._centred_count = 0.0  # sum of b - 1/2, before noise
 
     def _clip(self, batch: Batch, total: GradientSum) -> None:
-        if batch.rows > 0:
-            self.last, factor = add_flat(batch, self.max_grad_norm, self._pick, total)
-            self._centred_count += float((factor() >= 1).double().sum()) - batch.rows / 2
+        self.last, factor = add_flat(batch, self.max_grad_norm, self._pick, total)
+        self._centred_count += float((factor() >= 1).double().sum()) - batch.rows / 2
 
     def _noise_std(self) -> float:
         if self.noise_multiplier <= 0:
