@@ -1,0 +1,1 @@
+"""The engine for training loops that were written for another library; each module stands alone."""
