@@ -14,6 +14,7 @@ LAYERS = [
     {"data"},
     {"privacy"},
     {"engine"},
+    {"adapters"},
     {"models"},
     {"train"},
     {"synthesis"},

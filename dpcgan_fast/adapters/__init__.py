@@ -1,1 +1,1 @@
-"""Our engine behind the APIs of other libraries."""
+"""The engine for training loops that were written for another library; each module stands alone."""
