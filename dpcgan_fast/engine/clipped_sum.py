@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,29 @@ class Clipped:
     factor: Callable[[], Tensor]
 
 
+def _joined(named: Sequence[tuple[str, LayerGradient]]) -> list[tuple[str, LayerGradient]]:
+    """Uses of one linear layer as one use with the positions of all: as a recurrent net has, a use a time step."""
+    of_layer: dict[tuple[nn.Parameter, ...], list[ConvGradient]] = {}
+    for _, gradient in named:
+        if isinstance(gradient, ConvGradient) and gradient.rule == "linear":
+            of_layer.setdefault(tuple(gradient.parameters()), []).append(gradient)
+    joined: list[tuple[str, LayerGradient]] = []
+    for name, gradient in named:
+        uses = of_layer.get(tuple(gradient.parameters()), [])
+        if len(uses) < 2 or not isinstance(gradient, ConvGradient):
+            joined.append((name, gradient))
+        elif gradient is uses[0]:
+            x, g = (torch.cat([getattr(use, side) for use in uses], dim=2) for side in ("x", "g"))
+            joined.append((name, replace(gradient, x=x, g=g)))
+    return joined
+
+
 def merge_shared(named: Sequence[tuple[str, LayerGradient]]) -> list[tuple[str, LayerGradient]]:
     """Uses that share a parameter, merged: their per-sample gradients add before the norm is taken.
 
     Squared norms of the uses must not be added one by one: that would leave out the cross terms.
     """
+    named = _joined(named)
     uses = Counter(p for _, gradient in named for p in gradient.parameters())
     alone, shared = [], []
     for name, gradient in named:

@@ -78,24 +78,25 @@ def reached_uses(
 class RecordedModule:
     """Runs a module on the private path, and turns what a backward reached into gradients row by row.
 
-    module:    its rows are the leading dimension throughout; modules that mix rows are refused
-    trainable: the parameters whose gradients count, with their names
-    fused:     False keeps to the layerwise path
-    norm_mode: as in PrivateStep; another one than "auto" keeps to the layerwise path
-    measure:   whether norms will be asked for; without, only rows that are not finite are found
-    row_dim:   0, or 1 where positions lead and rows come second; then only layers that take every position alike may be
-               trained, and whether rows mix is told by the kinds of modules alone
+    module:     its rows are the leading dimension throughout; modules that mix rows are refused
+    trainable:  the parameters whose gradients count, with their names
+    fused:      False keeps to the layerwise path
+    norm_mode:  as in PrivateStep; another one than "auto" keeps to the layerwise path
+    measure:    whether norms will be asked for; without, only rows that are not finite are found
+    row_dim:    0, or 1 where positions lead and rows come second; then only layers that take every position alike may
+                be trained, and whether rows mix is told by the kinds of modules alone
+    containers: modules whose own parameters are but other names for those of layers below
     """
 
     def __init__(
         self, module: nn.Module, trainable: dict[nn.Parameter, str], *, fused: bool, norm_mode: NormMode,
-        measure: bool, row_dim: int = 0,
+        measure: bool, row_dim: int = 0, containers: tuple[type[nn.Module], ...] = (),
     ):  # fmt: skip
         refuse_mixing_modules(module)
         self.module = module
         self.trainable = trainable
         self.rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
-        self._layers = recorded_layers(module, set(trainable))
+        self._layers = recorded_layers(module, set(trainable), containers)
         self._runs: dict[str, FusedRun] = {}
         self._row_dim = row_dim
         self._why = "rows do not lead" if row_dim else "fused=False" if not fused else f"norm_mode={norm_mode!r}"

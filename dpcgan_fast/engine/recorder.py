@@ -80,8 +80,12 @@ def tensors_in(*trees: Any) -> list[Tensor]:
     return found
 
 
-def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, nn.Module]:
+def recorded_layers(
+    root: nn.Module, trainable: set[nn.Parameter], containers: tuple[type[nn.Module], ...] = ()
+) -> dict[str, nn.Module]:
     """Modules to record, by name: those that own a trainable parameter.
+
+    containers: modules whose own parameters are but other names for those of layers below
 
     A module without a rule is taken as a whole with everything below it, since its forward may use the parameters of
     its children in any way.
@@ -94,6 +98,8 @@ def recorded_layers(root: nn.Module, trainable: set[nn.Parameter]) -> dict[str, 
             return
         seen.add(module)
         own = [p for p in module.parameters(recurse=False) if p in trainable]
+        if isinstance(module, containers):
+            own = []
         if own or (parametrize.is_parametrized(module) and any(p in trainable for p in module.parameters())):
             layers[name] = module
             return

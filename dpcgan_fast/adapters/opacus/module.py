@@ -9,6 +9,7 @@ import torch
 from opacus.grad_sample import AbstractGradSampleModule
 from opacus.grad_sample import GradSampleModule as OpacusGradSampleModule
 from opacus.grad_sample.gsm_base import AbstractGradSampleHooks
+from opacus.layers.dp_rnn import DPRNNBase
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
@@ -187,7 +188,13 @@ class GradSampleHooks(AbstractGradSampleHooks):
             if not trainable:
                 return None
             recorded = RecordedModule(
-                self._module, trainable, fused=self._fused, norm_mode="auto", measure=True, row_dim=self._row_dim
+                self._module,
+                trainable,
+                fused=self._fused,
+                norm_mode="auto",
+                measure=True,
+                row_dim=self._row_dim,
+                containers=(DPRNNBase,),
             )
             self._recordings = {key: recorded}
         return self._recordings[key]
