@@ -99,6 +99,7 @@ class RecordedModule:
         self._layers = recorded_layers(module, set(trainable), containers)
         self._runs: dict[str, FusedRun] = {}
         self._row_dim = row_dim
+        self._containers = containers
         self._why = "rows do not lead" if row_dim else "fused=False" if not fused else f"norm_mode={norm_mode!r}"
         if fused and norm_mode == "auto" and row_dim == 0:
             self._runs, why = fused_runs(module, set(trainable), measure)
@@ -114,7 +115,8 @@ class RecordedModule:
         """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
         training = self.module.training
         known = training in self.rows_known_apart or self._row_dim > 0
-        if not known and refuse_mixed_outputs(self.module, args, kwargs, rows_of_call(args, kwargs)):
+        rows = rows_of_call(args, kwargs)
+        if not known and refuse_mixed_outputs(self.module, args, kwargs, rows, self._containers):
             self.rows_known_apart.add(training)
         with recording(self._layers, self._runs) as call:
             output = self.module(*args, **kwargs)

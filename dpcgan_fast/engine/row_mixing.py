@@ -59,7 +59,9 @@ class _Probe:
     buffers: dict[str, Tensor]
 
 
-def _probed(root: nn.Module, inputs: Inputs, device: torch.device, seed: int = 0) -> _Probe:
+def _probed(
+    root: nn.Module, inputs: Inputs, device: torch.device, containers: tuple[type[nn.Module], ...], seed: int = 0
+) -> _Probe:
     """A forward that leaves the module's buffers and the random state as they were."""
     args, kwargs = inputs
     clones = {name: buffer.clone() for name, buffer in root.named_buffers()}
@@ -78,7 +80,7 @@ def _probed(root: nn.Module, inputs: Inputs, device: torch.device, seed: int = 0
             lambda _m, args, kwargs, out, name=name: keep_layer(name, args, kwargs, out), with_kwargs=True
         )
         for name, module in root.named_modules()
-        if not list(module.children()) or _trains(module)
+        if not list(module.children()) or (_trains(module) and not isinstance(module, containers))
     ]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -165,13 +167,21 @@ def _refuse_reordered_rows(modules: dict[str, nn.Module], whole: _Probe, flipped
             raise _refusal(name, modules[name], f"{reason}for one's. Keep the order of the rows throughout")
 
 
-def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> bool:
+def refuse_mixed_outputs(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rows: int,
+    containers: tuple[type[nn.Module], ...] = (),
+) -> bool:
     """Runs a few rows some times and raises ValueError for what no list of kinds can catch.
 
     That is: another row's output that moves when the first row is changed, such as with statistics over the batch in a
     module of one's own; a buffer that depends on the rows; a trained layer whose leading dimension is not the number
     of rows, or which is given them in another order. A run with another number of rows tells a dimension that happens
     to be as long as the batch. What a module keeps of its rows outside of its buffers is not seen.
+
+    containers: modules whose own parameters are but other names for those of layers below
 
     Returns False if there are too few rows to tell, and then should be called again with another batch.
     """
@@ -193,17 +203,17 @@ def refuse_mixed_outputs(root: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     modules = dict(root.named_modules())
-    whole = _probed(root, taken(_PROBE_ROWS), device)
-    changed = _probed(root, taken(_PROBE_ROWS, change=True), device)
+    whole = _probed(root, taken(_PROBE_ROWS), device, containers)
+    changed = _probed(root, taken(_PROBE_ROWS, change=True), device, containers)
     _refuse_moved_rows(modules, whole, changed)
-    fewer = _probed(root, taken(_PROBE_ROWS - 1), device)
+    fewer = _probed(root, taken(_PROBE_ROWS - 1), device, containers)
     for probe, count in ((whole, _PROBE_ROWS), (fewer, _PROBE_ROWS - 1)):
         _refuse_rows_elsewhere(modules, probe, count)
     for other in (changed, fewer):
         _refuse_data_in_buffers(modules, whole, other)
     flipped, reseeded = (
-        _probed(root, taken(_PROBE_ROWS, flip=True), device),
-        _probed(root, taken(_PROBE_ROWS), device, 1),
+        _probed(root, taken(_PROBE_ROWS, flip=True), device, containers),
+        _probed(root, taken(_PROBE_ROWS), device, containers, 1),
     )
     _refuse_reordered_rows(modules, whole, flipped, reseeded)
     return True
