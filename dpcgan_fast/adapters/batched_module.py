@@ -89,7 +89,7 @@ class BatchedModule:
         """Takes over the values of the parameters. Raises NotBatchedError if they are not those of the module."""
         self._reset()
         own = dict(self._module.named_parameters())
-        if not isinstance(values, dict) or not values or not all(name in own for name in values):
+        if not isinstance(values, dict) or not all(x in own and isinstance(values[x], Tensor) for x in values):
             raise NotBatchedError("the gradient is not asked for a dict of parameters by the names of the module's own")
         if "forward" in self._module.__dict__ or self._module._forward_hooks or self._module._forward_pre_hooks:
             raise NotBatchedError("the module has hooks or a forward of its own")
@@ -200,9 +200,8 @@ class BatchedModule:
             output, call = recorded.forward(args, kwargs)
             if recorded.rows_known_apart:
                 self._known_calls.add(kind)
-        except RuntimeError as error:
-            reason = f"the module does not take the rows as one batch: {str(error).splitlines()[0]}"
-            raise NotBatchedError(reason) from error
+        except RuntimeError as error:  # its text may tell how many rows there are
+            raise NotBatchedError("the module fails where it is given all rows as one batch") from error
         finally:
             self._module.forward = self._stand_in
         self._calls.append(call)

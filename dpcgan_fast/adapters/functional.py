@@ -28,7 +28,7 @@ from dpcgan_fast.ops import NoiseKey
 Tree = Any  # nested dicts, lists and tuples of tensors
 
 _LEAST_NORM = 1e-12  # squares of smaller ones lose digits
-_CHUNK_BYTES = 1 << 26  # of per-sample gradients at a time
+_CHUNK_BYTES = 1 << 24  # of per-sample gradients at a time
 
 
 def clip_and_aggregate(
@@ -126,7 +126,7 @@ def dp_grad(
     in_dims:          one for each argument, the dimension of its tensors that holds the rows, or None; by default None
                       for arguments of argnums, and else 0
     chunk_size:       most rows at a time; those of one unit stay together, even if there are more. By default as many
-                      as have 64 MiB of per-sample gradients, and all of them where the engine runs the module
+                      as have 16 MiB of per-sample gradients, and all of them where the engine runs the module
     noise_multiplier: as in `clip_and_aggregate`; noise is added once, after all chunks
     noise_key:        from `privacy.noise_key()`; a fresh secret one by default
     out:              g, with g(*args, units=None) -> (sums, GradInfo): sums as `grad(fn)` would return them for the
@@ -237,7 +237,7 @@ class DPGrad:
             batch.in_row_order(torch.cat(losses)), torch.cat(factors),
             GradReport("module", "the module takes all rows at once", report),
         )  # fmt: skip
-        return list(batched.sums(total).values()), info
+        return tree_flatten(batched.sums(total))[0], info
 
     def _by_vmap(self, batch: "_Batch", leaves: list[Tensor], why: str) -> tuple[list[Tensor], GradInfo]:
         size = self._chunk_size

@@ -69,8 +69,6 @@ def test_both_paths_equal_micro_batches(name, grouped):
     params = values_of(module)
     expected = clipped_sum_by_microbatches(module, x, 0.5, units)
     for given_module, path in ((None, "vmap"), (module, "module")):
-        if path == "vmap" and name == "residual":
-            continue  # its activation in place is beyond vmap
         sums, info = dp_grad(loss_of(module), max_grad_norm=0.5, module=given_module)(params, x, units=units)
         assert info.report.path == path, info.report
         assert_near(sums, expected)
@@ -132,6 +130,9 @@ def test_the_module_may_be_given_values_other_than_its_own_and_keeps_its_own():
         assert info.report.path == "module"
         assert info.report.engine.path == "fused"
         assert_near(sums, clipped_sum_by_microbatches(source, x, 0.5))
+    sums, _ = of_module(dict(module.named_parameters()), x)
+    assert_near(sums, clipped_sum_by_microbatches(module, x, 0.5))
+    assert not any(s.requires_grad for s in sums.values())
     assert all(before[name] is p for name, p in module.named_parameters())
     assert all(torch.equal(kept[name], p) and p.grad is None for name, p in module.named_parameters())
     assert "forward" not in module.__dict__
@@ -218,6 +219,34 @@ def test_gradient_penalties_equal_micro_batches_with_create_graph(on_module):
         assert info.report.path == "vmap"
         assert_near(sums, expected)
     assert ("as a gradient penalty does" in info.report.why) == on_module
+
+
+def test_the_module_may_be_given_its_own_output():
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4))
+
+    def loss_fn(params, x):
+        once = functional_call(module, params, (x.unsqueeze(0),))
+        return functional_call(module, params, (once + x,)).square().sum()
+
+    params, x = values_of(module), torch.randn(5, 4)
+    of_module = dp_grad(loss_fn, max_grad_norm=0.1, module=module)
+    for _ in range(2):
+        sums, info = of_module(params, x)
+        assert info.report.path == "module"
+        assert_near(sums, dp_grad(loss_fn, max_grad_norm=0.1)(params, x)[0])
+
+
+@pytest.mark.parametrize("on_module", [False, True])
+def test_without_a_bound_the_sum_is_that_of_plain_gradients(on_module):
+    build, shape = NETS["conv critic"]
+    module = build()
+    x = torch.randn(5, *shape)
+    with torch.no_grad():  # as around an update by hand
+        sums, _ = dp_grad(loss_of(module), max_grad_norm=math.inf, module=module if on_module else None)(
+            values_of(module), x
+        )
+    row_losses(module(x)).sum().backward()
+    assert_near(sums, {name: p.grad for name, p in module.named_parameters()})
 
 
 class Centred(nn.Module):

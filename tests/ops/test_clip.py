@@ -153,3 +153,14 @@ def test_units_from_the_count_on_get_factor_zero_whatever_they_hold(device, vali
 def test_a_count_of_valid_units_must_be_one_int64(wrong):
     with pytest.raises(RuntimeError, match="clip_factor: expected valid to be one int64 on cpu"):
         ops.clip_factor(torch.ones(3, dtype=torch.float64), 1.0, wrong)
+
+
+def test_sums_and_norms_may_stay_in_double():
+    grads = per_sample_grads(9, torch.float32)
+    sums, norms = ops.clip_and_sum(grads, 30.0, dtype=torch.float64)
+    rounded, rounded_norms = ops.clip_and_sum(grads, 30.0)
+    assert norms.dtype == torch.float64
+    assert all(total.dtype == torch.float64 for total in sums)
+    assert torch.equal(norms.float(), rounded_norms)
+    assert all(torch.equal(total.float(), r) for total, r in zip(sums, rounded, strict=True))
+    assert any(not torch.equal(total, r.double()) for total, r in zip(sums, rounded, strict=True))
