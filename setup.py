@@ -54,7 +54,7 @@ def cuda_decision() -> tuple[bool, str]:
 def extension():
     with_cuda, reason = cuda_decision()
     print(f"dpcgan_fast: CUDA kernels {'are' if with_cuda else 'are not'} built: {reason}")
-    sources = ["csrc/registration.cpp", "csrc/bindings.cpp", "csrc/checks.cpp"]
+    sources = ["csrc/registration.cpp", "csrc/autograd.cpp", "csrc/bindings.cpp", "csrc/checks.cpp"]
     sources += sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))
     define_macros = [
         ("DPCGAN_CUDA_REASON", f'"{reason}"'),

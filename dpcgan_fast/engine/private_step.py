@@ -28,7 +28,8 @@ class PrivateStep:
         step.backward(step(fake).squeeze(1), private=False)        # rows that touch no data: clipped alone
         step.step()
 
-    module:              every trainable layer sees rows as its leading dimension; modules that mix rows are refused
+    module:              every trainable layer sees rows as its leading dimension; modules that mix rows are refused, as
+                         are those that torch.compile, DistributedDataParallel or FSDP wrapped: give the one inside
     optimizer:           any torch optimizer over parameters of the module; those it lacks stay as they are
     max_grad_norm:       C >= 1e-12, in gradient units; `inf` clips nothing and needs noise_multiplier 0
     noise_multiplier:    sigma >= 0; the noise of a step is N(0, (sigma C)^2) on the sum of clipped gradients
@@ -45,7 +46,7 @@ class PrivateStep:
     and standard deviation sigma C with respect to adding or removing one unit of the private rows, whatever they hold;
     noise is drawn once a step, after all chunks, also if there were no rows; gradients of an earlier step, and those
     that others left in `.grad`, never enter.
-    Raises ValueError at construction for values out of range and for modules that mix rows, naming them.
+    Raises ValueError at construction for values out of range and for modules that it refuses, naming them.
     Source: arXiv 1607.00133, algorithm 1.
     """
 

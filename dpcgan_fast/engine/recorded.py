@@ -26,6 +26,7 @@ from dpcgan_fast.engine.recorder import (
 from dpcgan_fast.engine.report import LayerReport, StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
 from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
+from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
 from dpcgan_fast.ops import NormMode
 
 # Layers that take every position alike, so that rows may be their second dimension.
@@ -78,7 +79,8 @@ def reached_uses(
 class RecordedModule:
     """Runs a module on the private path, and turns what a backward reached into gradients row by row.
 
-    module:     its rows are the leading dimension throughout; modules that mix rows are refused
+    module:     its rows are the leading dimension throughout; modules that mix rows are refused, and those that were
+                compiled, replicated or sharded
     trainable:  the parameters whose gradients count, with their names
     fused:      False keeps to the layerwise path
     norm_mode:  as in PrivateStep; another one than "auto" keeps to the layerwise path
@@ -92,6 +94,7 @@ class RecordedModule:
         self, module: nn.Module, trainable: dict[nn.Parameter, str], *, fused: bool, norm_mode: NormMode,
         measure: bool, row_dim: int = 0, containers: tuple[type[nn.Module], ...] = (),
     ):  # fmt: skip
+        refuse_wrapped_modules(module)
         refuse_mixing_modules(module)
         self.module = module
         self.trainable = trainable

@@ -54,8 +54,14 @@ class NoiseKey:
     def take(self, blocks: int) -> tuple[Tensor, int]:
         """Reserves `blocks` blocks: the key as (8,) int32 and the first block.
 
-        They are never given out again, to no thread.
+        They are never given out again, to no thread. Raises RuntimeError while a graph is traced, whereupon
+        torch.compile leaves the function that draws noise to Python.
         """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            raise RuntimeError(
+                "A noise key cannot be used in a traced graph: it would hold key and position as constants, and draw "
+                "the same noise at every call. Draw noise outside of it."
+            )
         if not self.seeded and os.getpid() != self._pid:
             raise RuntimeError(
                 "This noise key was made before a fork; two processes would draw the same noise, which cancels in "

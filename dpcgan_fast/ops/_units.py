@@ -27,6 +27,8 @@ def group_units(units: Tensor, rows: int) -> UnitGroups | None:
 
     units: (B,) int64
 
+    In a traced graph, whose shapes must not depend on the ids, it is never None.
+
     Raises ValueError for another shape or dtype.
     """
     if units.dtype != torch.int64 or units.shape != (rows,):
@@ -36,8 +38,7 @@ def group_units(units: Tensor, rows: int) -> UnitGroups | None:
             "apart and its privacy loss under-reported."
         )
     unit_ids, unit_of_row, counts = torch.unique(units, return_inverse=True, return_counts=True)
-    if unit_ids.numel() == rows:
+    if not torch.compiler.is_compiling() and unit_ids.numel() == rows:
         return None
-    offsets = torch.zeros(unit_ids.numel() + 1, dtype=torch.int64, device=units.device)
-    torch.cumsum(counts, 0, out=offsets[1:])
+    offsets = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0))
     return UnitGroups(unit_ids, unit_of_row, torch.argsort(unit_of_row, stable=True), offsets)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.library import opcheck
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import _reference
@@ -115,17 +114,6 @@ def test_bad_arguments_are_refused(grads, max_grad_norm, units, message):
 def test_gradients_that_do_not_belong_together_are_refused(grads, message):
     with pytest.raises(RuntimeError, match=message):
         kernels.rows_sq_norm(grads)
-
-
-def test_opcheck(device):
-    grads = per_sample_grads(5, torch.float32, device)
-    units = ops.group_units(torch.tensor([3, 1, 3, 2, 1], device=device), 5)
-    factor = torch.rand(5, dtype=torch.float64, device=device)
-    opcheck(kernels.rows_sq_norm.default, (grads,))
-    opcheck(kernels.rows_sq_norm.default, (grads, units.row_order, units.unit_offsets))
-    opcheck(kernels.clip_factor.default, (factor, 1.0))
-    for grad in grads:
-        opcheck(kernels.rows_weighted_sum.default, (grad, factor))
 
 
 def test_rows_in_any_order_form_the_same_units():

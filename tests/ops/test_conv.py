@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.library import opcheck
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import _reference
@@ -218,26 +217,6 @@ def test_the_sum_over_a_large_batch_has_no_float32_drift():
     factor[7] = 0
     less_one, _ = problem.weighted_grad(x, g, factor)
     assert float((whole - less_one - one).norm() / one.norm()) < 5e-6
-
-
-OPCHECK_CASES = [
-    ((2, 4, 20), (2, 6, 9), (4, 2, 0, 1, 1)),
-    ((1, 3, 11), (1, 3, 11), (3, 1, 1, 1, 3)),
-    ((0, 2, 8), (0, 2, 8), (1, 1, 0, 1, 1)),
-    ((3, 1, 50), (3, 16, 13), (8, 4, 3, 1, 1)),
-]
-
-
-@pytest.mark.parametrize(("x_shape", "g_shape", "geometry"), OPCHECK_CASES)
-@pytest.mark.parametrize("bias_role", [ops.BIAS_NONE, ops.BIAS_FROM_GRAD, ops.BIAS_FROM_INPUT])
-def test_opcheck(device, x_shape, g_shape, geometry, bias_role):
-    x, g = torch.randn(x_shape, device=device), torch.randn(g_shape, device=device)
-    factor = torch.rand(x_shape[0], dtype=torch.float64, device=device)
-    geometry = (*geometry, bias_role)
-    opcheck(kernels.conv_sq_norm.default, (x, g, *geometry, "gram"))
-    opcheck(kernels.conv_sq_norm.default, (x, g, *geometry, "direct"))
-    opcheck(kernels.conv_per_sample_grad.default, (x, g, *geometry))
-    opcheck(kernels.conv_weighted_grad.default, (x, g, factor, *geometry))
 
 
 BAD_ARGUMENTS = [

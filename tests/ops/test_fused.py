@@ -1,10 +1,9 @@
-"""The fused ops as torch sees them: shapes when traced, schemas, refusals, and an empty workspace pool."""
+"""The fused ops seen alone: shapes, refusals, and an empty workspace pool."""
 
 import math
 
 import pytest
 import torch
-from torch.library import opcheck
 
 from dpcgan_fast.ops import FusedLayer, FusedNet, clip_factor
 
@@ -23,18 +22,11 @@ def parameters():
             torch.rand(3)]  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [1, 5, 33])
-def test_opcheck(rows):
-    net, ops = FusedNet(LAYERS, 2, 20), torch.ops.dpcgan_fast
-    x = torch.rand(rows, 2, 20)
-    net.release(torch.zeros(1 << 17))  # opcheck compares the whole workspace, and fresh memory may hold NaN
-    out, workspace = net.forward(x, parameters())
+@pytest.mark.parametrize("rows", [0, 1, 5, 33])
+def test_shapes(rows):
+    net = FusedNet(LAYERS, 2, 20)
+    out, workspace = net.forward(torch.rand(rows, 2, 20), parameters())
     assert out.shape == (rows, 3, 1)
-    opcheck(ops.fused_forward.default, (x, parameters(), net._integers, net._numbers, net._lanes, workspace))
-    shared = (net._integers, net._numbers, net._lanes, 2, 20)
-    opcheck(ops.fused_sq_norm.default, (torch.rand_like(out), *shared, True, True, workspace))
-    for factor in (None, torch.rand(rows, dtype=torch.float64)):
-        opcheck(ops.fused_clipped_sum.default, (torch.rand_like(out), factor, 0.5, *shared, workspace))
     total, sq_norm, cancelled = net.clipped_sum(torch.rand_like(out), workspace, 0.5)
     assert total.shape == (sum(p.numel() for p in parameters()),)
     assert sq_norm.shape == cancelled.shape == (rows,)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch.library import opcheck
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import NoiseKey, _reference
@@ -226,10 +225,3 @@ def test_tensors_that_do_not_fit_are_refused():
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.gaussian_noise_([tensor], 1.0, NoiseKey(0))
-
-
-def test_opcheck(device):
-    key = torch.arange(8, dtype=torch.int32)
-    opcheck(
-        kernels.gaussian_noise_.default, ([torch.zeros(5, device=device), torch.zeros(3, device=device)], 1.0, key, 0)
-    )

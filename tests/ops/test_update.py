@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.library import opcheck
 
 from dpcgan_fast.ops import NoiseKey, UpdateControl, _reference, gaussian_noise_, noisy_update_, noisy_update_armed_
 
@@ -37,16 +36,6 @@ def test_equals_the_reference(rule, std, public, clamps):
         assert all(value.abs().max() <= bound for value, bound in zip(given, clamps, strict=False))
         results.append(torch.cat([value for values in (given, *rest) for value in values]))
     torch.testing.assert_close(*results, rtol=2e-5, atol=1e-6)
-
-
-def test_noisy_update_opcheck():
-    given, moments = [torch.rand(5, 3), torch.rand(7)], [torch.rand(5, 3), torch.rand(7)]
-    sums = [torch.rand(5, 3, dtype=torch.float64), torch.rand(7, dtype=torch.float64)]
-    key, counter = NoiseKey(seed=0).take(3)
-    settings = [0.1, 0.0, 0.9, 0.99, 1e-8, 0.1, 0.01]
-    seconds = [m.square() for m in moments]
-    arguments = (given, moments, seconds, sums, sums, 0.5, key, counter, 2.0, 3.0, "adam", settings)
-    opcheck(torch.ops.dpcgan_fast.noisy_update_.default, arguments)
 
 
 @pytest.mark.usefixtures("simd_level")
@@ -124,9 +113,3 @@ def test_arming_refuses_divisors_that_are_not_positive_and_takes_no_noise(diviso
     with pytest.raises(ValueError, match="positive divisors"):
         UpdateControl(torch.device("cpu")).arm(key, 7, *divisors, [0.1, 0.0, 0.0])
     assert key.position == 0
-
-
-def test_noisy_update_armed_opcheck():
-    given, sums = [torch.rand(5, 3)], [torch.rand(5, 3, dtype=torch.float64)]
-    arguments = (given, [], [], sums, [], 0.5, UpdateControl(torch.device("cpu")).tensor, "sgd")
-    opcheck(torch.ops.dpcgan_fast.noisy_update_armed_.default, arguments)
