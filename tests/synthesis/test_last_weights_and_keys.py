@@ -20,7 +20,9 @@ def test_the_model_is_that_of_the_last_step_and_not_one_chosen_among_earlier_one
 
     def step(self):
         real(self)
-        after[type(self._recorded.module).__name__] = {k: v.clone() for k, v in self._recorded.module.state_dict().items()}
+        after[type(self._recorded.module).__name__] = {
+            k: v.clone() for k, v in self._recorded.module.state_dict().items()
+        }
 
     monkeypatch.setattr(PrivateStep, "step", step)
     fit(tmp_path / "run")
