@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fused import FusedGradient
+from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient
 from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import LayerReport
-from dpcgan_fast.engine.rules import ConvGradient, LayerGradient, MaterialisedGradient
+from dpcgan_fast.engine.rules_conv import ConvGradient
 from dpcgan_fast.ops import LayerNorms, NormMode, UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
@@ -117,7 +118,8 @@ def _clip_factor(
     valid: Tensor | None,
 ) -> Tensor:
     """Clip factors, (U,)."""
-    if ops.gpu_ops(gradients[0][0].parameters()[0].device):
+    in_one_launch = all(isinstance(g, (ConvGradient, MaterialisedGradient)) for g, _ in gradients)
+    if in_one_launch and ops.gpu_ops(gradients[0][0].parameters()[0].device):
         stored = [x for g, _ in gradients if isinstance(g, MaterialisedGradient) for x in g.grads.values()]
         layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in gradients if isinstance(g, ConvGradient)]
         return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid)

@@ -1,9 +1,11 @@
 """Per-sample gradients of any module by torch.func: slow and general, for layers without a rule."""
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dpcgan_fast.engine.recorder import LayerUse, tensors_in
@@ -31,6 +33,13 @@ def _refuse_final_state(use: LayerUse, grads: tuple[Tensor | None, ...]) -> None
         )
 
 
+def _at_least(own: dict[str, nn.Parameter], x: Tensor) -> Tensor:
+    """x in a type that is no narrower than the parameters': autocast, which is off here, would have seen to that."""
+    if not x.is_floating_point():
+        return x
+    return functools.reduce(lambda y, p: y.to(torch.promote_types(y.dtype, p.dtype)), own.values(), x)
+
+
 def per_sample_fallback(
     use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn.Parameter], rows: int
 ) -> dict[nn.Parameter, Tensor]:
@@ -52,7 +61,7 @@ def per_sample_fallback(
                 f"Module {use.name or '(root)'!r} has no layer rule, and the B rows do not lead in one of its tensors; "
                 "its per-sample gradients cannot be formed."
             )
-    row_inputs = tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
+    row_inputs = tuple(_at_least(own, leaf.detach()) for leaf in leaves if isinstance(leaf, Tensor))
     used = [i for i, grad in enumerate(grads) if grad is not None]
     row_grads = tuple(grad for grad in grads if grad is not None)
 
@@ -65,9 +74,11 @@ def per_sample_fallback(
         return torch.stack(products).sum()
 
     try:
-        by_name = torch.func.vmap(torch.func.grad(row_product), in_dims=(None, 0, 0), randomness="error")(
-            {name: parameter.detach() for name, parameter in own.items()}, row_inputs, row_grads
-        )
+        # Attention by plain operations: vmap takes the fused ones row by row.
+        with torch.autocast(next(iter(own.values())).device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            by_name = torch.func.vmap(torch.func.grad(row_product), in_dims=(None, 0, 0), randomness="error")(
+                {name: parameter.detach() for name, parameter in own.items()}, row_inputs, row_grads
+            )
     except RuntimeError as error:
         raise ValueError(
             f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) has no layer rule, and torch.func cannot "

@@ -21,9 +21,10 @@ from torch.nn.utils import parametrize
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fused_forms import NotFusedError, fused_net, has_fused_form
+from dpcgan_fast.engine.layer_gradients import LayerGradient
 from dpcgan_fast.engine.recorder import LayerUse, Reached, recording
 from dpcgan_fast.engine.report import LayerReport
-from dpcgan_fast.engine.rules import LayerGradient, layer_gradient
+from dpcgan_fast.engine.rules import layer_gradient
 from dpcgan_fast.ops import FusedNet, NormChoice, NormMode, UnitGroups
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

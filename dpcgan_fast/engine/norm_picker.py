@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from dpcgan_fast import ops
-from dpcgan_fast.engine.rules import ConvGradient, LayerGradient
+from dpcgan_fast.engine.layer_gradients import LayerGradient
+from dpcgan_fast.engine.rules_conv import ConvGradient
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem
 

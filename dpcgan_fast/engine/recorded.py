@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
+from dpcgan_fast.engine.layer_gradients import LayerGradient
 from dpcgan_fast.engine.recorder import (
     ForwardCall,
     LayerUse,
@@ -25,7 +26,7 @@ from dpcgan_fast.engine.recorder import (
 )
 from dpcgan_fast.engine.report import LayerReport, StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
-from dpcgan_fast.engine.rules import LayerGradient, check_rows, layer_gradient
+from dpcgan_fast.engine.rules import check_rows, layer_gradient
 from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
 from dpcgan_fast.ops import NormMode
 

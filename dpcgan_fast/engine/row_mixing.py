@@ -1,6 +1,7 @@
 """Refuses modules whose output for one row depends on other rows: they have no per-unit gradient."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword argume
 
 _PROBE_ROWS = 4
 _RNN_KIN = (nn.RNNBase, nn.MultiheadAttention)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _OVER_ROWS = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
 
 
@@ -23,6 +25,10 @@ def _mixing_reason(module: nn.Module) -> str | None:
         return "it keeps running statistics of the batch. Set track_running_stats=False"
     if isinstance(module, _RNN_KIN) and not module.batch_first:
         return "its rows are not the leading dimension. Set batch_first=True"
+    if isinstance(module, _EMBEDDINGS) and module.max_norm is not None:
+        return "its forward rescales the vectors of the tokens that are there, without noise. Set max_norm=None"
+    if isinstance(module, _EMBEDDINGS) and module.scale_grad_by_freq:
+        return "it divides gradients by how often a token is in the batch. Set scale_grad_by_freq=False"
     if isinstance(module, _OVER_ROWS) and module.dim == 0:
         return "it normalises over the leading dimension. Choose another dim"
     if isinstance(module, nn.Flatten) and module.start_dim == 0:
@@ -74,7 +80,18 @@ def _probed(
     def keep_layer(name: str, args: Any, kwargs: Any, output: Any) -> None:
         layers.setdefault(name, ((args, kwargs), output))
 
+    def refuse_offsets(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        ids = args[0] if args else kwargs["input"]
+        if ids.dim() == 1:
+            reason = "its rows are told apart by offsets, not by a leading dimension. Pad them to ids of shape (B, T)"
+            raise _refusal(name, module, reason)
+
     handles = [root.register_forward_hook(keep_buffers)]
+    handles += [
+        module.register_forward_pre_hook(partial(refuse_offsets, name), with_kwargs=True)
+        for name, module in root.named_modules()
+        if isinstance(module, nn.EmbeddingBag)
+    ]
     handles += [
         module.register_forward_hook(
             lambda _m, args, kwargs, out, name=name: keep_layer(name, args, kwargs, out), with_kwargs=True

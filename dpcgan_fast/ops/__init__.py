@@ -11,6 +11,7 @@ from dpcgan_fast.ops._affine import group_norm_per_sample_grad as group_norm_per
 from dpcgan_fast.ops._affine import group_norm_sq_norm as group_norm_sq_norm
 from dpcgan_fast.ops._affine import layer_norm_per_sample_grad as layer_norm_per_sample_grad
 from dpcgan_fast.ops._affine import layer_norm_sq_norm as layer_norm_sq_norm
+from dpcgan_fast.ops._affine import rms_norm_per_sample_grad as rms_norm_per_sample_grad
 from dpcgan_fast.ops._backend import backend as backend
 from dpcgan_fast.ops._backend import gpu_ops as gpu_ops
 from dpcgan_fast.ops._backend import has_cuda_kernels as has_cuda_kernels
@@ -27,6 +28,8 @@ from dpcgan_fast.ops._conv import conv_transpose1d_sq_norm as conv_transpose1d_s
 from dpcgan_fast.ops._conv import linear_sq_norm as linear_sq_norm
 from dpcgan_fast.ops._conv import rows_sq_norm as rows_sq_norm
 from dpcgan_fast.ops._conv import step_clip_factor as step_clip_factor
+from dpcgan_fast.ops._conv import sum_positions as sum_positions
+from dpcgan_fast.ops._embedding import TokenGradients as TokenGradients
 from dpcgan_fast.ops._fused import FusedLayer as FusedLayer
 from dpcgan_fast.ops._fused import FusedNet as FusedNet
 from dpcgan_fast.ops._modes import NormChoice as NormChoice
@@ -49,6 +52,7 @@ from dpcgan_fast.ops._update import UpdateControl as UpdateControl
 from dpcgan_fast.ops._update import noise_blocks as noise_blocks
 from dpcgan_fast.ops._update import noisy_update_ as noisy_update_
 from dpcgan_fast.ops._update import noisy_update_armed_ as noisy_update_armed_
+from dpcgan_fast.ops._windows import WindowProblem as WindowProblem
 
 if native is not None:
     _fake.register()

@@ -1,7 +1,8 @@
-"""Per-sample gradients of the affine pair of normalisation layers."""
+"""Per-sample gradients of the affine pair, or the one weight, of normalisation layers."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from dpcgan_fast.ops._backend import op
@@ -34,6 +35,19 @@ def layer_norm_per_sample_grad(
     flat = (rows, positions, features)
     weight, bias = op("layer_norm_per_sample_grad")(x.reshape(flat), grad_out.reshape(flat), eps)
     return weight.reshape(rows, *normalized_shape), bias.reshape(rows, *normalized_shape)
+
+
+def rms_norm_per_sample_grad(x: Tensor, grad_out: Tensor, normalized_shape: Sequence[int], eps: float) -> Tensor:
+    """Per-sample gradients of RMSNorm's weight.
+
+    x, grad_out: (B, ..., *normalized_shape) float32 or float64
+    out:         (B, *normalized_shape) in the dtype of x, summed in double
+    """
+    dims = tuple(range(x.dim() - len(normalized_shape), x.dim()))
+    normalised = x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
+    positions = x.shape[1 : x.dim() - len(normalized_shape)].numel()
+    products = (normalised * grad_out).reshape(x.shape[0], positions, *normalized_shape)
+    return products.sum(1, dtype=torch.float64).to(x.dtype)
 
 
 def group_norm_sq_norm(x: Tensor, grad_out: Tensor, num_groups: int, eps: float = 1e-5) -> Tensor:

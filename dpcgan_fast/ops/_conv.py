@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpcgan_fast.ops._backend import op
+from dpcgan_fast.ops._backend import gpu_ops, op
 from dpcgan_fast.ops._modes import NormMode, NormProblem, pick_norm_mode
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD, BIAS_FROM_INPUT, BIAS_NONE
 from dpcgan_fast.ops._units import UnitGroups
+from dpcgan_fast.ops._windows import row_products
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,18 @@ class ConvProblem:
         order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
         return op("conv_sq_norm")(x, g, *self._geometry(), mode, order, offsets)
 
+    def _pointwise(self, x: Tensor) -> bool:
+        """Whether the gradient is a plain product over positions, which the library forms best on the CPU."""
+        return self._geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1 and not gpu_ops(x.device)
+
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample gradients in the dtype of x, or float32 for bfloat16.
 
         out: weight (B, O, C/groups, k), bias (B, O or C or 0)
         """
+        if self._pointwise(x) and self.bias_role != BIAS_FROM_INPUT:
+            bias = g.new_zeros(g.shape[0], 0) if self.bias_role == BIAS_NONE else sum_positions(g)
+            return row_products(g, x).unsqueeze(3), bias
         return op("conv_per_sample_grad")(x, g, *self._geometry())
 
     def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +67,10 @@ class ConvProblem:
 
         factor: (B,) float64; rows of factor 0 are not read
         """
+        weights, activations = x.shape[1] * g.shape[1], x[:1].numel() + g[:1].numel()
+        if self._pointwise(x) and weights > activations:  # each position is a row: one product of matrices in double
+            factor = factor.repeat_interleave(x.shape[2])
+            x, g = (side.transpose(1, 2).reshape(len(factor), -1, 1) for side in (x, g))
         return op("conv_weighted_grad")(x, g, factor, *self._geometry())
 
 
@@ -68,6 +80,11 @@ def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, 
     if mode == "materialise":
         return rows_sq_norm(problem.per_sample_grad(x, g)).to(dtype)
     return problem.sq_norm(x, g, mode).to(dtype)
+
+
+def sum_positions(g: Tensor) -> Tensor:
+    """(B, C, ...) -> (B, C) in the same dtype, summed in double: per-sample gradients of a bias."""
+    return g.flatten(2).sum(2, dtype=torch.float64).to(g.dtype)
 
 
 def rows_sq_norm(grads: Sequence[Tensor], units: UnitGroups | None = None) -> Tensor:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
 from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum, add_to, merge_shared
+from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient
 from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import StepReport
-from dpcgan_fast.engine.rules import ConvGradient, LayerGradient, MaterialisedGradient
+from dpcgan_fast.engine.rules_conv import ConvGradient
 
 _LEAST_NORM = 1e-12  # below, squares of norms lose their digits
 

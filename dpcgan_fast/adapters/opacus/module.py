@@ -11,7 +11,6 @@ from opacus.grad_sample import GradSampleModule as OpacusGradSampleModule
 from opacus.grad_sample.gsm_base import AbstractGradSampleHooks
 from opacus.layers.dp_rnn import DPRNNBase
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -27,19 +26,6 @@ def owner_of(parameter: nn.Parameter) -> "GradSampleHooks | None":
     return None if reference is None else reference()
 
 
-def _refuse_distributed(module: nn.Module) -> None:
-    kinds = {base.__name__ for base in type(module).__mro__}
-    if (
-        isinstance(module, DistributedDataParallel)
-        or kinds & {"FSDPModule", "DataParallel"}
-        or any(kind.startswith("FullySharded") or kind.endswith("DistributedDataParallel") for kind in kinds)
-    ):
-        raise ValueError(
-            f"{type(module).__name__} is not supported: clipped sums of several processes are not added up here. Train "
-            "on one device, or use Opacus's own engine for distributed training."
-        )
-
-
 class GradSampleHooks(AbstractGradSampleHooks):
     """Records the forwards of a module that stays as it is, so that `loss.backward()` leaves what can be clipped.
 
@@ -53,8 +39,8 @@ class GradSampleHooks(AbstractGradSampleHooks):
                      Opacus costs
     fused:           False keeps to the layerwise path
 
-    Raises ValueError for modules that mix rows, and for distributed modules, by name; NotImplementedError for trained
-    layers with buffers, as Opacus does.
+    Raises ValueError for modules that mix rows, and for compiled or distributed ones, by name; NotImplementedError for
+    trained layers with buffers, as Opacus does.
     """
 
     def __init__(
@@ -71,7 +57,6 @@ class GradSampleHooks(AbstractGradSampleHooks):
         super().__init__(m, batch_first=batch_first, loss_reduction=loss_reduction)
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"Expected loss_reduction 'mean' or 'sum', got {loss_reduction!r}.")
-        _refuse_distributed(m)
         if strict:
             OpacusGradSampleModule.validate(m, strict=True)
         self.grad_samples = grad_samples

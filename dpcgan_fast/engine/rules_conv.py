@@ -1,0 +1,181 @@
+"""Layer rules of convolutions and linear layers.
+
+In one dimension the ops know the geometry. In two and three a row's gradient is one product of its output gradient and
+the windows of its input; those are formed only where they are needed, since they take k times the memory of the input.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from dpcgan_fast import ops
+from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient, PerSample, operands
+from dpcgan_fast.engine.recorder import LayerUse
+from dpcgan_fast.engine.report import LayerReport
+from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowProblem
+
+_WINDOWS_AT_A_TIME = 2**23  # elements, where norms and sums need them
+_KEPT = 2**18  # weights, 1 MiB a row
+
+
+@dataclass(eq=False)
+class ConvGradient:
+    """Conv1d, ConvTranspose1d and Linear; x and g in the roles of `ConvProblem`."""
+
+    rule: str
+    problem: ConvProblem
+    x: Tensor
+    g: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight and, where it is trainable, the bias."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def choose(self, asked: NormMode) -> NormChoice:
+        """By the cost model, unless a mode was asked for."""
+        return ops.pick_norm_mode(self.problem.sizes(self.x, self.g), asked)
+
+    def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
+        """One report."""
+        return (LayerReport(name, self.rule, choice.mode, choice.reason),)
+
+    def _by_parameter(self, weight: Tensor, bias: Tensor, leading: tuple[int, ...]) -> dict[nn.Parameter, Tensor]:
+        grads = {self.weight: weight.reshape(*leading, *self.weight.shape)}
+        return grads if self.bias is None else {**grads, self.bias: bias}
+
+    def per_sample(self) -> PerSample:
+        """Per-sample gradients of the weight and, where it is trainable, the bias."""
+        return self._by_parameter(*self.problem.per_sample_grad(self.x, self.g), leading=(self.x.shape[0],))
+
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
+        """Norms without per-sample gradients."""
+        return self.problem.sq_norm(self.x, self.g, mode, units)
+
+    def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        """One contraction over rows and positions."""
+        return self._by_parameter(*self.problem.weighted_grad(self.x, self.g, factor), leading=())
+
+
+@dataclass(eq=False)
+class WindowGradient:
+    """Convolutions in two and three dimensions; x and g in the roles of `WindowProblem`.
+
+    bias_grad: per-sample gradients of the bias, (B, channels), or None where it is not trained
+    """
+
+    rule: str
+    problem: WindowProblem
+    x: Tensor
+    g: Tensor
+    bias_grad: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weight and, where it is trainable, the bias."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def choose(self, asked: NormMode) -> NormChoice:
+        """Gradients of a moderate size are kept, others go by the cost model, unless a mode was asked for."""
+        groups, positions = self.problem.groups, self.g.shape[2:].numel()
+        taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
+        if asked == "auto" and self.weight.numel() <= _KEPT:
+            return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
+        return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
+
+    def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
+        """One report."""
+        return (LayerReport(name, self.rule, choice.mode, choice.reason),)
+
+    def per_sample(self) -> PerSample:
+        """Per-sample gradients of the weight and, where it is trainable, the bias."""
+        return {self.weight: self.problem.per_sample_grad(self.x, self.g), **self._bias_rows()}
+
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
+        """Norms without per-sample gradients; of all rows at once where they are grouped into units."""
+        parts = self._parts() if units is None else [(slice(None), *self._flat(slice(None)))]
+        norms = torch.cat([self._pointwise.sq_norm(windows, g, mode, units) for _, windows, g in parts])
+        return norms if self.bias_grad is None else norms + ops.rows_sq_norm([self.bias_grad], units)
+
+    def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        """One contraction over positions, and over a few rows at a time."""
+        total = torch.zeros(self.weight.shape, dtype=torch.float64, device=self.x.device)
+        for part, windows, g in self._parts():
+            total += self._pointwise.weighted_grad(windows, g, factor[part])[0].view_as(total)
+        return {self.weight: total} | {p: ops.rows_weighted_sum(grad, factor) for p, grad in self._bias_rows().items()}
+
+    @property
+    def _pointwise(self) -> ConvProblem:
+        return ConvProblem(1, groups=self.problem.groups)
+
+    def _bias_rows(self) -> PerSample:
+        return {} if self.bias is None or self.bias_grad is None else {self.bias: self.bias_grad}
+
+    def _flat(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Windows (b, C k, T) and g (b, O, T) of some rows."""
+        return self.problem.windows(self.x[part], tuple(self.g.shape[2:])), self.g[part].flatten(2)
+
+    def _parts(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """All rows, a few at a time."""
+        a_row = self.problem.groups * self.problem.taps(self.x) * self.g.shape[2:].numel()
+        count = max(1, _WINDOWS_AT_A_TIME // max(1, a_row))
+        for begin in range(0, self.x.shape[0], count):
+            part = slice(begin, begin + count)
+            yield part, *self._flat(part)
+
+
+def _explicit_padding(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """x as the convolution sees it, and the zero padding that is left to the kernel."""
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return x, module.padding  # type: ignore[return-value]
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    return F.pad(x, module._reversed_padding_repeated_twice, mode=mode), (0,) * len(module.kernel_size)
+
+
+def _bias_alone(rule: str, g: Tensor, bias: nn.Parameter) -> MaterialisedGradient:
+    """Where the weight is frozen; g: (B, channels, ...)."""
+    return MaterialisedGradient(rule, "only the bias is trained, which is small", {bias: ops.sum_positions(g)})
+
+
+def convolution(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -> LayerGradient | None:
+    """Conv1d, 2d, 3d and their transposed forms; not without a dimension of rows, which torch takes as well."""
+    module, x = use.module, use.args[0].detach()
+    assert isinstance(module, _ConvNd)
+    dimensions = len(module.kernel_size)
+    if x.dim() != dimensions + 2:
+        return None
+    transposed = isinstance(module, _ConvTransposeNd)
+    rule, bias = f"conv_transpose{dimensions}d" if transposed else f"conv{dimensions}d", own.get("bias")
+    x, g = operands(x, grad_out)
+    if "weight" not in own:
+        return _bias_alone(rule, g, own["bias"])
+    grad = g
+    x, padding = _explicit_padding(module, x)
+    role = ops.BIAS_NONE if bias is None else ops.BIAS_FROM_INPUT if transposed else ops.BIAS_FROM_GRAD
+    if transposed:
+        x, g = g, x  # the weight's gradient is that of a convolution that takes the output's gradient
+    weight = own["weight"]
+    if dimensions == 1:
+        problem = ConvProblem(
+            module.kernel_size[0], module.stride[0], padding[0], module.dilation[0], module.groups, role
+        )
+        return ConvGradient(rule, problem, x, g, weight, bias)
+    bias_grad = None if bias is None else ops.sum_positions(grad)
+    windows = WindowProblem(module.kernel_size, module.stride, padding, module.dilation, module.groups)
+    return WindowGradient(rule, windows, x, g, bias_grad, weight, bias)
+
+
+def linear(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -> LayerGradient:
+    """Linear, on rows (B, I) and on sequences (B, ..., I)."""
+    x, g = (ops.as_channels(side) for side in operands(use.args[0].detach(), grad_out))
+    bias = own.get("bias")
+    if "weight" not in own:
+        return _bias_alone("linear", g, own["bias"])
+    problem = ConvProblem(1, bias_role=ops.BIAS_NONE if bias is None else ops.BIAS_FROM_GRAD)
+    return ConvGradient("linear", problem, x, g, own["weight"], bias)

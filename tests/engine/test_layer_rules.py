@@ -1,0 +1,232 @@
+"""Layer rules against micro-batches: what each layer adds, in every norm mode, and what removing a row moves."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dpcgan_fast.ops import TokenGradients, WindowProblem, group_units
+from tests.engine.layer_nets import LAYER_NETS, VOCABULARY, Ids
+from tests.engine.nets import clipped_sum_by_microbatches, flat, row_losses, sequential
+from tests.engine.steps import Sum, assert_close, moved, sgd_step
+
+MODES = ("auto", "direct", "gram", "materialise")
+BOUND = 0.7
+
+
+def median_norm(module, x):
+    norms = [flat(clipped_sum_by_microbatches(module, x[i : i + 1], math.inf)).norm() for i in range(len(x))]
+    return float(torch.stack(norms).median())  # so that some rows are clipped and some are not
+
+
+@pytest.mark.parametrize("name", LAYER_NETS)
+class TestRules:
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("grouped", [False, True])
+    def test_equals_the_float64_microbatch_reference(self, name, mode, grouped):
+        build, shape, rules = LAYER_NETS[name]
+        module, x = build().double(), torch.rand(7, *shape, dtype=torch.float64)
+        units = torch.tensor([3, 1, 3, 7, 1, 1, 9]) if grouped else None
+        bound = median_norm(module, x)
+        expected = clipped_sum_by_microbatches(module, x, bound, units)
+        step = sgd_step(module, bound, norm_mode=mode)
+        step.backward(row_losses(step(x)), units)
+        assert [layer.rule for layer in step.last.layers] == rules
+        got = moved(module, step)
+        assert_close({key: got[key] for key in expected}, expected, rtol=1e-12)
+
+    def test_in_float32(self, name):
+        build, shape, _ = LAYER_NETS[name]
+        module, x = build(), torch.rand(35, *shape)
+        expected = clipped_sum_by_microbatches(module, x, BOUND)
+        step = sgd_step(module, BOUND, lr=1e6)
+        step.backward(row_losses(step(x)))
+        got = moved(module, step)
+        assert_close({key: got[key] / 1e6 for key in expected}, expected, rtol=5e-5)
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_removing_a_row_moves_the_sum_by_the_bound_at_most(self, name, mode):
+        build, shape, _ = LAYER_NETS[name]
+        module = build()
+        total = Sum(module, BOUND, norm_mode=mode)
+        sum_of = lambda rows: torch.cat([p.flatten() for p in self.private_sum(total, rows)])  # noqa: E731
+        x = torch.randn(9, *shape)
+        x[0] *= 1e4
+        x[1] = 5 + 1e-4 * x[1]
+        for row in range(3):
+            rest = x[torch.arange(9) != row]
+            assert float((sum_of(x) - sum_of(rest)).norm()) <= BOUND * (1 + 1e-6)
+
+    @staticmethod
+    def private_sum(total, rows):
+        total.step.backward(row_losses(total.step(rows)))
+        sums = list(total.step._private_sum.values())
+        total.step._reset()
+        return sums
+
+    def test_a_row_that_is_not_finite_adds_zero(self, name):
+        build, shape, _ = LAYER_NETS[name]
+        module, x = build(), torch.rand(4, *shape)
+        expected = clipped_sum_by_microbatches(module, x[1:], BOUND)
+        step = sgd_step(module, BOUND, lr=1e6)
+        losses = row_losses(step(x))
+        step.backward(losses * torch.tensor([math.inf, 1, 1, 1]))
+        got = moved(module, step)
+        assert_close({key: got[key] / 1e6 for key in expected}, expected, rtol=5e-5)
+
+
+@st.composite
+def convolutions(draw):
+    """A convolution in two or three dimensions, and the shape of one row that it takes."""
+    dimensions, transposed, groups = draw(st.integers(2, 3)), draw(st.booleans()), draw(st.integers(1, 2))
+    sizes = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(dimensions))  # noqa: E731
+    kernel, stride, dilation, padding = sizes(1, 3), sizes(1, 3), sizes(1, 2), sizes(0, 1)
+    channels, outputs = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 3))
+    kinds = {2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}
+    kind = kinds[dimensions][transposed]
+    shape = tuple(size + 4 for size in sizes(1, 3))
+    bias = draw(st.booleans())
+    layer = kind(channels, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias)
+    return layer, (channels, *shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(convolutions(), st.sampled_from(MODES), st.integers(1, 5))
+def test_convolutions_of_any_shape(drawn, mode, rows):
+    layer, shape = drawn
+    module, x = sequential(layer).double(), torch.rand(rows, *shape, dtype=torch.float64)
+    expected = clipped_sum_by_microbatches(module, x, 2.0)
+    step = sgd_step(module, 2.0, norm_mode=mode)
+    step.backward(row_losses(step(x)))
+    assert_close(moved(module, step), expected, rtol=1e-11)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 5), st.lists(st.integers(1, 3), max_size=2), st.integers(1, 4), st.integers(0, 2**31), st.booleans()
+)
+def test_embeddings_of_any_shape(rows, positions, features, seed, grouped):
+    generator = torch.Generator().manual_seed(seed)
+    module = sequential(Ids(), nn.Embedding(VOCABULARY, features, padding_idx=seed % VOCABULARY)).double()
+    x = torch.rand(rows, *positions, generator=generator, dtype=torch.float64)
+    units = torch.randint(0, 3, (rows,), generator=generator) if grouped else None
+    expected = clipped_sum_by_microbatches(module, x, 0.5, units)
+    step = sgd_step(module, 0.5)
+    step.backward(row_losses(step(x)), units)
+    assert_close(moved(module, step), expected, rtol=1e-12)
+
+
+class TestWhatARowAddsDoesNotDependOnTheOthers:
+    @pytest.mark.parametrize("rows", [1, 2, 3, 33])
+    def test_in_the_products_of_windows(self, rows):
+        x, g = torch.randn(40, 3, 32, 32), torch.randn(40, 8, 32, 32)
+        problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
+        assert torch.equal(problem.per_sample_grad(x[:rows], g[:rows]), problem.per_sample_grad(x, g)[:rows])
+
+    @pytest.mark.parametrize("rows", [1, 2, 33])
+    def test_in_a_linear_layer_on_sequences(self, rows):
+        net = sequential(nn.Linear(27, 32)).requires_grad_(True)
+        x = torch.randn(40, 1024, 27)
+        total = Sum(net, math.inf, norm_mode="materialise")
+        parts = [total.of(x[i : i + rows]) for i in range(0, 40, rows)]
+        assert torch.allclose(sum(parts), total.of(x), rtol=1e-12, atol=1e-9)
+
+
+def test_norms_of_tokens_are_taken_a_few_rows_at_a_time(monkeypatch):
+    monkeypatch.setattr("dpcgan_fast.ops._embedding._AT_A_TIME", 20)
+    ids, g = torch.randint(0, 5, (9, 4)), torch.randn(9, 4, 3)
+    tokens, factor = TokenGradients(ids, g, 5), torch.rand(9, dtype=torch.float64)
+    grads = tokens.per_sample_grad().double()
+    torch.testing.assert_close(tokens.sq_norm(), grads.square().sum((1, 2)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(tokens.weighted_grad(factor), (grads * factor[:, None, None]).sum(0), rtol=1e-5, atol=0)
+    units = group_units(torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4]), 9)
+    by_unit = torch.zeros(5, 5, 3, dtype=torch.float64).index_add_(0, units.unit_of_row, grads)
+    torch.testing.assert_close(tokens.sq_norm(units), by_unit.square().sum((1, 2)), rtol=1e-5, atol=1e-9)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+    @pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"scale_grad_by_freq": True}], ids=str)
+    def test_embeddings_that_look_at_the_batch(self, kind, option):
+        with pytest.raises(ValueError, match=rf"'1' \({kind.__name__}\).*{next(iter(option))}"):
+            sgd_step(sequential(Ids(), kind(VOCABULARY, 3, **option)))
+
+    def test_bags_by_offsets(self):
+        class Offsets(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.bag = nn.EmbeddingBag(VOCABULARY, 3)
+
+            def forward(self, x):
+                return self.bag(x.long().flatten(), torch.arange(0, x.numel(), x.shape[1]))
+
+        step = sgd_step(Offsets())
+        with pytest.raises(ValueError, match=r"'bag' \(EmbeddingBag\).*offsets"):
+            step(torch.ones(5, 4))
+
+    def test_final_states_and_dropout_of_recurrent_layers(self):
+        class Final(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.GRU(3, 4, batch_first=True)
+
+            def forward(self, x):
+                return self.inner(x)[1][0]
+
+        step = sgd_step(Final())
+        with pytest.raises(ValueError, match="final state"):
+            step.backward(row_losses(step(torch.rand(3, 2, 3))))
+
+
+class TestAutocast:
+    @pytest.mark.parametrize(
+        "name", ["images", "padded images", "tokens", "bags", "tied", "lora", "lstm", "attention", "transposed images"]
+    )
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_gradients_are_near_those_without(self, name, whole):
+        """Whether or not the backward, too, is under autocast."""
+        build, shape, rules = LAYER_NETS[name]
+        module, x = build(), torch.rand(9, *shape)
+        expected = clipped_sum_by_microbatches(module, x, BOUND)
+        step = sgd_step(module, BOUND, lr=1e6)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = row_losses(step(x)).float()
+            if whole:
+                step.backward(losses)
+        if not whole:
+            step.backward(losses)
+        assert [layer.rule for layer in step.last.layers] == rules
+        got = moved(module, step)
+        assert_close({key: got[key] / 1e6 for key in expected}, expected, rtol=0.05)
+
+
+class Checkpointed(nn.Module):
+    """A block whose activations are formed again in the backward."""
+
+    def __init__(self, block, **kwargs):
+        super().__init__()
+        self.first, self.block, self.kwargs = nn.Linear(6, 6), block, kwargs
+
+    def forward(self, x):
+        return checkpoint(self.block, self.first(x), **self.kwargs)
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh], ids=["layerwise", "a fused run"])
+    def test_not_reentrant(self, activation):
+        block = sequential(nn.Linear(6, 5), activation(), nn.Linear(5, 2))
+        module, x = Checkpointed(block, use_reentrant=False), torch.rand(9, 6)
+        expected = clipped_sum_by_microbatches(module, x, BOUND)
+        step = sgd_step(module, BOUND, lr=1e6)
+        step.backward(row_losses(step(x)))
+        assert_close({key: grad / 1e6 for key, grad in moved(module, step).items()}, expected, rtol=5e-5)
+
+    def test_reentrant_is_refused(self):
+        module = Checkpointed(sequential(nn.Linear(6, 5)), use_reentrant=True)
+        step = sgd_step(module)
+        with pytest.raises(RuntimeError, match="use_reentrant"):
+            step.backward(row_losses(step(torch.rand(9, 6))))
