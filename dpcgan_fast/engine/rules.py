@@ -40,6 +40,11 @@ _RULES: dict[type[nn.Module], Rule] = {
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
+def ruled_layers() -> list[type[nn.Module]]:
+    """Kinds of layers that have a rule for a use with one tensor."""
+    return list(_RULES)
+
+
 @lru_cache(maxsize=1024)
 def _rule_of(kind: type[nn.Module]) -> Rule | None:
     """The rule of a kind of layers, also of subclasses that leave the forward as it is."""
@@ -51,7 +56,7 @@ def _rule_of(kind: type[nn.Module]) -> Rule | None:
     return _RULES[known] if same else None
 
 
-def _by_rule(
+def gradient_by_rule(
     use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn.Parameter], rows: int
 ) -> LayerGradient | None:
     """The gradient by the rule of the layer's kind; None if there is none, or not for this use."""
@@ -83,7 +88,7 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     """
     use.check_unchanged()
     own: dict[str, nn.Parameter] = {name: p for name, p in use.module.named_parameters() if p in trainable}
-    gradient = _by_rule(use, grads, own, rows)
+    gradient = gradient_by_rule(use, grads, own, rows)
     if gradient is not None:
         return gradient
     per_sample = per_sample_fallback(use, grads, own, rows)

@@ -16,6 +16,7 @@ except ImportError as error:
 
 from opacus.utils.batch_memory_manager import BatchMemoryManager as BatchMemoryManager
 
+from dpcgan_fast.adapters.opacus.accelerate import accelerate as accelerate
 from dpcgan_fast.adapters.opacus.engine import PrivacyEngine as PrivacyEngine
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks as GradSampleHooks
 from dpcgan_fast.adapters.opacus.module import GradSampleModule as GradSampleModule
