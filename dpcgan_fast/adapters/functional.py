@@ -216,7 +216,7 @@ class DPGrad:
 
     def _by_module(self, batched: BatchedModule, batch: "_Batch") -> tuple[list[Tensor], GradInfo]:
         if not isinstance(self._argnums, int):
-            raise ValueError("the gradient is asked for several arguments")
+            raise ValueError("the gradient is asked for a tuple of arguments")
         argnum = self._argnums
         batched.begin(batch.args[argnum])
         total: GradientSum = {}
