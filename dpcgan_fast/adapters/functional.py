@@ -93,10 +93,11 @@ class GradReport:
 
 @dataclass(frozen=True)
 class GradInfo:
-    """What a `dp_grad` returns beside the sums. Losses and clip factors are private: they come from single rows.
+    """What a `dp_grad` returns beside the sums. All of it is private: it comes from single rows.
 
     losses:      (B,) in row order, detached
     clip_factor: float64, (B,) in row order, or (U,) in ascending order of unit id; 0 for what was not finite
+    report:      which way was taken; it names an empty batch
     """
 
     losses: Tensor
@@ -216,7 +217,7 @@ class DPGrad:
 
     def _by_module(self, batched: BatchedModule, batch: "_Batch") -> tuple[list[Tensor], GradInfo]:
         if not isinstance(self._argnums, int):
-            raise ValueError("the gradient is asked for several arguments")
+            raise ValueError("the gradient is asked for a tuple of arguments")
         argnum = self._argnums
         batched.begin(batch.args[argnum])
         total: GradientSum = {}
