@@ -39,27 +39,28 @@ class ConvProblem:
             dilation=self.dilation,
         )
 
-    def _geometry(self) -> tuple[int, int, int, int, int, int]:
+    def geometry(self) -> tuple[int, int, int, int, int, int]:
+        """Its numbers as the ops take them."""
         return self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.bias_role
 
     def sq_norm(self, x: Tensor, g: Tensor, mode: NormMode, units: UnitGroups | None = None) -> Tensor:
         """Squared norm of each unit's gradient without storing one, (U,) float64: `direct` or `gram`."""
         order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
-        return op("conv_sq_norm")(x, g, *self._geometry(), mode, order, offsets)
+        return op("conv_sq_norm")(x, g, *self.geometry(), mode, order, offsets)
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample gradients in the dtype of x, or float32 for bfloat16.
 
         out: weight (B, O, C/groups, k), bias (B, O or C or 0)
         """
-        return op("conv_per_sample_grad")(x, g, *self._geometry())
+        return op("conv_per_sample_grad")(x, g, *self.geometry())
 
     def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """sum_n factor[n] G_n in float64: weight (O, C/groups, k), bias (O or C or 0).
 
         factor: (B,) float64; rows of factor 0 are not read
         """
-        return op("conv_weighted_grad")(x, g, factor, *self._geometry())
+        return op("conv_weighted_grad")(x, g, factor, *self.geometry())
 
 
 def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, dtype: torch.dtype) -> Tensor:
@@ -225,6 +226,6 @@ def step_clip_factor(
     On the GPU alone; the reference back end takes any device. Raises RuntimeError for tensors that do not fit.
     """
     order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
-    geometry = [n for layer in layers for n in (*layer.problem._geometry(), int(layer.mode == "gram"))]
+    geometry = [n for layer in layers for n in (*layer.problem.geometry(), int(layer.mode == "gram"))]
     x, g = [layer.x for layer in layers], [layer.g for layer in layers]
     return op("step_clip_factor")(x, g, geometry, list(grads), max_grad_norm, order, offsets, valid)[1]
