@@ -45,7 +45,7 @@ bench: $(EXTENSION)
 	$(BIN)/dpcgan bench --suite step --out build/bench-step.json
 
 clean:
-	rm -rf build $(EXTENSION) dpcgan_fast/_C.*.so
+	rm -rf build $(EXTENSION) dpcgan_fast/_C.*.so dpcgan_fast/_built_for.txt
 
 # The packages that the build needs come first, since the extension compiles against the torch that is then there.
 $(PACKAGES): pyproject.toml constraints.txt

@@ -7,8 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpcgan_fast import data as data
+    from dpcgan_fast import engine as engine
+    from dpcgan_fast import errors as errors
+    from dpcgan_fast import evaluate as evaluate
+    from dpcgan_fast import models as models
     from dpcgan_fast import ops as ops
     from dpcgan_fast import privacy as privacy
+    from dpcgan_fast import report as report
+    from dpcgan_fast import synthesis as synthesis
+    from dpcgan_fast import train as train
     from dpcgan_fast.data.schema import Schema as Schema
     from dpcgan_fast.engine import PrivateStep as PrivateStep
     from dpcgan_fast.errors import DpcganError as DpcganError
@@ -19,6 +27,27 @@ if TYPE_CHECKING:
     from dpcgan_fast.synthesis import DPCGAN as DPCGAN
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "DPCGAN",
+    "DpcganError",
+    "InputError",
+    "MachineError",
+    "PrivacyError",
+    "PrivateStep",
+    "Schema",
+    "StoppedError",
+    "data",
+    "engine",
+    "errors",
+    "evaluate",
+    "models",
+    "ops",
+    "privacy",
+    "report",
+    "synthesis",
+    "train",
+]
 
 _MODULES = ("ops", "privacy", "engine", "data", "models", "train", "synthesis", "evaluate", "report", "errors")
 _NAMES = {

@@ -13,7 +13,10 @@ class DpcganError(Exception):
     how:   what to do about it, a full sentence
     """
 
-    exit_code = 1
+    exit_code: int = 1
+    what: str
+    where: str
+    how: str
 
     def __init__(self, what: str, where: str, how: str):
         super().__init__(f"{what} ({where}). {how}")
@@ -23,22 +26,22 @@ class DpcganError(Exception):
 class InputError(DpcganError, ValueError):
     """Bad usage or bad input."""
 
-    exit_code = 2
+    exit_code: int = 2
 
 
 class PrivacyError(DpcganError, RuntimeError):
     """Refused for privacy: the budget is spent, the ledger is broken, or a checkpoint was rolled back."""
 
-    exit_code = 3
+    exit_code: int = 3
 
 
 class StoppedError(DpcganError, RuntimeError):
     """Stopped by a signal; the run can be resumed."""
 
-    exit_code = 4
+    exit_code: int = 4
 
 
 class MachineError(DpcganError, RuntimeError):
     """The machine failed: disk full, out of memory, device lost."""
 
-    exit_code = 5
+    exit_code: int = 5

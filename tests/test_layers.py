@@ -62,7 +62,8 @@ def test_ops_and_engine_import_without_the_accountant_and_the_product():
     code = (
         "import sys, dpcgan_fast.ops, dpcgan_fast.engine, dpcgan_fast.adapters.functional; "
         "from dpcgan_fast.privacy import noise_key; "
-        "heavy = {'dp_accounting', 'pandas', 'sklearn', 'pyarrow', 'pydantic', 'typer', 'matplotlib', 'scipy'}; "
+        "heavy = {'dp_accounting', 'pandas', 'sklearn', 'pyarrow', 'pydantic', 'typer', 'rich', 'matplotlib', 'scipy', "
+        "'jinja2', 'dpcgan_fast.cli', 'dpcgan_fast.synthesis', 'torch._dynamo'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

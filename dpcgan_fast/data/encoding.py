@@ -59,7 +59,7 @@ class RecordCodec:
         self.joint = joint
         self._label = schema.label_column()
         self.class_names: tuple[str, ...] = self._label.classes() if self._label else ()
-        self.n_classes = max(1, len(self.class_names))
+        self.n_classes: int = max(1, len(self.class_names))
         self._codecs: dict[str, ColumnCodec] = {}
         start = 0
         for column in _plain_columns(schema):
@@ -70,8 +70,8 @@ class RecordCodec:
         if joint and self._label:
             blocks.append(Block("binary" if self._label.type == "binary" else "numeric", self._label.name, start, 1))
         self.blocks: tuple[Block, ...] = tuple(blocks)
-        self.width = self.blocks[-1].stop if blocks else 0
-        self.arrow_schema = pa.schema([(name, self._arrow_type(name)) for name in schema.column_names()])
+        self.width: int = self.blocks[-1].stop if blocks else 0
+        self.arrow_schema: pa.Schema = pa.schema([(name, self._arrow_type(name)) for name in schema.column_names()])
 
     def encode(self, table: pa.Table, where: str = "data") -> EncodedRecords:
         """Encodes the rows of a table that has at least the schema's columns.

@@ -1,6 +1,6 @@
 """Stacks of 1-D convolutions, built from short specifications."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,8 +44,8 @@ def conv_stack(
     specs: Sequence[ConvSpec],
     last: nn.Module | None,
     transposed: bool = False,
-    norm=group_norm,
-    between=leaky_relu,
+    norm: Callable[[int], nn.Module] = group_norm,
+    between: Callable[[], nn.Module] = leaky_relu,
 ) -> nn.Sequential:
     """Convolution, norm where asked for, activation; the last convolution is followed by `last` alone.
 

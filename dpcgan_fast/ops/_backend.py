@@ -7,6 +7,7 @@ and meant for checks. A missing extension is an error that says how to build it:
 import os
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,10 +16,23 @@ import torch
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import _reference
 
+_BUILT_FOR = Path(__file__).parents[1] / "_built_for.txt"  # the version of torch, written by setup.py
+
+
+def _load() -> ModuleType:
+    built_for = _BUILT_FOR.read_text() if _BUILT_FOR.exists() else torch.__version__
+    if built_for.split(".")[:2] != torch.__version__.split(".")[:2]:
+        # Loaded all the same, it would end in an undefined symbol, or take memory for what it is not.
+        raise ImportError(
+            f"it was built for torch {built_for} and fits that minor version alone; torch is {torch.__version__} now"
+        )
+    return import_module("dpcgan_fast._C")
+
+
 native: ModuleType | None = None
 _import_error: ImportError | None = None
 try:
-    native = import_module("dpcgan_fast._C")
+    native = _load()
 except ImportError as error:
     _import_error = error
 
@@ -43,11 +57,8 @@ def backend() -> str:
     """
     name = _asked("DPCGAN_BACKEND", _BACKENDS, "native")
     _asked("DPCGAN_SIMD", _SIMD_LEVELS, "avx512")  # the extension reads it, and knows no way to say what is wrong
-    if name == "native" and native is None:
-        raise ImportError(
-            f"The native extension of dpcgan_fast cannot be loaded ({_import_error}). Build it with "
-            "`pip install --no-build-isolation .`, or set DPCGAN_BACKEND=reference to use the slow reference ops."
-        ) from _import_error
+    if name == "native":
+        native_module()
     return name
 
 
@@ -55,8 +66,9 @@ def native_module() -> Any:
     """The compiled module, or ImportError with the way to build it."""
     if native is None:
         raise ImportError(
-            f"The native extension of dpcgan_fast cannot be loaded ({_import_error}). Build it with "
-            "`pip install --no-build-isolation .`."
+            f"The native extension of dpcgan_fast cannot be loaded: {_import_error}. Build it from its sources against "
+            "this torch, with `pip install --no-build-isolation .`, or install a wheel for it; "
+            "DPCGAN_BACKEND=reference has the slow reference ops run without it."
         ) from _import_error
     return native
 

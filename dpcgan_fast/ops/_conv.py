@@ -40,17 +40,18 @@ class ConvProblem:
             dilation=self.dilation,
         )
 
-    def _geometry(self) -> tuple[int, int, int, int, int, int]:
+    def geometry(self) -> tuple[int, int, int, int, int, int]:
+        """Its numbers as the ops take them."""
         return self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.bias_role
 
     def sq_norm(self, x: Tensor, g: Tensor, mode: NormMode, units: UnitGroups | None = None) -> Tensor:
         """Squared norm of each unit's gradient without storing one, (U,) float64: `direct` or `gram`."""
         order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
-        return op("conv_sq_norm")(x, g, *self._geometry(), mode, order, offsets)
+        return op("conv_sq_norm")(x, g, *self.geometry(), mode, order, offsets)
 
     def _pointwise(self, x: Tensor) -> bool:
         """Whether the gradient is a plain product over positions, which the library forms best on the CPU."""
-        return self._geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1 and not gpu_ops(x.device)
+        return self.geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1 and not gpu_ops(x.device)
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample gradients in the dtype of x, or float32 for bfloat16.
@@ -60,7 +61,7 @@ class ConvProblem:
         if self._pointwise(x) and self.bias_role != BIAS_FROM_INPUT:
             bias = g.new_zeros(g.shape[0], 0) if self.bias_role == BIAS_NONE else sum_positions(g)
             return row_products(g, x).unsqueeze(3), bias
-        return op("conv_per_sample_grad")(x, g, *self._geometry())
+        return op("conv_per_sample_grad")(x, g, *self.geometry())
 
     def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """sum_n factor[n] G_n in float64: weight (O, C/groups, k), bias (O or C or 0).
@@ -71,7 +72,7 @@ class ConvProblem:
         if self._pointwise(x) and weights > activations:  # each position is a row: one product of matrices in double
             factor = factor.repeat_interleave(x.shape[2])
             x, g = (side.transpose(1, 2).reshape(len(factor), -1, 1) for side in (x, g))
-        return op("conv_weighted_grad")(x, g, factor, *self._geometry())
+        return op("conv_weighted_grad")(x, g, factor, *self.geometry())
 
 
 def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, dtype: torch.dtype) -> Tensor:
@@ -242,6 +243,6 @@ def step_clip_factor(
     On the GPU alone; the reference back end takes any device. Raises RuntimeError for tensors that do not fit.
     """
     order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
-    geometry = [n for layer in layers for n in (*layer.problem._geometry(), int(layer.mode == "gram"))]
+    geometry = [n for layer in layers for n in (*layer.problem.geometry(), int(layer.mode == "gram"))]
     x, g = [layer.x for layer in layers], [layer.g for layer in layers]
     return op("step_clip_factor")(x, g, geometry, list(grads), max_grad_norm, order, offsets, valid)[1]

@@ -1,5 +1,7 @@
 """Fake (meta) kernels: the shapes and dtypes of the ops' results, so that torch.compile and export can trace them."""
 
+# Arguments are those of the schemas in csrc/registration.cpp, and opcheck runs each function:
+# pyright: basic
 import torch
 from torch import Tensor
 

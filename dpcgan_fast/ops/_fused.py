@@ -119,7 +119,7 @@ class FusedNet:
     length: int
     flat: bool = False
     flat_input: bool = False
-    _pool: list[Tensor] = field(default_factory=list, repr=False)
+    _pool: list[Tensor] = field(default_factory=list[Tensor], repr=False)
 
     def __post_init__(self) -> None:
         self._integers = [number for layer in self.layers for number in layer.integers()]

@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -35,10 +36,10 @@ class NoiseKey:
     def __init__(self, seed: int | None = None, position: int = 0):
         if seed is None and position != 0:
             raise ValueError("Expected position 0 for a key without a seed: a secret stream is never continued.")
-        self.seeded = seed is not None
+        self.seeded: bool = seed is not None
         if seed is None:
             self._key = secrets.token_bytes(KEY_BYTES)
-            self.key_id = secrets.token_hex(8)
+            self.key_id: str = secrets.token_hex(8)
         else:
             self._key = derive_key(str(seed).encode(), "seeded noise")
             self.key_id = SEEDED_KEY_ID
@@ -72,12 +73,12 @@ class NoiseKey:
             if not 0 <= blocks <= _LAST_COUNTER - first:
                 raise ValueError(f"Expected 0 <= blocks <= {_LAST_COUNTER - first}, got {blocks}.")
             self._position = first + blocks
-        return torch.from_numpy(np.frombuffer(self._key, dtype=np.int32).copy()), first
+        return torch.as_tensor(np.frombuffer(self._key, dtype=np.int32).copy()), first
 
     def __repr__(self) -> str:
         return f"NoiseKey(key_id={self.key_id!r}, position={self._position}, seeded={self.seeded})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> NoReturn:
         raise TypeError("A NoiseKey cannot be copied or pickled: the copy would draw the same noise again.")
 
 

@@ -129,7 +129,7 @@ def rows_sq_norm(grads: list[Tensor], row_order: Tensor | None = None, unit_offs
     for grad in grads:
         rows = grad.double().reshape(grad.shape[0], math.prod(grad.shape[1:]))
         if row_order is not None and unit_offsets is not None:
-            bounds = unit_offsets.tolist()
+            bounds = [int(offset) for offset in unit_offsets]
             units = [rows[row_order[a:b]].sum(0) for a, b in pairwise(bounds)]
             rows = torch.stack(units) if units else rows[:0]
         squares = rows.square().sum(1)
@@ -142,7 +142,7 @@ def rows_sq_norm(grads: list[Tensor], row_order: Tensor | None = None, unit_offs
 def rows_weighted_sum(grad: Tensor, factor: Tensor) -> Tensor:
     """sum_n factor[n] grad[n] in float64; rows of factor 0 are left out, whatever they hold."""
     kept = factor != 0
-    return torch.tensordot(factor[kept], grad[kept].double(), dims=1)
+    return torch.einsum("n,n...->...", factor[kept], grad[kept].double())
 
 
 def clip_factor(sq_norm: Tensor, max_grad_norm: float, valid: Tensor | None = None) -> Tensor:
@@ -200,7 +200,7 @@ def chacha20_block(key: np.ndarray, nonce: int, counter: int) -> np.ndarray:
 
 def standard_normals(key: np.ndarray, counter: int, size: int) -> np.ndarray:
     """`size` standard normals in float64: Box-Muller on 53-bit uniforms, eight a block."""
-    normals = []
+    normals: list[float] = []
     for block in range(math.ceil(size / NORMALS_PER_BLOCK)):
         words = [int(word) for word in chacha20_block(key, 0, counter + block)]
         for i in range(0, 16, 4):
@@ -217,7 +217,7 @@ def gaussian_noise_(tensors: list[Tensor], std: float, key: Tensor, counter: int
     grid = 2.0 ** (math.frexp(std)[1] - 1 - GRID_BITS)
     words = key.numpy().view(np.uint32)
     for tensor in tensors:
-        noise = torch.from_numpy(standard_normals(words, counter, tensor.numel())).reshape(tensor.shape)
+        noise = torch.as_tensor(standard_normals(words, counter, tensor.numel())).reshape(tensor.shape)
         noisy = tensor.double() + std * noise.to(tensor.device)
         tensor.copy_(torch.round(noisy / grid) * grid)
         counter += math.ceil(tensor.numel() / NORMALS_PER_BLOCK)
@@ -281,7 +281,7 @@ def noisy_update_armed_(
     control.zero_()
     if not held["armed"]:
         return
-    key = torch.from_numpy(held["key"].view(np.int32).copy())
+    key = torch.as_tensor(held["key"].view(np.int32).copy())
     settings = held["settings"][: {"sgd": 3, "adam": 7, "rmsprop": 4}[optimizer]].tolist()
     noisy_update_(
         parameters, first, second, sums, public_sums, std, key, int(held["counter"]), float(held["divisor"]),

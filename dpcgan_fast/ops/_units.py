@@ -37,8 +37,13 @@ def group_units(units: Tensor, rows: int) -> UnitGroups | None:
             f"{'that' if units.shape == (rows,) else 'another'} shape; otherwise rows of one unit would be clipped "
             "apart and its privacy loss under-reported."
         )
-    unit_ids, unit_of_row, counts = torch.unique(units, return_inverse=True, return_counts=True)
+    unit_ids, unit_of_row, counts = _distinct(units)
     if not torch.compiler.is_compiling() and unit_ids.numel() == rows:
         return None
     offsets = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0))
     return UnitGroups(unit_ids, unit_of_row, torch.argsort(unit_of_row, stable=True), offsets)
+
+
+def _distinct(units: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ids in ascending order, the index of each row's id among them, and how many rows each has."""
+    return torch.unique(units, return_inverse=True, return_counts=True)  # pyright: ignore

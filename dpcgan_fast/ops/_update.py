@@ -22,7 +22,7 @@ class UpdateControl:
     """
 
     def __init__(self, device: torch.device):
-        self.tensor = torch.zeros(CONTROL.itemsize // 8, dtype=torch.int64, device=device)
+        self.tensor: Tensor = torch.zeros(CONTROL.itemsize // 8, dtype=torch.int64, device=device)
 
     def arm(self, key: NoiseKey, blocks: int, divisor: float, public_divisor: float, settings: Sequence[float]) -> None:
         """Reserves the noise of the next update and lets it happen, once.
@@ -38,7 +38,7 @@ class UpdateControl:
         control["key"], control["counter"], control["armed"] = words.numpy().view(np.uint32), counter, 1
         control["divisor"], control["public_divisor"] = divisor, public_divisor
         control["settings"][0, : len(settings)] = settings
-        packed = torch.from_numpy(control.view(np.int64))
+        packed = torch.as_tensor(control.view(np.int64))
         if self.tensor.is_cuda:
             # Pinned memory is not given out again before the copy is done, so an earlier step is never overwritten.
             packed = packed.pin_memory()

@@ -131,7 +131,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path, create: bool = False):
-        self.path = Path(path)
+        self.path: Path = Path(path)
         flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if create else 0)
         try:
             self._descriptor = os.open(self.path, flags, PRIVATE_FILE)
@@ -147,6 +147,8 @@ class Ledger:
             self._lock()
             if create:
                 sync_folder(self.path.parent)
+            self.lines: list[LedgerLine]
+            self.torn: bool
             self.lines, self.torn = read_ledger(self.path)
             if self.torn:
                 self._drop_torn_line()

@@ -30,7 +30,7 @@ class Mechanism:
     delta: float = 0.0
     unit: str = "row"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.event not in ("gaussian", "poisson_gaussian"):
             raise ValueError(f"Expected event gaussian or poisson_gaussian, got {self.event!r}.")
         if not 0 < self.sample_rate <= 1:

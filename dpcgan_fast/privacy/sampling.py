@@ -23,7 +23,7 @@ class PoissonSampler:
     sample_rate: float
     key: bytes = field(repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.sample_rate <= 1:
             raise ValueError(f"Expected sample_rate={self.sample_rate} in (0, 1].")
 
