@@ -28,7 +28,7 @@ struct Windows {
 };
 
 Extents extents(const char* name, c10::IntArrayRef given, size_t dimensions, int64_t first) {
-  TORCH_CHECK(given.size() == dimensions, "window_per_sample_grad: expected ", dimensions, " numbers in ", name,
+  TORCH_CHECK(given.size() == dimensions, "window_per_sample_grad_: expected ", dimensions, " numbers in ", name,
               ", got ", given.size());
   Extents all{first, first, first};
   std::copy(given.begin(), given.end(), all.end() - static_cast<int64_t>(dimensions));
@@ -39,7 +39,7 @@ Windows check_windows(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef
                       c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t groups) {
   TORCH_CHECK(x.dim() == g.dim() && (x.dim() == 4 || x.dim() == 5) && x.size(0) == g.size(0) &&
                   x.scalar_type() == g.scalar_type(),
-              "window_per_sample_grad: expected x (B, C, ...) and g (B, O, ...) of one dtype, in two or three "
+              "window_per_sample_grad_: expected x (B, C, ...) and g (B, O, ...) of one dtype, in two or three "
               "dimensions, got ",
               x.sizes(), " ", x.scalar_type(), " and ", g.sizes(), " ", g.scalar_type());
   const size_t dimensions = static_cast<size_t>(x.dim() - 2);
@@ -54,13 +54,13 @@ Windows check_windows(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef
                         extents("padding", padding, dimensions, 0),
                         extents("dilation", dilation, dimensions, 1)};
   TORCH_CHECK(groups > 0 && windows.channels % groups == 0 && windows.outputs % groups == 0,
-              "window_per_sample_grad: expected groups to divide ", windows.channels, " and ", windows.outputs,
+              "window_per_sample_grad_: expected groups to divide ", windows.channels, " and ", windows.outputs,
               " channels, got ", groups);
   for (size_t i = 0; i < kDimensions; ++i) {
     const int64_t seen = windows.stride[i] * (windows.positions[i] - 1) + windows.dilation[i] * (windows.kernel[i] - 1);
     TORCH_CHECK(windows.kernel[i] > 0 && windows.stride[i] > 0 && windows.dilation[i] > 0 && windows.padding[i] >= 0 &&
                     seen < windows.size[i] + 2 * windows.padding[i],
-                "window_per_sample_grad: the windows of g's ", g.sizes().slice(2), " positions reach beyond x's ",
+                "window_per_sample_grad_: the windows of g's ", g.sizes().slice(2), " positions reach beyond x's ",
                 x.sizes().slice(2), " with kernel_size ", kernel_size, ", stride ", stride, ", padding ", padding,
                 ", dilation ", dilation);
   }
@@ -124,20 +124,24 @@ void window_grads(const Windows& w, const at::Tensor& x, const at::Tensor& g, co
 
 }  // namespace
 
-at::Tensor window_per_sample_grad_cpu(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
-                                      c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
-                                      int64_t groups) {
+void window_per_sample_grad_cpu(at::Tensor out, const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
+                                c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
+                                int64_t groups) {
   const Windows windows = check_windows(x, g, kernel_size, stride, padding, dilation, groups);
   std::vector<int64_t> shape{windows.rows, windows.outputs, windows.channels / groups};
   shape.insert(shape.end(), kernel_size.begin(), kernel_size.end());
-  at::Tensor out = at::empty(shape, x.options());
-  if (windows.count(windows.positions) == 0) return out.zero_();
+  TORCH_CHECK(out.sizes() == shape && out.scalar_type() == x.scalar_type() && out.is_contiguous(),
+              "window_per_sample_grad_: expected a contiguous out of shape ", shape, " and type ", x.scalar_type(),
+              ", got ", out.sizes(), " ", out.scalar_type());
+  if (windows.count(windows.positions) == 0) {
+    out.zero_();
+    return;
+  }
   const at::Tensor x_rows = x.contiguous(), g_rows = g.contiguous();
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "window_per_sample_grad",
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "window_per_sample_grad_",
                              [&] { window_grads<scalar_t>(windows, x_rows, g_rows, out); });
-  return out;
 }
 
 }  // namespace dpcgan::cpu
 
-TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) { m.impl("window_per_sample_grad", &dpcgan::cpu::window_per_sample_grad_cpu); }
+TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) { m.impl("window_per_sample_grad_", &dpcgan::cpu::window_per_sample_grad_cpu); }

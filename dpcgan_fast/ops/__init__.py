@@ -46,6 +46,7 @@ from dpcgan_fast.ops._noise import gaussian_noise_ as gaussian_noise_
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD as BIAS_FROM_GRAD
 from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
 from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
+from dpcgan_fast.ops._spare import give_back as give_back
 from dpcgan_fast.ops._units import UnitGroups as UnitGroups
 from dpcgan_fast.ops._units import group_units as group_units
 from dpcgan_fast.ops._update import UpdateControl as UpdateControl

@@ -31,6 +31,10 @@ def register() -> None:
         weight = x.new_empty(x.shape[0], g.shape[1], x.shape[1] // groups, kernel_size, dtype=dtype)
         return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role), dtype=dtype)
 
+    @register_fake("dpcgan_fast::window_per_sample_grad_")
+    def _(out, x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
+        return None
+
     @register_fake("dpcgan_fast::conv_weighted_grad")
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
         weight = x.new_empty(g.shape[1], x.shape[1] // groups, kernel_size, dtype=torch.float64)

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpcgan_fast.ops._backend import backend
+from dpcgan_fast.ops._spare import borrow
+
 _BUFFER = {"cpu": 2**19, "cuda": 2**26}  # elements of the windows that are copied at a time
 _FEWEST_ROWS, _MOST_ROWS = 2, 32
 
@@ -92,7 +95,11 @@ class WindowProblem:
         """
         rows, outputs, positions = g.shape[0], g.shape[1], g.shape[2:]
         taps, count = self.taps(x), math.prod(positions)
-        out = x.new_empty(rows, outputs, x.shape[1] // self.groups, *self.kernel_size)
+        out = borrow((rows, outputs, x.shape[1] // self.groups, *self.kernel_size), x)
+        if x.device.type == "cpu" and backend() == "native" and len(self.kernel_size) > 1:
+            geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+            torch.ops.dpcgan_fast.window_per_sample_grad_(out, x, g, *geometry)
+            return out
         at_a_time = rows_at_a_time(self.groups * taps * count, x.device)
         sides = list(zip(self.padding, x.shape[2:], strict=True))
         padded = x.new_zeros(at_a_time, x.shape[1], *(size + 2 * width for width, size in sides))

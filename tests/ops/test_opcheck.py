@@ -50,6 +50,13 @@ def conv_weighted_grad(rows, device):
         yield *operands(rows, device), double(rows, device=device), *GEOMETRY, role
 
 
+def window_per_sample_grad_(rows, device):
+    x, g = torch.randn(rows, 4, 9, 8, device=device), torch.randn(rows, 6, 5, 2, device=device)
+    yield torch.empty(rows, 6, 2, 3, 2, device=device), x, g, (3, 2), (2, 3), (1, 0), (1, 2), 2
+    x, g = double(rows, 2, 4, 5, 6, device=device), double(rows, 3, 4, 3, 4, device=device)
+    yield double(rows, 3, 2, 1, 3, 3, device=device), x, g, (1, 3, 3), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1
+
+
 def group_norm_per_sample_grad(rows, device):
     x, g = torch.randn(2, rows, 6, 9, device=device)
     yield x, g, 3, 1e-5
@@ -145,13 +152,14 @@ def noisy_update_armed_(rows, device):
 CASES = {
     case.__name__: case
     for case in (
-        conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, group_norm_per_sample_grad, layer_norm_per_sample_grad,
+        conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, group_norm_per_sample_grad,
+        layer_norm_per_sample_grad,
         rows_sq_norm, rows_weighted_sum, clip_factor, step_clip_factor, fused_forward, fused_sq_norm,
         fused_clipped_sum, gaussian_noise_, noisy_update_, noisy_update_armed_,
     )
 }  # fmt: skip
-CPU_ALONE = {"fused_forward", "fused_sq_norm", "fused_clipped_sum"}
-MUTATING = {"fused_forward", "gaussian_noise_", "noisy_update_", "noisy_update_armed_"}
+CPU_ALONE = {"window_per_sample_grad_", "fused_forward", "fused_sq_norm", "fused_clipped_sum"}
+MUTATING = {"window_per_sample_grad_", "fused_forward", "gaussian_noise_", "noisy_update_", "noisy_update_armed_"}
 
 
 def registered_ops():

@@ -1,0 +1,49 @@
+"""Memory of per-sample gradients, used again from step to step.
+
+The system clears fresh memory page by page, which takes longer than to write it.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+_MOST_BYTES = 2**29  # kept for later, in all
+_LEAST_BYTES = 2**20  # below, memory comes from torch's own store
+_ROOM = 1.25  # Poisson-drawn batches differ in size
+
+_spare: list[Tensor] = []
+_lent: set[int] = set()  # addresses
+_lock = threading.Lock()
+
+
+def borrow(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A tensor of this shape, of the dtype and on the device of `like`, with anything in it."""
+    numel = 1
+    for size in shape:
+        numel *= size
+    needed = numel * like.element_size()
+    if like.device.type != "cpu" or needed < _LEAST_BYTES:
+        return like.new_empty(shape)
+    with _lock:
+        fitting = [i for i, block in enumerate(_spare) if block.numel() >= needed]
+        block = _spare.pop(min(fitting, key=lambda i: _spare[i].numel())) if fitting else None
+    if block is None:
+        block = torch.empty(int(needed * _ROOM), dtype=torch.uint8)
+    with _lock:
+        _lent.add(block.data_ptr())
+    return block[:needed].view(like.dtype).view(*shape)
+
+
+def give_back(tensors: Iterable[Tensor]) -> None:
+    """Keeps the memory of tensors that `borrow` gave and that nothing refers to any more; of others, nothing."""
+    with _lock:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in _lent:
+                _lent.remove(storage.data_ptr())
+                _spare.append(torch.empty(0, dtype=torch.uint8).set_(storage))
+        _spare.sort(key=lambda block: block.numel())
+        while sum(block.numel() for block in _spare) > _MOST_BYTES:
+            _spare.pop(0)
