@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dpcgan_fast.engine.layer_gradients import operands
 from dpcgan_fast.ops import TokenGradients, WindowProblem, group_units
 from tests.engine.layer_nets import LAYER_NETS, VOCABULARY, Ids, Output
 from tests.engine.nets import clipped_sum_by_microbatches, flat, row_losses, sequential
@@ -287,3 +288,10 @@ class TestCheckpoint:
         step = sgd_step(module)
         with pytest.raises(RuntimeError, match="use_reentrant"):
             step.backward(row_losses(step(torch.rand(9, 6))))
+
+
+def test_operands_in_bfloat16_are_read_by_kernels_of_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("dpcgan_fast.ops.gpu_ops", lambda device: True)
+    half = torch.ones(2, dtype=torch.bfloat16)
+    assert operands(half, half)[0].dtype == torch.bfloat16
+    assert operands(half, half, by_kernels=False)[0].dtype == torch.float32
