@@ -17,6 +17,18 @@ namespace dpcgan::cpu {
 namespace {
 
 constexpr int64_t kColumnBlock = 2048;  // columns of a gradient that one task sums, to stay in the first-level cache
+constexpr int64_t kSums = 32;           // sums of squares side by side: one alone would wait for each addition
+
+DPCGAN_INLINE double sum_of_squares(const double* values, int64_t size) {
+  double sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= size; i += kSums)
+    for (int64_t lane = 0; lane < kSums; ++lane) sums[lane] += values[i + lane] * values[i + lane];
+  for (int64_t lane = 0; i < size; ++i, ++lane) sums[lane] += values[i] * values[i];
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
 
 template <class T>
 DPCGAN_INLINE double sq_norm_of_sum(const T* grads, int64_t numel, const int64_t* rows, int64_t count,
@@ -30,7 +42,7 @@ DPCGAN_INLINE double sq_norm_of_sum(const T* grads, int64_t numel, const int64_t
       const T* row = grads + rows[r] * numel + begin;
       for (int64_t i = 0; i < size; ++i) sum[i] += row[i];
     }
-    for (int64_t i = 0; i < size; ++i) total += sum[i] * sum[i];
+    total += sum_of_squares(sum, size);
   }
   return total;
 }

@@ -7,8 +7,9 @@
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
-#include <cstring>
+#include <vector>
 
 #include "../common/conv_geometry.h"
 #include "parallel.h"
@@ -67,39 +68,48 @@ Windows check_windows(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef
   return windows;
 }
 
-// What one tap sees in one line of positions: x[offset + stride q], 0 outside of the line.
-template <class T>
-void copy_line(const T* line, int64_t size, int64_t offset, int64_t stride, int64_t positions, T* out) {
-  const int64_t begin = std::min(positions, offset >= 0 ? 0 : ceil_div(-offset, stride));
-  const int64_t end = std::max(begin, std::min(positions, offset >= size ? 0 : (size - 1 - offset) / stride + 1));
-  std::fill(out, out + begin, T(0));
-  if (stride == 1) {
-    std::memcpy(out + begin, line + offset + begin, static_cast<size_t>(end - begin) * sizeof(T));
-  } else {
-    for (int64_t q = begin; q < end; ++q) out[q] = line[offset + stride * q];
-  }
-  std::fill(out + end, out + positions, T(0));
+// Which positions of a line see a value of it through one tap: [begin, end), at offset + stride position.
+struct Seen {
+  int64_t offset, begin, end;
+};
+
+Seen seen_by(const Windows& w, int64_t tap) {
+  const int64_t offset = tap * w.dilation[2] - w.padding[2], size = w.size[2], stride = w.stride[2];
+  const int64_t begin = std::min(w.positions[2], offset >= 0 ? 0 : ceil_div(-offset, stride));
+  return {offset, begin,
+          std::max(begin, std::min(w.positions[2], ceil_div(std::max<int64_t>(0, size - offset), stride)))};
 }
 
-// columns: (taps of the group, positions) of one row; x: one channel group of it.
 template <class T>
-void lay_out(const Windows& w, const T* x, T* columns) {
+void copy_line(const T* line, const Seen& seen, int64_t stride, int64_t positions, T* out) {
+  for (int64_t q = 0; q < seen.begin; ++q) out[q] = T(0);
+  const T* from = line + seen.offset;
+  if (stride == 1) {
+    for (int64_t q = seen.begin; q < seen.end; ++q) out[q] = from[q];
+  } else {
+    for (int64_t q = seen.begin; q < seen.end; ++q) out[q] = from[stride * q];
+  }
+  for (int64_t q = seen.end; q < positions; ++q) out[q] = T(0);
+}
+
+// columns: (taps of the group, positions) of one row; x: one channel group of it; seen: of each tap of a line.
+template <class T>
+void lay_out(const Windows& w, const std::vector<Seen>& seen, const T* x, T* columns) {
   const auto at = [&w](size_t i, int64_t tap, int64_t position) {
     return position * w.stride[i] + tap * w.dilation[i] - w.padding[i];
   };
   for (int64_t c = 0; c < w.channels / w.groups; ++c, x += w.count(w.size))
     for (int64_t i = 0; i < w.kernel[0]; ++i)
       for (int64_t j = 0; j < w.kernel[1]; ++j)
-        for (int64_t k = 0; k < w.kernel[2]; ++k)
+        for (const Seen& tap : seen)
           for (int64_t p = 0; p < w.positions[0]; ++p)
             for (int64_t q = 0; q < w.positions[1]; ++q, columns += w.positions[2]) {
               const int64_t depth = at(0, i, p), height = at(1, j, q);
               if (depth < 0 || depth >= w.size[0] || height < 0 || height >= w.size[1]) {
                 std::fill(columns, columns + w.positions[2], T(0));
-                continue;
+              } else {
+                copy_line(x + (depth * w.size[1] + height) * w.size[2], tap, w.stride[2], w.positions[2], columns);
               }
-              copy_line(x + (depth * w.size[1] + height) * w.size[2], w.size[2], at(2, k, 0), w.stride[2],
-                        w.positions[2], columns);
             }
 }
 
@@ -108,6 +118,8 @@ void window_grads(const Windows& w, const at::Tensor& x, const at::Tensor& g, co
   const int64_t taps = w.taps(), positions = w.count(w.positions), outputs = w.outputs / w.groups;
   const int64_t x_group = w.channels / w.groups * w.count(w.size), work = w.outputs * taps * positions;
   const T* values = x.const_data_ptr<T>();
+  std::vector<Seen> seen;
+  for (int64_t tap = 0; tap < w.kernel[2]; ++tap) seen.push_back(seen_by(w, tap));
   const at::Tensor grads = g.view({w.rows * w.groups, outputs, positions});
   const at::Tensor products = out.view({w.rows * w.groups, outputs, taps});
   at::parallel_for(0, w.rows, grain_size(work), [&](int64_t begin, int64_t end) {
@@ -115,7 +127,7 @@ void window_grads(const Windows& w, const at::Tensor& x, const at::Tensor& g, co
     const at::Tensor columns = at::empty({taps, positions}, x.options());
     const at::Tensor windows = columns.t();
     for (int64_t part = begin * w.groups; part < end * w.groups; ++part) {
-      lay_out(w, values + part * x_group, columns.mutable_data_ptr<T>());
+      lay_out(w, seen, values + part * x_group, columns.mutable_data_ptr<T>());
       at::Tensor product = products.select(0, part);
       at::mm_out(product, grads.select(0, part), windows);
     }

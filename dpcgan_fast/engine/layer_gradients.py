@@ -80,12 +80,13 @@ class MaterialisedGradient:
         return {parameter: ops.rows_weighted_sum(grad, factor) for parameter, grad in self.grads.items()}
 
 
-def operands(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def operands(x: Tensor, g: Tensor, by_kernels: bool = True) -> tuple[Tensor, Tensor]:
     """x and g in one type that holds the values of both exactly: the norm is that of what is summed.
 
-    Kernels sum in double, also where they read bfloat16, and round no product of clip factor and gradient.
+    by_kernels: whether only this project's ops read them. Kernels sum in double, also where they read bfloat16, and
+                round no product of clip factor and gradient; torch would store gradients in bfloat16
     """
-    if x.dtype == g.dtype == torch.bfloat16 and ops.gpu_ops(x.device):
+    if by_kernels and x.dtype == g.dtype == torch.bfloat16 and ops.gpu_ops(x.device):
         return x, g
     dtype = torch.promote_types(torch.promote_types(x.dtype, g.dtype), torch.float32)
     return x.to(dtype), g.to(dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dpcgan_fast.engine.fallback import per_sample_fallback
 from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient
 from dpcgan_fast.engine.recorder import LayerUse
+from dpcgan_fast.engine.rules_attention import attention
 from dpcgan_fast.engine.rules_conv import convolution, linear
 from dpcgan_fast.engine.rules_embedding import embedding, embedding_bag
 from dpcgan_fast.engine.rules_norm import group_norm, instance_norm, layer_norm, rms_norm
@@ -66,6 +67,9 @@ def gradient_by_rule(
     given = len(use.args)
     alone = given == 1 and not use.kwargs
     bag = isinstance(module, nn.EmbeddingBag) and given > 0  # weights of its tokens may come beside
+    if type(module) is nn.MultiheadAttention and given > 0:
+        check_rows(use, use.args[0], rows)
+        return attention(use, grads, own)
     if type(module) in _RECURRENT and alone:
         check_rows(use, use.args[0], rows)
         return recurrent(use, grads, own)

@@ -152,7 +152,7 @@ def convolution(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -
         return None
     transposed = isinstance(module, _ConvTransposeNd)
     rule, bias = f"conv_transpose{dimensions}d" if transposed else f"conv{dimensions}d", own.get("bias")
-    x, g = operands(x, grad_out)
+    x, g = operands(x, grad_out, by_kernels=dimensions == 1 and "weight" in own)
     if "weight" not in own:
         return _bias_alone(rule, g, own["bias"])
     grad = g
@@ -173,7 +173,8 @@ def convolution(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -
 
 def linear(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -> LayerGradient:
     """Linear, on rows (B, I) and on sequences (B, ..., I)."""
-    x, g = (ops.as_channels(side) for side in operands(use.args[0].detach(), grad_out))
+    sides = operands(use.args[0].detach(), grad_out, by_kernels="weight" in own)
+    x, g = (ops.as_channels(side) for side in sides)
     bias = own.get("bias")
     if "weight" not in own:
         return _bias_alone("linear", g, own["bias"])

@@ -43,7 +43,7 @@ def layer_norm(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) ->
 
 def rms_norm(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -> LayerGradient:
     """RMSNorm, which has no bias."""
-    module, (x, g) = use.module, operands(use.args[0].detach(), grad_out)
+    module, (x, g) = use.module, operands(use.args[0].detach(), grad_out, by_kernels=False)
     assert isinstance(module, nn.RMSNorm)
     eps = module.eps if module.eps is not None else torch.finfo(use.args[0].dtype).eps
     return _materialised("rms_norm", own, ops.rms_norm_per_sample_grad(x, g, module.normalized_shape, eps))

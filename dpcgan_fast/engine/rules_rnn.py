@@ -56,13 +56,14 @@ class _Products:
 
 def _direction(module: nn.RNNBase, x: Tensor, suffix: str) -> tuple[Tensor, _Products]:
     """One direction of one layer, step by step; x: (B, T, I) in the order of its steps, out: (B, T, H)."""
-    weights = {name: p.detach().to(x.dtype) for name, p in module.named_parameters() if name.endswith(suffix)}
-    bias_ih, bias_hh = weights.get(f"bias_ih{suffix}"), weights.get(f"bias_hh{suffix}")
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if module.bias else ("weight_ih", "weight_hh")
+    weights = {kind: getattr(module, f"{kind}{suffix}").detach().to(x.dtype) for kind in kinds}
+    bias_ih, bias_hh = weights.get("bias_ih"), weights.get("bias_hh")
     h = c = x.new_zeros(x.shape[0], module.hidden_size)
     taken, outputs = _Products(suffix), []
     for step in x.unbind(1):
-        of_input = F.linear(step, weights[f"weight_ih{suffix}"], bias_ih)
-        of_state = F.linear(h, weights[f"weight_hh{suffix}"], bias_hh)
+        of_input = F.linear(step, weights["weight_ih"], bias_ih)
+        of_state = F.linear(h, weights["weight_hh"], bias_hh)
         for product in (of_input, of_state):
             if not product.requires_grad:
                 product.requires_grad_()
@@ -95,6 +96,8 @@ def recurrent(use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn
     assert isinstance(module, nn.RNNBase)
     drops = module.dropout > 0 and module.training and module.num_layers > 1
     x, grad_out = use.args[0].detach(), grads[0]
+    if not set(own) <= set(module._flat_weights_names):  # weight norm, say, has parameters of its own
+        return None
     if x.dim() != 3 or drops or module.proj_size > 0 or grad_out is None or any(g is not None for g in grads[1:]):
         return None
     dtype = torch.promote_types(x.dtype, module.weight_ih_l0.dtype)  # type: ignore[arg-type]
@@ -106,8 +109,8 @@ def recurrent(use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn
     by_name: dict[str, Tensor] = {}
     for taken in products:
         for kind, sides in (("ih", taken.inputs), ("hh", taken.states)):
-            of_steps = torch.stack([next(found) for _ in sides], 2)  # (B, gates H, T)
-            sides = torch.stack([side.detach() for side in sides], 2)  # (B, I or H, T)
+            of_steps = torch.stack([next(found) for _ in sides], 1).transpose(1, 2)  # (B, gates H, T)
+            sides = torch.stack([side.detach() for side in sides], 1).transpose(1, 2)  # (B, I or H, T)
             if f"weight_{kind}{taken.names}" in own:
                 by_name[f"weight_{kind}{taken.names}"] = ConvProblem(1).per_sample_grad(sides, of_steps)[0].squeeze(3)
             if f"bias_{kind}{taken.names}" in own:

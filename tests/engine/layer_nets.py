@@ -65,14 +65,21 @@ class Output(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention."""
+    """Self-attention, with other keys and values and a mask of keys, or without; its weights may count."""
 
-    def __init__(self):
+    def __init__(self, others: bool = False, weights: bool = False):
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        sizes = {"kdim": 3, "vdim": 2, "bias": False} if others else {}
+        self.attention, self.others = nn.MultiheadAttention(4, 2, batch_first=True, **sizes), others
+        self.weights = weights
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, need_weights=False)[0]
+        if self.others:
+            mask = torch.zeros(x.shape[:2], dtype=torch.bool)
+            mask[:, 0] = True
+            return self.attention(x, x[..., :3], value=x[..., 1:3], key_padding_mask=mask)[0]
+        output, weights = self.attention(x, x, x, need_weights=self.weights)
+        return torch.cat([output, weights], 2) if self.weights else output
 
 
 def frozen(net: nn.Sequential, name: str) -> nn.Sequential:
@@ -140,5 +147,7 @@ LAYER_NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]
     "gru": (lambda: Output(nn.GRU(3, 4, batch_first=True, bias=False)), (4, 3), ["gru"]),
     "rnn": (lambda: Output(nn.RNN(3, 4, batch_first=True)), (4, 3), ["rnn"]),
     "relu rnn": (lambda: Output(nn.RNN(3, 16, nonlinearity="relu", batch_first=True)), (4, 3), ["rnn"]),
-    "attention": (Attention, (3, 4), ["torch.func"]),
+    "attention": (Attention, (3, 4), ["attention"]),
+    "attention to others": (lambda: Attention(others=True), (3, 4), ["attention"]),
+    "attention and its weights": (lambda: Attention(weights=True), (3, 4), ["torch.func"]),
 }  # fmt: skip

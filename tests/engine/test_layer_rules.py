@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dpcgan_fast.engine.layer_gradients import operands
 from dpcgan_fast.ops import TokenGradients, WindowProblem, group_units
-from tests.engine.layer_nets import LAYER_NETS, VOCABULARY, Ids
+from tests.engine.layer_nets import LAYER_NETS, VOCABULARY, Ids, Output
 from tests.engine.nets import clipped_sum_by_microbatches, flat, row_losses, sequential
 from tests.engine.steps import Sum, assert_close, moved, sgd_step
 
@@ -117,6 +118,63 @@ def test_embeddings_of_any_shape(rows, positions, features, seed, grouped):
     expected = clipped_sum_by_microbatches(module, x, 0.5, units)
     step = sgd_step(module, 0.5)
     step.backward(row_losses(step(x)), units)
+    assert_close(moved(module, step), expected, rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.booleans(),
+    st.booleans(), st.sampled_from(["", "weight", "bias", "_hh", "l0"]),
+)  # fmt: skip
+def test_recurrent_layers_of_any_shape(kind, rows, steps, layers, bias, both_ways, frozen):
+    module = Output(kind(2, 3, layers, bias=bias, batch_first=True, bidirectional=both_ways)).double()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(not frozen or frozen not in name)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        return
+    x = torch.rand(rows, steps, 2, dtype=torch.float64)
+    expected = clipped_sum_by_microbatches(module, x, 0.3)
+    step = sgd_step(module, 0.3)
+    step.backward(row_losses(step(x)))
+    got = moved(module, step)
+    assert_close({name: got[name] for name in expected}, expected, rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.lists(st.integers(2, 4), min_size=1, max_size=3), st.integers(1, 2), st.data())
+def test_norms_of_any_shape(rows, positions, groups, data):
+    channels = 2 * groups
+    kinds = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+    norms = [
+        nn.GroupNorm(groups, channels), kinds[len(positions)](channels, affine=True),
+        nn.LayerNorm(positions[data.draw(st.integers(0, len(positions) - 1)) :]), nn.RMSNorm(positions, eps=1e-4),
+    ]  # fmt: skip
+    module = sequential(data.draw(st.sampled_from(norms))).double()
+    x = torch.randn(rows, channels, *positions, dtype=torch.float64)
+    expected = clipped_sum_by_microbatches(module, x, 1.0)
+    step = sgd_step(module, 1.0)
+    step.backward(row_losses(step(x)))
+    assert_close(moved(module, step), expected, rtol=1e-11)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.booleans(), st.booleans())
+def test_attention_of_any_shape(rows, positions, heads, bias, others):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            sizes = {"kdim": 3, "vdim": 5} if others else {}
+            self.inner = nn.MultiheadAttention(2 * heads, heads, bias=bias, batch_first=True, **sizes)
+
+        def forward(self, x):
+            key, value = (x[..., :3], x[..., :5]) if others else (x[..., : 2 * heads],) * 2
+            return self.inner(x[..., -2 * heads :], key, value, need_weights=False)[0]
+
+    module, x = Attention().double(), torch.randn(rows, positions, 6, dtype=torch.float64)
+    expected = clipped_sum_by_microbatches(module, x, 0.5)
+    step = sgd_step(module, 0.5)
+    step.backward(row_losses(step(x)))
+    assert step.last.layers[0].rule == "attention"
     assert_close(moved(module, step), expected, rtol=1e-12)
 
 
@@ -230,3 +288,10 @@ class TestCheckpoint:
         step = sgd_step(module)
         with pytest.raises(RuntimeError, match="use_reentrant"):
             step.backward(row_losses(step(torch.rand(9, 6))))
+
+
+def test_operands_in_bfloat16_are_read_by_kernels_of_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("dpcgan_fast.ops.gpu_ops", lambda _device: True)
+    half = torch.ones(2, dtype=torch.bfloat16)
+    assert operands(half, half)[0].dtype == torch.bfloat16
+    assert operands(half, half, by_kernels=False)[0].dtype == torch.float32

@@ -47,3 +47,19 @@ def test_no_row_adds_more_than_the_bound(up, down, options):
     total = Sum(module, bound, **options)
     total.step.backward((total.step(x.contiguous()) * weights).sum((1, 2)))
     assert 0.99 * bound < float(total.take().norm()) <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("mode", ["auto", "direct", "gram", "materialise"])
+@pytest.mark.usefixtures("simd_level")
+def test_nor_does_a_row_of_an_image(kind, mode):
+    terms = aligned_terms(33, 31)
+    module = nn.Sequential(kind(WIDTH, WIDTH, 1, bias=False))
+    x, weights = (
+        torch.tensor(part, dtype=torch.float32).view(-1, 8).expand(1, WIDTH, -1, -1)
+        for part in (abs(terms), np.sign(terms))
+    )
+    bound = 0.5 * abs(math.fsum(terms)) * WIDTH
+    total = Sum(module, bound, norm_mode=mode)
+    total.step.backward((total.step(x.contiguous()) * weights).sum((1, 2, 3)))
+    assert float(total.take().norm()) <= bound * (1 + 1e-6)
