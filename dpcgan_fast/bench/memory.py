@@ -1,6 +1,7 @@
 """Peak of tensor memory, from the allocations that torch's profiler records."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ def peak_tensor_bytes(make: Callable[[], Callable[[], object]]) -> int:
 
     make: sets the step up and gives a function that takes it; what is kept between steps counts
     """
+    gc.collect()  # or what is freed meanwhile, from before, would count as less held
     with _without_native_output(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run = make()
         run()

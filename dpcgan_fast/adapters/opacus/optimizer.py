@@ -159,7 +159,11 @@ class DPOptimizer(OpacusDPOptimizer):
 
     def scale_grad(self) -> None:
         """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
-        super().scale_grad()
+        if self.loss_reduction == "mean":
+            count = (self.expected_batch_size or 1) * self.accumulated_iterations
+            for parameter in self.params:
+                assert parameter.grad is not None
+                parameter.grad /= count
         divisor = max(1, self._public_rows) if self.loss_reduction == "mean" else 1
         for parameter, total in self._public_sums.items():
             assert parameter.grad is not None
