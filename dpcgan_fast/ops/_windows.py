@@ -1,9 +1,9 @@
 """Per-sample weight gradients of convolutions in any number of dimensions, by the windows of the input that each output
 position sees: a row's gradient is one product of its output gradient and its windows.
 
-Windows take k times the memory of the input, so they are copied a few rows at a time, into a buffer that stays in the
-caches. Every product takes the same number of rows, filled up with zeros: the library rounds a row that is alone
-otherwise, and what a row adds must not depend on how many others there are.
+Windows take k times the memory of the input, so they are copied a few rows at a time, into one buffer. Every product
+takes the same number of rows, filled up with zeros: the library rounds a row that is alone otherwise, and what a row
+adds must not depend on how many others there are.
 """
 
 import math
@@ -17,7 +17,9 @@ from torch import Tensor
 from dpcgan_fast.ops._backend import backend
 from dpcgan_fast.ops._spare import borrow
 
-_BUFFER = {"cpu": 2**19, "cuda": 2**26}  # elements of the windows that are copied at a time
+# Elements of the windows that are copied at a time. Fewer would cost no more on idle cores; on busy ones every product
+# waits for the thread that comes last.
+_BUFFER = {"cpu": 2**21, "cuda": 2**26}
 _FEWEST_ROWS, _MOST_ROWS = 2, 32
 
 

@@ -194,6 +194,25 @@ class TestWhatARowAddsDoesNotDependOnTheOthers:
         assert torch.allclose(sum(parts), total.of(x), rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["direct", "gram"])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_norms_of_images_are_taken_a_few_rows_at_a_time(monkeypatch, mode, grouped):
+    monkeypatch.setattr("dpcgan_fast.engine.rules_conv._WINDOWS_AT_A_TIME", 500)
+    build, shape, _ = LAYER_NETS["images"]
+    module, x = build().double(), torch.rand(7, *shape, dtype=torch.float64)
+    units = torch.tensor([3, 1, 3, 7, 1, 1, 9]) if grouped else None
+    expected = clipped_sum_by_microbatches(module, x, 0.3, units)
+    step = sgd_step(module, 0.3, norm_mode=mode)
+    step.backward(row_losses(step(x)), units)
+    assert_close(moved(module, step), expected, rtol=1e-12)
+
+
+def test_large_weights_of_images_are_not_kept():
+    step = sgd_step(sequential(nn.Conv2d(128, 256, 3)))
+    step.backward(row_losses(step(torch.rand(2, 128, 4, 4))))
+    assert step.last.layers[0].mode == "gram"
+
+
 def test_norms_of_tokens_are_taken_a_few_rows_at_a_time(monkeypatch):
     monkeypatch.setattr("dpcgan_fast.ops._embedding._AT_A_TIME", 20)
     ids, g = torch.randint(0, 5, (9, 4)), torch.randn(9, 4, 3)
