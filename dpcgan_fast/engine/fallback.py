@@ -41,22 +41,23 @@ def _at_least(own: dict[str, nn.Parameter], x: Tensor) -> Tensor:
 
 
 def per_sample_fallback(
-    use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn.Parameter], rows: int
+    use: LayerUse, grads: tuple[Tensor | None, ...], own: dict[str, nn.Parameter], rows: int, row_dim: int = 0
 ) -> dict[nn.Parameter, Tensor]:
     """Per-sample gradients of a module's parameters by vmap over vector-Jacobian products.
 
-    use:   the recorded call; every tensor argument has the rows as its leading dimension
-    grads: gradient of each output tensor, (B, ...), or None
-    own:   trainable parameters by their name in the module
+    use:     the recorded call; every tensor argument has the rows as its leading dimension, or as that of row_dim
+    grads:   gradient of each output tensor, (B, ...), or None
+    own:     trainable parameters by their name in the module
+    row_dim: 0, or 1 where positions lead and rows come second
 
-    Raises ValueError if an argument or a used output does not have the rows in front, if dropout is active, or if the
+    Raises ValueError if an argument or a used output does not have the rows there, if dropout is active, or if the
     module cannot be vectorised.
     """
     _refuse_dropout(use)
     _refuse_final_state(use, grads)
     leaves, structure = tree_flatten((use.args, use.kwargs))
     for tensor in [*tensors_in(use.args, use.kwargs), *(g for g in grads if g is not None)]:
-        if tensor.dim() == 0 or tensor.shape[0] != rows:
+        if tensor.dim() <= row_dim or tensor.shape[row_dim] != rows:
             raise ValueError(
                 f"Module {use.name or '(root)'!r} has no layer rule, and the B rows do not lead in one of its tensors; "
                 "its per-sample gradients cannot be formed."
@@ -67,18 +68,18 @@ def per_sample_fallback(
 
     def row_product(parameters: dict[str, Tensor], inputs: tuple[Tensor, ...], outer: tuple[Tensor, ...]) -> Tensor:
         remaining = iter(inputs)
-        filled = [next(remaining).unsqueeze(0) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        filled = [next(remaining).unsqueeze(row_dim) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = tree_unflatten(filled, structure)
         outputs: list[Any] = tensors_in(torch.func.functional_call(use.module, parameters, args, kwargs))
-        products = [(outputs[i] * grad.unsqueeze(0)).sum() for i, grad in zip(used, outer, strict=True)]
+        products = [(outputs[i] * grad.unsqueeze(row_dim)).sum() for i, grad in zip(used, outer, strict=True)]
         return torch.stack(products).sum()
 
     try:
         # Attention by plain operations: vmap takes the fused ones row by row.
         with torch.autocast(next(iter(own.values())).device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-            by_name = torch.func.vmap(torch.func.grad(row_product), in_dims=(None, 0, 0), randomness="error")(
-                {name: parameter.detach() for name, parameter in own.items()}, row_inputs, row_grads
-            )
+            by_name = torch.func.vmap(
+                torch.func.grad(row_product), in_dims=(None, row_dim, row_dim), randomness="error"
+            )({name: parameter.detach() for name, parameter in own.items()}, row_inputs, row_grads)
     except RuntimeError as error:
         raise ValueError(
             f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) has no layer rule, and torch.func cannot "

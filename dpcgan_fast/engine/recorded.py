@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
+from dpcgan_fast.engine.fallback import per_sample_fallback
 from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
-from dpcgan_fast.engine.layer_gradients import LayerGradient
+from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient
 from dpcgan_fast.engine.recorder import (
     ForwardCall,
     LayerUse,
@@ -86,14 +87,16 @@ class RecordedModule:
     fused:      False keeps to the layerwise path
     norm_mode:  as in PrivateStep; another one than "auto" keeps to the layerwise path
     measure:    whether norms will be asked for; without, only rows that are not finite are found
-    row_dim:    0, or 1 where positions lead and rows come second; then only layers that take every position alike may
-                be trained, and whether rows mix is told by the kinds of modules alone
+    row_dim:    0, or 1 where positions lead and rows come second; whether rows mix is then told by the kinds of modules
+                alone
+    rows_lead:  kinds of layers in which rows lead all the same
     containers: modules whose own parameters are but other names for those of layers below
     """
 
     def __init__(
         self, module: nn.Module, trainable: dict[nn.Parameter, str], *, fused: bool, norm_mode: NormMode,
         measure: bool, row_dim: int = 0, containers: tuple[type[nn.Module], ...] = (),
+        rows_lead: tuple[type[nn.Module], ...] = (),
     ):  # fmt: skip
         refuse_wrapped_modules(module)
         refuse_mixing_modules(module)
@@ -104,6 +107,7 @@ class RecordedModule:
         self._runs: dict[str, FusedRun] = {}
         self._row_dim = row_dim
         self._containers = containers
+        self._rows_lead = rows_lead
         self._why = "rows do not lead" if row_dim else "fused=False" if not fused else f"norm_mode={norm_mode!r}"
         if fused and norm_mode == "auto" and row_dim == 0:
             self._runs, why = fused_runs(module, set(trainable), measure)
@@ -162,24 +166,22 @@ class RecordedModule:
 
     def _gradient(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
         if use.fused is None:
-            return layer_gradient(*self._rows_in_front(use, grads, rows), self.trainable, rows)
+            if self._row_dim > 0 and not isinstance(use.module, self._rows_lead):
+                return self._gradient_by_second(use, grads, rows)
+            return layer_gradient(use, grads, self.trainable, rows)
         (grad_out,) = grads
         assert grad_out is not None
         use.check_unchanged()
         check_rows(use, grad_out, rows)
         return FusedGradient(use, use.fused, grad_out, self.trainable)
 
-    def _rows_in_front(
-        self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int
-    ) -> tuple[LayerUse, tuple[Tensor | None, ...]]:
-        """A use as if its rows led."""
+    def _gradient_by_second(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
+        """The gradient of a layer whose rows are the second dimension: turned where all positions are taken alike."""
         x = use.args[0] if len(use.args) == 1 and not use.kwargs else None
-        if self._row_dim == 0 or not isinstance(x, Tensor):
-            return use, grads
-        if not isinstance(use.module, _POSITION_WISE) or x.dim() < 2 or x.shape[1] != rows:
-            raise ValueError(
-                f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) is trained where rows are the second "
-                "dimension, which only layers that take every position alike can be. Keep rows in front (batch_first)."
-            )
-        turned = tuple(None if grad is None else grad.transpose(0, 1) for grad in grads)
-        return replace(use, args=(x.transpose(0, 1),)), turned
+        if isinstance(use.module, _POSITION_WISE) and isinstance(x, Tensor) and x.dim() > 1:
+            turned = tuple(None if grad is None else grad.transpose(0, 1) for grad in grads)
+            return layer_gradient(replace(use, args=(x.transpose(0, 1),)), turned, self.trainable, rows)
+        use.check_unchanged()
+        own = {name: p for name, p in use.module.named_parameters() if p in self.trainable}
+        per_sample = per_sample_fallback(use, grads, own, rows, row_dim=1)
+        return MaterialisedGradient("torch.func", "rows are the second dimension", per_sample)

@@ -222,3 +222,68 @@ def test_evaluation_and_no_grad_run_the_module_as_it_is():
     module(x).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
     assert module.waiting == 0
+
+
+class Pair(nn.Module):
+    """A layer of one's own without a rule, over sequences whose rows come second, (T, B, F)."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.bias = nn.Parameter(torch.rand(4, 4)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        return torch.cumsum(x @ self.mix, 0) + self.bias
+
+
+@pytest.mark.parametrize("length", [3, 6])
+def test_rows_may_be_the_second_dimension(length):
+    """Also where there are as many positions as rows, so that no shape tells which is which."""
+
+    def build():
+        torch.manual_seed(4)
+        return nn.Sequential(nn.Embedding(9, 4), Pair(), nn.LayerNorm(4), nn.Linear(4, 2))
+
+    tokens = torch.randint(0, 9, (length, 6))
+    ours, theirs = (
+        GradSampleModule(build(), batch_first=False, loss_reduction="sum"),
+        opacus.GradSampleModule(build(), batch_first=False, loss_reduction="sum"),
+    )
+    sums = []
+    for module, kind in ((ours, DPOptimizer), (theirs, opacus.optimizers.DPOptimizer)):
+        optimizer = kind(
+            torch.optim.SGD(module.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=CLIP,
+            expected_batch_size=6, loss_reduction="sum",
+        )  # fmt: skip
+        module(tokens).square().sum().backward()
+        optimizer.clip_and_accumulate()
+        sums.append(torch.cat([p.summed_grad.flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [opacus.layers.DPLSTM, opacus.layers.DPGRU, opacus.layers.DPRNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_opacuss_recurrent_layers(kind, batch_first):
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(5)
+            self.inner, self.out = kind(4, 5, num_layers=2, batch_first=batch_first), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.out(self.inner(x)[0])
+
+    x = torch.randn(6, 3, 4) if batch_first else torch.randn(3, 6, 4)
+    sums = []
+    for wrap, optimize in (
+        (GradSampleModule, DPOptimizer),
+        (opacus.GradSampleModule, opacus.optimizers.DPOptimizer),
+    ):
+        module = wrap(Last(), batch_first=batch_first, loss_reduction="sum")
+        optimizer = optimize(
+            torch.optim.SGD(module.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=CLIP,
+            expected_batch_size=6, loss_reduction="sum",
+        )  # fmt: skip
+        module(x).square().sum().backward()
+        optimizer.clip_and_accumulate()
+        sums.append(torch.cat([p.summed_grad.flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import torch
 from opacus.grad_sample import AbstractGradSampleModule
 from opacus.grad_sample import GradSampleModule as OpacusGradSampleModule
 from opacus.grad_sample.gsm_base import AbstractGradSampleHooks
-from opacus.layers.dp_rnn import DPRNNBase
+from opacus.layers.dp_rnn import DPRNNBase, RNNLinear
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
@@ -30,8 +30,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
     """Records the forwards of a module that stays as it is, so that `loss.backward()` leaves what can be clipped.
 
     m:               rows are the leading dimension throughout; modules that mix rows are refused
-    batch_first:     False where rows are the second dimension; only layers that take every position alike may then be
-                     trained
+    batch_first:     False where rows are the second dimension, of every layer
     loss_reduction:  "mean" or "sum", what the loss does with its rows
     strict:          refuses trained layers with buffers, as Opacus does
     force_functorch: accepted for Opacus's signature; layers without a rule take torch.func by themselves
@@ -180,6 +179,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
                 measure=True,
                 row_dim=self._row_dim,
                 containers=(DPRNNBase,),
+                rows_lead=(RNNLinear,),
             )
             self._recordings = {key: recorded}
         return self._recordings[key]
