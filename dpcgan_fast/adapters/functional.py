@@ -23,11 +23,11 @@ from dpcgan_fast import ops
 from dpcgan_fast.adapters.batched_module import BatchedModule
 from dpcgan_fast.engine.clipped_sum import GradientSum
 from dpcgan_fast.engine.report import StepReport
+from dpcgan_fast.engine.settings import noise_std
 from dpcgan_fast.ops import NoiseKey
 
 Tree = Any  # nested dicts, lists and tuples of tensors
 
-_LEAST_NORM = 1e-12  # squares of smaller ones lose digits
 _CHUNK_BYTES = 1 << 24  # of per-sample gradients at a time
 
 
@@ -56,7 +56,7 @@ def clip_and_aggregate(
     number of rows, and for settings out of range.
     Source: arXiv 1607.00133, algorithm 1.
     """
-    noise_std = _noise_std(max_grad_norm, noise_multiplier)
+    std = noise_std(max_grad_norm, noise_multiplier)
     leaves, structure = tree_flatten(per_sample_grads)
     _check_float_leaves("per_sample_grads", per_sample_grads)
     rows = {leaf.shape[0] if leaf.dim() > 0 else -1 for leaf in leaves}
@@ -69,7 +69,7 @@ def clip_and_aggregate(
     common = _common_dtype(leaves)
     grads = [leaf.detach().to(common) for leaf in leaves]
     sums, norms = ops.clip_and_sum(grads, max_grad_norm, units, torch.float64)
-    released = _released(sums, leaves, noise_std, noise_key)
+    released = _released(sums, leaves, std, noise_key)
     return tree_unflatten(released, structure), norms.to(common)
 
 
@@ -159,7 +159,7 @@ class DPGrad:
         noise_multiplier: float,
         noise_key: NoiseKey | None,
     ):
-        self._noise_std = _noise_std(max_grad_norm, noise_multiplier)
+        self._noise_std = noise_std(max_grad_norm, noise_multiplier)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"Expected chunk_size={chunk_size} >= 1, or None.")
         self._fn = fn
@@ -344,16 +344,6 @@ def _rows_of(args: tuple[Any, ...], dims: tuple[int | None, ...]) -> int:
     return next(iter(found))
 
 
-def _noise_std(max_grad_norm: float, noise_multiplier: float) -> float:
-    if not max_grad_norm >= _LEAST_NORM:
-        raise ValueError(f"Expected max_grad_norm={max_grad_norm} >= {_LEAST_NORM}; it bounds what one unit adds.")
-    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
-        raise ValueError(f"Expected a finite noise_multiplier={noise_multiplier} >= 0.")
-    if math.isinf(max_grad_norm) and noise_multiplier > 0:
-        raise ValueError("Expected noise_multiplier=0 with max_grad_norm=inf, since no noise covers what is unbounded.")
-    return noise_multiplier * max_grad_norm if noise_multiplier > 0 else 0.0
-
-
 def _check_float_leaves(what: str, tree: Tree) -> None:
     pairs = tree_flatten_with_path(tree)[0]
     if not pairs:
@@ -372,11 +362,9 @@ def _common_dtype(leaves: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(leaf.dtype == torch.float64 for leaf in leaves) else torch.float32
 
 
-def _released(
-    sums: Sequence[Tensor], like: Sequence[Tensor], noise_std: float, noise_key: NoiseKey | None
-) -> list[Tensor]:
+def _released(sums: Sequence[Tensor], like: Sequence[Tensor], std: float, noise_key: NoiseKey | None) -> list[Tensor]:
     """Sums, float64, with noise if any, and then rounded to the dtypes of `like`."""
     whole = [total.contiguous() for total in sums]
-    if noise_std > 0:
-        ops.gaussian_noise_(whole, noise_std, noise_key if noise_key is not None else NoiseKey())
+    if std > 0:
+        ops.gaussian_noise_(whole, std, noise_key if noise_key is not None else NoiseKey())
     return [total.to(leaf.dtype) for total, leaf in zip(whole, like, strict=True)]

@@ -61,7 +61,9 @@ def train(
             help="Expected batch in units, of both phases. [default: auto about 2 sqrt(n_units), rdpcgan 128 or 64]"
         ),
     ] = None,
-    autoencoder_steps: Annotated[int | None, typer.Option(help="[default: auto 600, rdpcgan 2000]")] = None,
+    autoencoder_steps: Annotated[
+        int | None, typer.Option(help="Autoencoder steps. [default: auto 600, rdpcgan 2000]")
+    ] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm of a unit's gradient.")] = 1.0,
     release_share: Annotated[
         float | None,

@@ -14,10 +14,9 @@ from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.recorded import RecordedModule, reached_uses
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
 from dpcgan_fast.engine.report import StepReport
+from dpcgan_fast.engine.settings import noise_std
 from dpcgan_fast.engine.update import OwnStepError, check_update, noisy_update
 from dpcgan_fast.ops import NoiseKey, NormMode
-
-_LEAST_NORM = 1e-12
 
 
 class PrivateStep:
@@ -64,7 +63,8 @@ class PrivateStep:
         clamp: Mapping[nn.Parameter, float] | None = None,
         debug: bool = False,
     ):
-        _check_settings(max_grad_norm, noise_multiplier, expected_batch_size)
+        self._noise_std = noise_std(max_grad_norm, noise_multiplier)
+        _check_batch_size(expected_batch_size)
         ops.check_norm_mode(norm_mode)
         self._optimizer = optimizer
         self._trainable = _trainable_parameters(module, optimizer)
@@ -74,7 +74,6 @@ class PrivateStep:
             module, self._trainable, fused=fused, norm_mode=norm_mode, measure=math.isfinite(max_grad_norm)
         )
         self._max_grad_norm = max_grad_norm
-        self._noise_std = noise_multiplier * max_grad_norm if noise_multiplier > 0 else 0.0
         self._expected_batch_size = expected_batch_size
         self._noise_key = noise_key if noise_key is not None else NoiseKey()
         not_timed = timing_refused(self._noise_std, self._noise_key.seeded)
@@ -222,13 +221,7 @@ class PrivateStep:
                     parameter.grad = None
 
 
-def _check_settings(max_grad_norm: float, noise_multiplier: float, expected_batch_size: float) -> None:
-    if not max_grad_norm >= _LEAST_NORM:
-        raise ValueError(f"Expected max_grad_norm={max_grad_norm} >= {_LEAST_NORM}, where squares keep their digits.")
-    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
-        raise ValueError(f"Expected a finite noise_multiplier={noise_multiplier} >= 0.")
-    if math.isinf(max_grad_norm) and noise_multiplier > 0:
-        raise ValueError("Expected noise_multiplier=0 with max_grad_norm=inf, since no noise covers what is unbounded.")
+def _check_batch_size(expected_batch_size: float) -> None:
     if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
         raise ValueError(f"Expected a finite expected_batch_size={expected_batch_size} > 0, a public figure.")
 

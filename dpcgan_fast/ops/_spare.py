@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 _MOST_BYTES = 2**29  # kept for later, in all
 _LEAST_BYTES = 2**20  # below, memory comes from torch's own store
 _ROOM = 1.25  # Poisson-drawn batches differ in size
 
 _spare: list[Tensor] = []
-_lent: set[int] = set()  # addresses
+# Not by address: memory that was lent and let go is soon another tensor's.
+_lent: set[StorageWeakRef] = set()
 _lock = threading.Lock()
 
 
@@ -32,7 +34,8 @@ def borrow(shape: Sequence[int], like: Tensor) -> Tensor:
     if block is None:
         block = torch.empty(int(needed * _ROOM), dtype=torch.uint8)
     with _lock:
-        _lent.add(block.data_ptr())
+        _lent.difference_update([lent for lent in _lent if lent.expired()])
+        _lent.add(StorageWeakRef(block.untyped_storage()))
     return block[:needed].view(like.dtype).view(*shape)
 
 
@@ -41,8 +44,9 @@ def give_back(tensors: Iterable[Tensor]) -> None:
     with _lock:
         for tensor in tensors:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() in _lent:
-                _lent.remove(storage.data_ptr())
+            lent = StorageWeakRef(storage)
+            if lent in _lent:
+                _lent.remove(lent)
                 _spare.append(torch.empty(0, dtype=torch.uint8).set_(storage))
         _spare.sort(key=lambda block: block.numel())
         while sum(block.numel() for block in _spare) > _MOST_BYTES:

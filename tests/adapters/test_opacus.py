@@ -203,6 +203,32 @@ def test_a_trained_parameter_that_the_optimizer_lacks_is_refused():
         train(module, optimizer, loader)
 
 
+@pytest.mark.parametrize("noise_multiplier", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("clipping", ["flat", "adaptive"])
+def test_noise_multipliers_that_would_pass_for_none_are_refused(noise_multiplier, clipping):
+    settings = TestAdaptiveClipping.SETTINGS if clipping == "adaptive" else {}
+    with pytest.raises(ValueError, match=f"Expected a finite noise_multiplier={noise_multiplier} >= 0"):
+        private(PrivacyEngine(), net(), noise_multiplier=noise_multiplier, **settings)
+    module, optimizer, loader = private(PrivacyEngine(), net(), noise_multiplier=1.0, **settings)
+    optimizer.noise_multiplier = noise_multiplier  # as a scheduler sets it
+    before = vector(module)
+    with pytest.raises(ValueError, match="Expected a finite noise_multiplier"):
+        train(module, optimizer, loader)
+    assert torch.equal(vector(module), before)
+
+
+def test_one_bound_for_all_parameters_is_no_per_layer_clipping():
+    with pytest.raises(ValueError, match=r"one bound a trained parameter, got 0\.3"):
+        private(PrivacyEngine(), net(), clipping="per_layer", max_grad_norm=0.3)
+
+
+def test_a_forward_in_eval_mode_is_said_to_be_missing():
+    module, optimizer, loader = private(PrivacyEngine(), net())
+    module.eval()
+    with pytest.raises(ValueError, match="Call the model in train mode"):
+        train(module, optimizer, loader)
+
+
 def test_layers_may_be_frozen_between_steps():
     module, optimizer, loader = private(PrivacyEngine(), net())
     train(module, optimizer, loader)

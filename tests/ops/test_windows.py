@@ -89,6 +89,25 @@ class TestSpareMemory:
         ops.give_back([torch.empty(2**20)])
         assert _spare._spare == []
 
+    def test_memory_that_was_let_go_and_is_anothers_now_is_not_kept(self):
+        like, addresses = torch.empty(0), set()
+        for _ in range(50):
+            lent = _spare.borrow((2**19,), like)
+            addresses.add(lent.data_ptr())
+            size = lent.untyped_storage().nbytes()
+            del lent
+            others = torch.empty(size, dtype=torch.uint8)
+            ops.give_back([others])
+            assert _spare._spare == []
+            if others.data_ptr() in addresses:
+                return
+        pytest.skip("the allocator gave no address twice")
+
+    def test_what_was_let_go_is_forgotten(self):
+        for _ in range(3):
+            _spare.borrow((2**19,), torch.empty(0))
+        assert len(_spare._lent) == 1
+
     def test_no_more_is_kept_than_the_limit(self, monkeypatch):
         monkeypatch.setattr(_spare, "_MOST_BYTES", 2**22)
         blocks = [_spare.borrow((2**19,), torch.empty(0)) for _ in range(4)]

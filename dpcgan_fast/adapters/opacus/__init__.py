@@ -3,7 +3,7 @@
     from dpcgan_fast.adapters.opacus import PrivacyEngine      # was: from opacus import PrivacyEngine
 
 `GradSampleModule` and the optimizers stand for Opacus's classes of the same names. Opacus itself must be installed
-(`pip install dpcgan-fast[opacus]`): its loaders, validators, accountants, schedulers and `BatchMemoryManager` are used
+(the extra `opacus`): its loaders, validators, accountants, schedulers and `BatchMemoryManager` are used
 as they are.
 """
 
@@ -11,7 +11,7 @@ try:
     import opacus as _opacus  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "dpcgan_fast.adapters.opacus needs Opacus, whose API it has: pip install 'dpcgan-fast[opacus]'"
+        "dpcgan_fast.adapters.opacus needs Opacus, whose API it has: pip install 'opacus>=1.6,<1.7'"
     ) from error
 
 from opacus.utils.batch_memory_manager import BatchMemoryManager as BatchMemoryManager

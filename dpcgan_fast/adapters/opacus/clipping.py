@@ -12,16 +12,15 @@ from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradie
 from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.rules_conv import ConvGradient
-
-_LEAST_NORM = 1e-12  # below, squares of norms lose their digits
+from dpcgan_fast.engine.settings import LEAST_NORM
 
 
 def _bound(max_grad_norm: float, batch: Batch) -> float:
     """The clipping norm in units of the loss that was given: a row's own gradient is `scale` times as large."""
     bound = float(max_grad_norm) / batch.scale
-    if not bound >= _LEAST_NORM:
+    if not bound >= LEAST_NORM:
         raise ValueError(
-            f"Expected max_grad_norm={float(max_grad_norm)} >= {_LEAST_NORM} times the number of rows of a mean loss."
+            f"Expected max_grad_norm={float(max_grad_norm)} >= {LEAST_NORM} times the number of rows of a mean loss."
         )
     return bound
 

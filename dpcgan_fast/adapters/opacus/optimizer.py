@@ -16,6 +16,7 @@ from dpcgan_fast.adapters.opacus.module import GradSampleHooks, owner_of
 from dpcgan_fast.engine.clipped_sum import GradientSum
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.report import StepReport
+from dpcgan_fast.engine.settings import noise_std
 from dpcgan_fast.ops import NoiseKey
 
 StepHook = Callable[[Any], None]
@@ -36,6 +37,7 @@ class DPOptimizer(OpacusDPOptimizer):
 
     Formal guarantees: a step is a Gaussian mechanism of sensitivity max_grad_norm (1 + 1e-6) a private backward pass,
     with respect to adding or removing one row; `step_hook` is told the noise multiplier for as many as there were.
+    Raises ValueError for a noise multiplier or a bound out of range, here or, where a scheduler moved it, in `step`.
     Source: arXiv 1607.00133, algorithm 1.
     """
 
@@ -56,6 +58,7 @@ class DPOptimizer(OpacusDPOptimizer):
             expected_batch_size=expected_batch_size, loss_reduction=loss_reduction, generator=generator,
             secure_mode=secure_mode, **kwargs,
         )  # fmt: skip
+        noise_std(float(max_grad_norm), float(noise_multiplier))  # checks them: a negative one would pass for no noise
         self._key = _noise_key(generator)
         not_timed = timing_refused(noise_multiplier, self._key.seeded)
         self._pick = NormPicker("auto", expected_batch_size or 1, not_timed)
@@ -116,7 +119,10 @@ class DPOptimizer(OpacusDPOptimizer):
             raise ValueError("Per sample gradient not found. Are you using GradSampleModule?")
         batches = [batch for module in modules for batch in module.take_pending()]
         if not batches:
-            raise ValueError("Per sample gradient is not initialized. Not updated in backward pass?")
+            raise ValueError(
+                "Per sample gradient is not initialized. Not updated in backward pass? Call the model in train mode, "
+                "and loss.backward(), before optimizer.step()."
+            )
         trained = set(self.params)
         with ExitStack() as plain:
             for module in modules:
@@ -145,7 +151,7 @@ class DPOptimizer(OpacusDPOptimizer):
         self.last = add_flat(batch, self.max_grad_norm, self._pick, total)[0]
 
     def _noise_std(self) -> float:
-        return float(self.noise_multiplier * self.max_grad_norm) if self.noise_multiplier > 0 else 0.0
+        return noise_std(float(self.max_grad_norm), float(self.noise_multiplier))  # schedulers may move both
 
     def add_noise(self) -> None:
         """Adds noise to the clipped sums, and leaves them in `p.grad`."""
@@ -204,6 +210,11 @@ class DPPerLayerOptimizer(DPOptimizer):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, max_grad_norm: list[float], **kwargs: Any):
+        if isinstance(max_grad_norm, (int, float)):
+            raise ValueError(
+                f"Expected max_grad_norm as a list, one bound a trained parameter, got {max_grad_norm}: each parameter "
+                "is clipped by itself."
+            )
         total = float(torch.tensor(max_grad_norm, dtype=torch.float64).norm())
         super().__init__(optimizer, max_grad_norm=total, **kwargs)
         if len(max_grad_norm) != len(self.params):
@@ -250,7 +261,7 @@ class AdaClipDPOptimizer(DPOptimizer):
         self._centred_count += float((factor() >= 1).double().sum()) - batch.rows / 2
 
     def _noise_std(self) -> float:
-        if self.noise_multiplier <= 0:
+        if super()._noise_std() == 0:
             return 0.0
         sigma = (self.noise_multiplier**-2 - (2 * self.unclipped_num_std) ** -2) ** -0.5
         return float(sigma * self.max_grad_norm)
