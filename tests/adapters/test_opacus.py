@@ -9,6 +9,7 @@ from opacus.schedulers import StepNoise
 from torch import nn
 
 from dpcgan_fast.adapters.opacus import BatchMemoryManager, DPOptimizer, GradSampleModule, PrivacyEngine
+from dpcgan_fast.adapters.opacus.engine import SecurePoissonBatches
 from tests.adapters.loops import BATCH, NETS, ROWS, data, net, private, train, vector
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Opacus warns of its own noise and hooks
@@ -116,6 +117,32 @@ def test_noise_is_secret_unless_a_generator_is_given():
     assert not torch.equal(noise(None), noise(None)), "the global seed must not decide it"
     assert torch.equal(noise(3), noise(3))
     assert not torch.equal(noise(3), noise(4))
+
+
+def test_poisson_draws_are_secret_unless_a_generator_is_given():
+    def draws(seed):
+        torch.manual_seed(7)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        _, _, loader = private(
+            PrivacyEngine(secure_mode=True), net(), noise_multiplier=1.0, poisson_sampling=True,
+            noise_generator=generator,
+        )  # fmt: skip
+        torch.manual_seed(7)
+        return [*loader.batch_sampler, *loader.batch_sampler]
+
+    assert draws(None) != draws(None), "the global seed must not decide them"
+    assert draws(3) == draws(3)
+    once = draws(None)
+    assert len({tuple(batch) for batch in once}) == len(once), "an epoch does not repeat another"
+
+
+def test_secure_draws_have_the_sample_rate():
+    sampler = SecurePoissonBatches(10_000, 0.1, 20)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == 20
+    taken = sum(len(batch) for batch in batches)
+    assert taken == pytest.approx(20_000, abs=6 * math.sqrt(20 * 10_000 * 0.1 * 0.9))
+    assert all(0 <= row < 10_000 for batch in batches for row in batch)
 
 
 def test_an_empty_batch_is_a_step_of_noise():

@@ -1,15 +1,21 @@
 """`PrivacyEngine` of Opacus: its loaders, validators, accountants and checkpoints, with our module and optimizer."""
 
+import functools
 import warnings
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from opacus import PrivacyEngine as OpacusPrivacyEngine
 from opacus.grad_sample import AbstractGradSampleModule
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import nn
+from torch.utils.data import DataLoader
 
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks, GradSampleModule
 from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
+from dpcgan_fast.privacy.keys import sampling_key
+from dpcgan_fast.privacy.sampling import PoissonSampler
 
 _OPTIMIZERS: dict[str, type[DPOptimizer]] = {
     "flat": DPOptimizer,
@@ -18,22 +24,51 @@ _OPTIMIZERS: dict[str, type[DPOptimizer]] = {
 }
 
 
+class SecurePoissonBatches(UniformWithReplacementSampler):
+    """Opacus's Poisson batches, drawn by ChaCha20 with a key of their own: who knows the draws has no amplification."""
+
+    def __init__(self, num_samples: int, sample_rate: float, steps: int):
+        super().__init__(num_samples=num_samples, sample_rate=sample_rate, steps=steps)
+        self._sampler = PoissonSampler(num_samples, sample_rate, sampling_key("opacus"))
+        self._drawn = 0
+
+    def __iter__(self) -> Generator[list[int], None, None]:
+        for _ in range(self.steps):
+            self._drawn += 1
+            yield self._sampler.draw(self._drawn - 1).tolist()
+
+
 class PrivacyEngine(OpacusPrivacyEngine):
     """Opacus's PrivacyEngine with faster steps; methods and arguments are those of Opacus.
 
     accountant:  "prv", "rdp" or "gdp"
-    secure_mode: accepted; noise is secure in any case, and with it Poisson draws are, too
+    secure_mode: accepted; noise and Poisson draws are secure in any case, unless a noise_generator is given, which
+                 makes both repeat
 
     `grad_sample_mode` names ways to per-sample gradients, which are not formed here: all are taken alike, and with
     "ghost" the criterion is returned as it was given.
     Raises ValueError for distributed modules.
     """
 
-    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):
+    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):  # noqa: ARG002
         with warnings.catch_warnings():  # Opacus warns that its noise is not secure; ours is
             warnings.simplefilter("ignore", UserWarning)
             super().__init__(accountant=accountant, secure_mode=False)
-        self.secure_draws = secure_mode
+        self._repeats = False
+
+    @functools.wraps(OpacusPrivacyEngine.make_private)
+    def make_private(self, **settings: Any) -> Any:  # type: ignore[override]  it passes all on
+        """As Opacus's."""
+        self._repeats = settings.get("noise_generator") is not None
+        return super().make_private(**settings)
+
+    def _prepare_data_loader(self, data_loader: DataLoader, *, poisson_sampling: bool, **settings: Any) -> DataLoader:
+        loader = super()._prepare_data_loader(data_loader, poisson_sampling=poisson_sampling, **settings)
+        sampler = loader.batch_sampler
+        if poisson_sampling and not self._repeats and type(sampler) is UniformWithReplacementSampler:
+            draws = SecurePoissonBatches(sampler.num_samples, sampler.sample_rate, sampler.steps)
+            object.__setattr__(loader, "batch_sampler", draws)  # past the loader's own guard: it has not been used yet
+        return loader
 
     def _prepare_model(  # type: ignore[override]  ours is no subclass of its GradSampleHooks
         self, module: nn.Module, *, batch_first: bool = True, max_grad_norm: Any = 1.0, loss_reduction: str = "mean",  # noqa: ARG002
