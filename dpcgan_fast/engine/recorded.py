@@ -176,7 +176,9 @@ class RecordedModule:
         x = use.args[0] if len(use.args) == 1 and not use.kwargs else None
         if self._row_dim == 0 or not isinstance(x, Tensor):
             return use, grads
-        if not isinstance(use.module, _POSITION_WISE) or x.dim() < 2 or x.shape[1] != rows:
+        # Features come last, except for ids: (B, I) is no sequence, also where I happens to be the number of rows.
+        least = 2 if isinstance(use.module, nn.Embedding) else 3
+        if not isinstance(use.module, _POSITION_WISE) or x.dim() < least or x.shape[1] != rows:
             raise ValueError(
                 f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) is trained where rows are the second "
                 "dimension, which only layers that take every position alike can be. Keep rows in front (batch_first)."

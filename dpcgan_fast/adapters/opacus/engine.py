@@ -7,7 +7,9 @@ import torch
 from opacus import PrivacyEngine as OpacusPrivacyEngine
 from opacus.grad_sample import AbstractGradSampleModule
 from torch import nn
+from torch.utils.data import DataLoader
 
+from dpcgan_fast.adapters.opacus.batches import SecureDraws
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks, GradSampleModule
 from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
 
@@ -61,11 +63,21 @@ class PrivacyEngine(OpacusPrivacyEngine):
     ) -> DPOptimizer:  # fmt: skip
         if clipping not in _OPTIMIZERS:
             raise ValueError(f"Unexpected optimizer parameters. Clipping: {clipping}; known are {list(_OPTIMIZERS)}.")
+        if noise_generator is not None and self.secure_draws:
+            raise ValueError("Passing seed is prohibited in secure mode")
         inner = getattr(optimizer, "original_optimizer", optimizer)
         return _OPTIMIZERS[clipping](
             inner, noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size, loss_reduction=loss_reduction, generator=noise_generator, **kwargs,
         )  # fmt: skip
+
+    def _prepare_data_loader(self, data_loader: DataLoader[Any], *, poisson_sampling: bool, **settings: Any) -> Any:
+        loader = super()._prepare_data_loader(data_loader, poisson_sampling=poisson_sampling, **settings)
+        if self.secure_draws and poisson_sampling:
+            drawn = loader.batch_sampler
+            secure = SecureDraws(num_samples=drawn.num_samples, sample_rate=drawn.sample_rate, steps=drawn.steps)
+            loader.__dict__["batch_sampler"] = secure  # a loader refuses to have it set
+        return loader
 
     def _prepare_criterion(self, *, criterion: Any, **_: Any) -> Any:  # type: ignore[override]
         return criterion
