@@ -106,6 +106,15 @@ def test_a_batch_left_half_way_does_not_enter_the_next():
                 optimizer.zero_grad()
 
 
+def test_a_step_over_several_poisson_draws_is_refused():
+    module, optimizer = made(line())
+    module.forbid_grad_accumulation()
+    optimizer.signal_skip_step(do_skip=True)
+    module(LARGE).sum().backward()
+    with pytest.raises(ValueError, match="several Poisson draws"):
+        optimizer.step()
+
+
 class TestClippingNormsThatMove:
     def test_bounds_of_parameters_move_with_the_norm_that_noise_is_for(self):
         module, optimizer = made(nn.Linear(2, 1), DPPerLayerOptimizer, [1.0, 2.0])

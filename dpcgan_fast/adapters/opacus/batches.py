@@ -30,7 +30,9 @@ class BatchMemoryManager(OpacusBatchMemoryManager):
 
     def __enter__(self) -> DataLoader[Any]:
         self.optimizer.drop_unfinished()
+        self.optimizer.parts_of_one_draw = True
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
+        self.optimizer.parts_of_one_draw = False
         self.optimizer.drop_unfinished()

@@ -39,7 +39,8 @@ class DPOptimizer(OpacusDPOptimizer):
     with respect to adding or removing one row; `step_hook` is told the noise multiplier for as many as there were, or
     their number where batches are not Poisson draws and each is taken to have other rows. This is so where a row's
     gradient does not depend on the other rows: of a mean, torch divides by the number of rows before gradients get
-    here and rounds, so that for loss_reduction "mean" it holds in real numbers only. With "sum" it holds as computed.
+    here and rounds, so that for loss_reduction "mean" it holds in real numbers only. With "sum" it holds as computed,
+    but for what torch itself rounds otherwise in a batch of another size, where layers run as they are.
     Source: arXiv 1607.00133, algorithm 1.
     """
 
@@ -70,6 +71,7 @@ class DPOptimizer(OpacusDPOptimizer):
         self._uses = 0  # the largest number of private backward passes in one call of `step`
         self._clipped_to = 0.0  # the largest bound of any row in the sums; a scheduler may move it between their parts
         self._needs_clearing = False
+        self.parts_of_one_draw = False  # set by our BatchMemoryManager: no row is in two parts of a step
 
     @property
     def modules(self) -> list[GradSampleHooks]:
@@ -216,6 +218,12 @@ class DPOptimizer(OpacusDPOptimizer):
             return True
         self.clip_and_accumulate()
         if self._check_skip_next_step():
+            if not self.parts_of_one_draw and any(module.accumulation_forbidden for module in self.modules):
+                self.drop_unfinished()
+                raise ValueError(
+                    "A step over several Poisson draws, in each of which a row may be, would be charged as one over a "
+                    "single draw. For parts of one draw, use BatchMemoryManager of dpcgan_fast.adapters.opacus."
+                )
             self._is_last_step_skipped = True
             return False
         self.add_noise()
