@@ -200,9 +200,10 @@ def refuse_mixed_outputs(
 
     containers: modules whose own parameters are but other names for those of layers below
 
-    Returns False if there are too few rows to tell, and then should be called again with another batch.
+    Returns False if there are too few rows to tell, and then should be called again with another batch. Of a single row
+    only buffers are looked at.
     """
-    if rows < 2:
+    if rows < 1 or (rows < 2 and next(root.buffers(), None) is None):
         return False
 
     def taken(count: int, change: bool = False, flip: bool = False) -> Inputs:
@@ -213,13 +214,18 @@ def refuse_mixed_outputs(
                 return x
             x = x.detach()[torch.arange(count, device=x.device) % rows]
             if change:
-                x[0] = x[1] + 1 if x.is_floating_point() else x[1]
+                other = x[min(1, count - 1)]
+                x[0] = other + 1 if x.is_floating_point() else other
             return x.flip(0) if flip else x
 
         return tree_map_only(Tensor, few, (args, kwargs))
 
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     modules = dict(root.named_modules())
+    if rows < 2:
+        first, second = (_probed(root, taken(1, change=changed), device, containers) for changed in (False, True))
+        _refuse_data_in_buffers(modules, first, second)
+        return False
     whole = _probed(root, taken(_PROBE_ROWS), device, containers)
     changed = _probed(root, taken(_PROBE_ROWS, change=True), device, containers)
     _refuse_moved_rows(modules, whole, changed)
