@@ -26,7 +26,7 @@ from dpcgan_fast.engine.recorder import (
     tensors_in,
 )
 from dpcgan_fast.engine.report import LayerReport, StepReport
-from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixing_modules
+from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixed_second_rows, refuse_mixing_modules
 from dpcgan_fast.engine.rules import check_rows, layer_gradient
 from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
 from dpcgan_fast.ops import NormMode
@@ -87,8 +87,8 @@ class RecordedModule:
     fused:      False keeps to the layerwise path
     norm_mode:  as in PrivateStep; another one than "auto" keeps to the layerwise path
     measure:    whether norms will be asked for; without, only rows that are not finite are found
-    row_dim:    0, or 1 where positions lead and rows come second; whether rows mix is then told by the kinds of modules
-                alone
+    row_dim:    0, or 1 where positions lead and rows come second; whether inner layers see rows there is then not
+                looked at
     rows_lead:  kinds of layers in which rows lead all the same
     containers: modules whose own parameters are but other names for those of layers below
     """
@@ -122,9 +122,9 @@ class RecordedModule:
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
         """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
         training = self.module.training
-        known = training in self.rows_known_apart or self._row_dim > 0
-        rows = rows_of_call(args, kwargs)
-        if not known and refuse_mixed_outputs(self.module, args, kwargs, rows, self._containers):
+        refuse = refuse_mixed_outputs if self._row_dim == 0 else refuse_mixed_second_rows
+        rows = rows_of_call(args, kwargs, self._row_dim)
+        if training not in self.rows_known_apart and refuse(self.module, args, kwargs, rows, self._containers):
             self.rows_known_apart.add(training)
         with recording(self._layers, self._runs) as call:
             output = self.module(*args, **kwargs)
@@ -178,7 +178,14 @@ class RecordedModule:
     def _gradient_by_second(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:
         """The gradient of a layer whose rows are the second dimension: turned where all positions are taken alike."""
         x = use.args[0] if len(use.args) == 1 and not use.kwargs else None
-        if isinstance(use.module, _POSITION_WISE) and isinstance(x, Tensor) and x.dim() > 1:
+        # Features come last, except for ids: (B, I) is no sequence, also where I happens to be the number of rows.
+        least = 2 if isinstance(use.module, nn.Embedding) else 3
+        if any(x.dim() < least for x in tensors_in(use.args, use.kwargs) if x.is_floating_point() or least == 2):
+            raise ValueError(
+                f"Module {use.name or '(root)'!r} ({type(use.module).__name__}) is trained where rows are the second "
+                "dimension, and takes a tensor without positions in front. Keep rows in front (batch_first)."
+            )
+        if isinstance(use.module, _POSITION_WISE) and isinstance(x, Tensor):
             turned = tuple(None if grad is None else grad.transpose(0, 1) for grad in grads)
             return layer_gradient(replace(use, args=(x.transpose(0, 1),)), turned, self.trainable, rows)
         use.check_unchanged()

@@ -184,6 +184,41 @@ def _refuse_reordered_rows(modules: dict[str, nn.Module], whole: _Probe, flipped
             raise _refusal(name, modules[name], f"{reason}for one's. Keep the order of the rows throughout")
 
 
+def refuse_mixed_second_rows(
+    root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, containers: tuple[type[nn.Module], ...]
+) -> bool:
+    """`refuse_mixed_outputs` where rows are the second dimension: whether another row's output moves, and buffers.
+
+    In an output, rows are where its size follows their number.
+    """
+    if rows < 2:
+        return False
+
+    def taken(count: int, change: bool = False) -> Inputs:
+        def few(x: Any) -> Any:
+            if x.dim() < 2 or x.shape[1] != rows:
+                return x
+            x = x.detach()[:, torch.arange(count, device=x.device) % rows]
+            if change:
+                x[:, 0] = x[:, 1] + 1 if x.is_floating_point() else x[:, 1]
+            return x
+
+        return tree_map_only(Tensor, few, (args, kwargs))
+
+    device = next((p.device for p in root.parameters()), torch.device("cpu"))
+    whole, changed = (_probed(root, taken(_PROBE_ROWS, change), device, containers) for change in (False, True))
+    fewer = _probed(root, taken(_PROBE_ROWS - 1), device, containers)
+    outputs = [[x for x in tree_flatten(probe.output)[0] if isinstance(x, Tensor)] for probe in (whole, changed, fewer)]
+    for first, second, less in zip(*outputs, strict=True):
+        axes = [axis for axis in range(first.dim()) if first.shape[axis] != less.shape[axis]]
+        if len(axes) != 1 or not _same_other_rows(first.transpose(0, axes[0]), second.transpose(0, axes[0])):
+            raise _refusal("", root, "its output for one row changes with another row's input")
+    modules = dict(root.named_modules())
+    for other in (changed, fewer):
+        _refuse_data_in_buffers(modules, whole, other)
+    return True
+
+
 def refuse_mixed_outputs(
     root: nn.Module,
     args: tuple[Any, ...],
@@ -200,9 +235,10 @@ def refuse_mixed_outputs(
 
     containers: modules whose own parameters are but other names for those of layers below
 
-    Returns False if there are too few rows to tell, and then should be called again with another batch.
+    Returns False if there are too few rows to tell, and then should be called again with another batch. Of a single row
+    only buffers are looked at.
     """
-    if rows < 2:
+    if rows < 1 or (rows < 2 and next(root.buffers(), None) is None):
         return False
 
     def taken(count: int, change: bool = False, flip: bool = False) -> Inputs:
@@ -213,13 +249,18 @@ def refuse_mixed_outputs(
                 return x
             x = x.detach()[torch.arange(count, device=x.device) % rows]
             if change:
-                x[0] = x[1] + 1 if x.is_floating_point() else x[1]
+                other = x[min(1, count - 1)]
+                x[0] = other + 1 if x.is_floating_point() else other
             return x.flip(0) if flip else x
 
         return tree_map_only(Tensor, few, (args, kwargs))
 
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     modules = dict(root.named_modules())
+    if rows < 2:
+        first, second = (_probed(root, taken(1, change=changed), device, containers) for changed in (False, True))
+        _refuse_data_in_buffers(modules, first, second)
+        return False
     whole = _probed(root, taken(_PROBE_ROWS), device, containers)
     changed = _probed(root, taken(_PROBE_ROWS, change=True), device, containers)
     _refuse_moved_rows(modules, whole, changed)

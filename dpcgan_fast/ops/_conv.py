@@ -50,8 +50,12 @@ class ConvProblem:
         return op("conv_sq_norm")(x, g, *self.geometry(), mode, order, offsets)
 
     def _pointwise(self, x: Tensor) -> bool:
-        """Whether the gradient is a plain product over positions, which the library forms best on the CPU."""
-        return self.geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1 and not gpu_ops(x.device)
+        """Whether the gradient is a plain product over positions, which the library forms best on the CPU.
+
+        Not while a graph is traced: the product is taken some rows at a time, and the graph would be one for each size.
+        """
+        plain = self.geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1
+        return plain and not gpu_ops(x.device) and not torch.compiler.is_compiling()
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample gradients in the dtype of x, or float32 for bfloat16.

@@ -9,7 +9,7 @@ from opacus.schedulers import StepNoise
 from torch import nn
 
 from dpcgan_fast.adapters.opacus import BatchMemoryManager, DPOptimizer, GradSampleModule, PrivacyEngine
-from dpcgan_fast.adapters.opacus.engine import SecurePoissonBatches
+from dpcgan_fast.adapters.opacus.batches import SecurePoissonBatches
 from tests.adapters.loops import BATCH, NETS, ROWS, data, net, private, train, vector
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Opacus warns of its own noise and hooks
@@ -124,7 +124,7 @@ def test_poisson_draws_are_secret_unless_a_generator_is_given():
         torch.manual_seed(7)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         _, _, loader = private(
-            PrivacyEngine(secure_mode=True), net(), noise_multiplier=1.0, poisson_sampling=True,
+            PrivacyEngine(), net(), noise_multiplier=1.0, poisson_sampling=True,
             noise_generator=generator,
         )  # fmt: skip
         torch.manual_seed(7)

@@ -97,6 +97,13 @@ def test_a_module_that_stores_what_it_is_given_in_a_buffer_is_refused_with_the_b
         step(torch.rand(5, 4))
 
 
+@pytest.mark.parametrize("storing", [KeepsMean, ReplacesMean, KeepsLastRow])
+def test_so_it_is_where_batches_have_one_row(storing):
+    step = step_of(nn.Sequential(nn.Linear(4, 4), storing()))
+    with pytest.raises(ValueError, match=rf"Module '1' \({storing.__name__}\) .* buffer 'mean'"):
+        step(torch.rand(1, 4))
+
+
 class SequenceFirst(nn.Module):
     """Rows lead outside of it and not inside."""
 

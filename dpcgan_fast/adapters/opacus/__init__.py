@@ -3,8 +3,7 @@
     from dpcgan_fast.adapters.opacus import PrivacyEngine      # was: from opacus import PrivacyEngine
 
 `GradSampleModule` and the optimizers stand for Opacus's classes of the same names. Opacus itself must be installed
-(the extra `opacus`): its loaders, validators, accountants, schedulers and `BatchMemoryManager` are used
-as they are.
+(the extra `opacus`): its loaders, validators, accountants and schedulers are used as they are.
 """
 
 try:
@@ -14,9 +13,8 @@ except ImportError as error:
         "dpcgan_fast.adapters.opacus needs Opacus, whose API it has: pip install 'opacus>=1.6,<1.7'"
     ) from error
 
-from opacus.utils.batch_memory_manager import BatchMemoryManager as BatchMemoryManager
-
 from dpcgan_fast.adapters.opacus.accelerate import accelerate as accelerate
+from dpcgan_fast.adapters.opacus.batches import BatchMemoryManager as BatchMemoryManager
 from dpcgan_fast.adapters.opacus.engine import PrivacyEngine as PrivacyEngine
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks as GradSampleHooks
 from dpcgan_fast.adapters.opacus.module import GradSampleModule as GradSampleModule

@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -12,30 +11,15 @@ from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dpcgan_fast.adapters.opacus.batches import SecurePoissonBatches
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks, GradSampleModule
 from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
-from dpcgan_fast.privacy.keys import sampling_key
-from dpcgan_fast.privacy.sampling import PoissonSampler
 
 _OPTIMIZERS: dict[str, type[DPOptimizer]] = {
     "flat": DPOptimizer,
     "per_layer": DPPerLayerOptimizer,
     "adaptive": AdaClipDPOptimizer,
 }
-
-
-class SecurePoissonBatches(UniformWithReplacementSampler):
-    """Opacus's Poisson batches, drawn by ChaCha20 with a key of their own: who knows the draws has no amplification."""
-
-    def __init__(self, num_samples: int, sample_rate: float, steps: int):
-        super().__init__(num_samples=num_samples, sample_rate=sample_rate, steps=steps)
-        self._sampler = PoissonSampler(num_samples, sample_rate, sampling_key("opacus"))
-        self._drawn = 0
-
-    def __iter__(self) -> Generator[list[int], None, None]:
-        for _ in range(self.steps):
-            self._drawn += 1
-            yield self._sampler.draw(self._drawn - 1).tolist()
 
 
 class PrivacyEngine(OpacusPrivacyEngine):
@@ -50,11 +34,12 @@ class PrivacyEngine(OpacusPrivacyEngine):
     Raises ValueError for distributed modules.
     """
 
-    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):  # noqa: ARG002
+    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):
         with warnings.catch_warnings():  # Opacus warns that its noise is not secure; ours is
             warnings.simplefilter("ignore", UserWarning)
             super().__init__(accountant=accountant, secure_mode=False)
         self._repeats = False
+        self._secure_asked = secure_mode
 
     @functools.wraps(OpacusPrivacyEngine.make_private)
     def make_private(self, **settings: Any) -> Any:  # type: ignore[override]  it passes all on
@@ -96,6 +81,8 @@ class PrivacyEngine(OpacusPrivacyEngine):
     ) -> DPOptimizer:  # fmt: skip
         if clipping not in _OPTIMIZERS:
             raise ValueError(f"Unexpected optimizer parameters. Clipping: {clipping}; known are {list(_OPTIMIZERS)}.")
+        if noise_generator is not None and self._secure_asked:
+            raise ValueError("Passing seed is prohibited in secure mode")
         inner = getattr(optimizer, "original_optimizer", optimizer)
         return _OPTIMIZERS[clipping](
             inner, noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,

@@ -1,13 +1,14 @@
 """`DPOptimizer` of Opacus over our clipped sums: flat, per-parameter and adaptive clipping, with secure noise."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer as OpacusDPOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
@@ -36,7 +37,11 @@ class DPOptimizer(OpacusDPOptimizer):
     `generator` it is reproducible, and not private.
 
     Formal guarantees: a step is a Gaussian mechanism of sensitivity max_grad_norm (1 + 1e-6) a private backward pass,
-    with respect to adding or removing one row; `step_hook` is told the noise multiplier for as many as there were.
+    with respect to adding or removing one row; `step_hook` is told the noise multiplier for as many as there were, or
+    their number where batches are not Poisson draws and each is taken to have other rows. This is so where a row's
+    gradient does not depend on the other rows: of a mean, torch divides by the number of rows before gradients get
+    here and rounds, so that for loss_reduction "mean" it holds in real numbers only. With "sum" it holds as computed,
+    but for what torch itself rounds otherwise in a batch of another size, where layers run as they are.
     Raises ValueError for a noise multiplier or a bound out of range, here or, where a scheduler moved it, in `step`.
     Source: arXiv 1607.00133, algorithm 1.
     """
@@ -67,7 +72,9 @@ class DPOptimizer(OpacusDPOptimizer):
         self._public_sums: GradientSum = {}
         self._public_rows = 0
         self._uses = 0  # the largest number of private backward passes in one call of `step`
+        self._clipped_to = 0.0  # the largest bound of any row in the sums; a scheduler may move it between their parts
         self._needs_clearing = False
+        self.parts_of_one_draw = False  # set by our BatchMemoryManager: no row is in two parts of a step
 
     @property
     def modules(self) -> list[GradSampleHooks]:
@@ -124,16 +131,21 @@ class DPOptimizer(OpacusDPOptimizer):
                 "and loss.backward(), before optimizer.step()."
             )
         trained = set(self.params)
-        with ExitStack() as plain:
-            for module in modules:
-                plain.enter_context(module.plain())
-            for batch in batches:
-                self._take(batch)
+        try:
+            with ExitStack() as plain:
+                for module in modules:
+                    plain.enter_context(module.plain())
+                for batch in batches:
+                    self._take(batch)
+        except BaseException:
+            # Some rows are in the sums: given again, they would count twice. The signal was for these rows, too.
+            self.drop_unfinished(signals=self._step_skip_queue[1:])
+            raise
         self._uses = max(self._uses, sum(not batch.public for batch in batches))
         self._needs_clearing = True
         for parameter in self.params:
             if parameter not in self._sums:
-                self._sums[parameter] = torch.zeros_like(parameter, dtype=torch.float64)
+                self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
             parameter.summed_grad = self._sums[parameter].to(parameter.dtype)  # type: ignore[attr-defined]
         if not set(self._sums) <= trained:
             raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
@@ -145,23 +157,53 @@ class DPOptimizer(OpacusDPOptimizer):
             self.last = add_flat(batch, self.max_grad_norm, self._pick, self._public_sums)[0]
             self._public_rows += batch.rows
         else:
+            self._clipped_to = max(self._clipped_to, float(self.max_grad_norm))
             self._clip(batch, self._sums)
 
     def _clip(self, batch: Batch, total: GradientSum) -> None:
         self.last = add_flat(batch, self.max_grad_norm, self._pick, total)[0]
 
+    def _clear(self) -> None:
+        self._sums, self._public_sums, self._public_rows = {}, {}, 0
+        self._uses, self._clipped_to = 0, 0.0
+
+    def drop_unfinished(self, signals: Sequence[bool] = ()) -> None:
+        """Drops the sums of a batch that came in parts and was not finished, which must not enter the next batch.
+
+        signals: what is left of those that say whether a part is the last one
+        """
+        self._clear()
+        self._step_skip_queue = list(signals)
+        self._is_last_step_skipped = False
+        for parameter in self.params:
+            parameter.summed_grad = None  # type: ignore[attr-defined]
+
     def _noise_std(self) -> float:
-        return noise_std(float(self.max_grad_norm), float(self.noise_multiplier))  # schedulers may move both
+        # Schedulers may move both, and the bound between the parts of a batch.
+        return noise_std(self._bound_of_sums(), float(self.noise_multiplier))
+
+    def _bound_of_sums(self) -> float:
+        """What one row adds to the sums at most, in one backward pass."""
+        return max(float(self.max_grad_norm), self._clipped_to)
 
     def add_noise(self) -> None:
-        """Adds noise to the clipped sums, and leaves them in `p.grad`."""
-        sums = [self._sums[parameter] for parameter in self.params]
-        self._sums = {}
+        """Adds noise to the clipped sums, and leaves them in `p.grad`; no other gradient, and no sum, stays."""
+        sums = [self._sums[parameter].contiguous() for parameter in self.params]
         std = self._noise_std()
+        self._sums, self._clipped_to = {}, 0.0
         if std > 0:
             ops.gaussian_noise_(sums, std, self._key)
         for parameter, total in zip(self.params, sums, strict=True):
             parameter.grad = total.to(parameter.dtype).view_as(parameter)
+            parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
+        self._drop_other_gradients()
+
+    def _drop_other_gradients(self) -> None:
+        """Clears the gradients of frozen parameters: the wrapped optimizer would move these by them, without noise."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if not parameter.requires_grad:
+                    parameter.grad = None
 
     def scale_grad(self) -> None:
         """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
@@ -179,9 +221,16 @@ class DPOptimizer(OpacusDPOptimizer):
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # type: ignore[override]  # noqa: ARG002
         """All that comes before the wrapped optimizer's step; whether that is to be taken."""
         if not self.params:
+            self._drop_other_gradients()
             return True
         self.clip_and_accumulate()
         if self._check_skip_next_step():
+            if not self.parts_of_one_draw and any(module.accumulation_forbidden for module in self.modules):
+                self.drop_unfinished()
+                raise ValueError(
+                    "A step over several Poisson draws, in each of which a row may be, would be charged as one over a "
+                    "single draw. For parts of one draw, use BatchMemoryManager of dpcgan_fast.adapters.opacus."
+                )
             self._is_last_step_skipped = True
             return False
         self.add_noise()
@@ -198,7 +247,7 @@ class DPOptimizer(OpacusDPOptimizer):
         for module in self.modules:
             module.take_pending()
         if not self._is_last_step_skipped:
-            self._sums, self._public_sums, self._public_rows, self._uses = {}, {}, 0, 0
+            self._clear()
         self._needs_clearing = False
 
 
@@ -206,7 +255,7 @@ class DPPerLayerOptimizer(DPOptimizer):
     """Clips the gradient of each parameter by itself.
 
     max_grad_norm: one bound for each parameter that is trained, in the order of the optimizer; noise is for their
-                   Euclidean norm
+                   Euclidean norm, and a scheduler that moves that moves them all alike
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, max_grad_norm: list[float], **kwargs: Any):
@@ -224,7 +273,8 @@ class DPPerLayerOptimizer(DPOptimizer):
             module.take_layerwise()
 
     def _clip(self, batch: Batch, total: GradientSum) -> None:
-        bounds: dict[nn.Parameter, float] = dict(zip(self.params, self.max_grad_norms, strict=True))
+        share = float(self.max_grad_norm) / math.hypot(*self.max_grad_norms)
+        bounds = {p: share * bound for p, bound in zip(self.params, self.max_grad_norms, strict=True)}
         self.last = add_per_parameter(batch, bounds, self._pick, total)
 
 
@@ -264,7 +314,7 @@ class AdaClipDPOptimizer(DPOptimizer):
         if super()._noise_std() == 0:
             return 0.0
         sigma = (self.noise_multiplier**-2 - (2 * self.unclipped_num_std) ** -2) ** -0.5
-        return float(sigma * self.max_grad_norm)
+        return float(sigma * self._bound_of_sums())
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # type: ignore[override]
         """As in DPOptimizer; after a whole batch the clipping norm is moved."""
@@ -287,3 +337,8 @@ class AdaClipDPOptimizer(DPOptimizer):
         super().zero_grad(set_to_none)
         if not self._is_last_step_skipped:
             self._centred_count = 0.0
+
+    def drop_unfinished(self, signals: Sequence[bool] = ()) -> None:
+        """As in DPOptimizer; the count with the sums."""
+        super().drop_unfinished(signals)
+        self._centred_count = 0.0

@@ -1,0 +1,207 @@
+"""What a loop may do with Opacus's API that must not break what is accounted."""
+
+import pytest
+import torch
+from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
+from opacus.schedulers import ExponentialGradClip
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dpcgan_fast.adapters.opacus import (
+    BatchMemoryManager,
+    DPOptimizer,
+    DPPerLayerOptimizer,
+    GradSampleModule,
+    PrivacyEngine,
+)
+from dpcgan_fast.adapters.opacus.batches import SecureDraws
+from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
+
+LARGE = torch.full((1, 2), 1000.0)
+
+
+def made(net, kind=DPOptimizer, max_grad_norm=1.0, **settings):
+    module = GradSampleModule(net, loss_reduction="sum", **settings)
+    optimizer = kind(
+        torch.optim.SGD(net.parameters(), lr=1.0), noise_multiplier=1.0, max_grad_norm=max_grad_norm,
+        expected_batch_size=1, loss_reduction="sum",
+    )  # fmt: skip
+    return module, optimizer
+
+
+def line():
+    return nn.Linear(2, 1, bias=False)
+
+
+def norm_of_sums(optimizer):
+    return float(torch.cat([optimizer._sums[p].flatten() for p in optimizer.params]).norm())
+
+
+class TestGradientsThatAreNotOfThisStep:
+    def test_those_of_frozen_layers_move_nothing(self):
+        net = nn.Sequential(nn.Linear(2, 2, bias=False), line())
+        module, optimizer = made(net)
+        module.eval()
+        module(LARGE).sum().backward()  # not recorded: it leaves its gradients in .grad
+        module.train()
+        net[0].requires_grad_(False)
+        before = net[0].weight.clone()
+        module(LARGE).sum().backward()
+        optimizer.step()
+        assert torch.equal(net[0].weight, before)
+
+    def test_nor_do_they_where_all_layers_were_frozen_after_the_backward(self):
+        net = line()
+        module, optimizer = made(net, grad_samples=True)
+        module(LARGE).sum().backward()
+        net.requires_grad_(False)
+        before = net.weight.clone()
+        optimizer.step()
+        assert torch.equal(net.weight, before)
+
+    def test_no_sum_without_noise_stays_at_a_parameter(self):
+        net = line()
+        module, optimizer = made(net)
+        module(LARGE).sum().backward()
+        optimizer.step()
+        assert net.weight.summed_grad is None
+
+
+def test_rows_given_again_after_an_error_count_once(monkeypatch):
+    module, optimizer = made(line())
+    take, calls = DPOptimizer._take, []
+
+    def fails_at_the_second(self, batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            raise MemoryError
+        take(self, batch)
+
+    monkeypatch.setattr(DPOptimizer, "_take", fails_at_the_second)
+    optimizer.signal_skip_step(do_skip=True)
+    for _ in range(2):
+        module(LARGE).sum().backward()
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    assert optimizer._step_skip_queue == [], "later parts must not be taken for this one"
+    module(LARGE).sum().backward()
+    optimizer.clip_and_accumulate()
+    assert norm_of_sums(optimizer) <= 1 + 1e-6
+
+
+def test_a_batch_left_half_way_does_not_enter_the_next():
+    rows = torch.cat([LARGE, torch.zeros(7, 2)])
+    module, optimizer = made(line())
+    for parts in (1, 4):
+        with BatchMemoryManager(
+            data_loader=DataLoader(TensorDataset(rows), batch_size=8), max_physical_batch_size=2, optimizer=optimizer
+        ) as loader:
+            for part, (x,) in zip(range(parts), loader, strict=False):
+                module(x).sum().backward()
+                if part == 3:
+                    optimizer.clip_and_accumulate()
+                    assert norm_of_sums(optimizer) <= 1 + 1e-6
+                    break
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def test_a_step_over_several_poisson_draws_is_refused():
+    module, optimizer = made(line())
+    module.forbid_grad_accumulation()
+    optimizer.signal_skip_step(do_skip=True)
+    module(LARGE).sum().backward()
+    with pytest.raises(ValueError, match="several Poisson draws"):
+        optimizer.step()
+
+
+class TestClippingNormsThatMove:
+    def test_bounds_of_parameters_move_with_the_norm_that_noise_is_for(self):
+        module, optimizer = made(nn.Linear(2, 1), DPPerLayerOptimizer, [1.0, 2.0])
+        ExponentialGradClip(optimizer, gamma=0.1).step()
+        module(LARGE).sum().backward()
+        optimizer.clip_and_accumulate()
+        assert norm_of_sums(optimizer) <= optimizer._noise_std() * (1 + 1e-6)
+
+    def test_noise_is_for_the_largest_of_the_parts(self):
+        module, optimizer = made(line())
+        optimizer.signal_skip_step(do_skip=True)
+        module(LARGE).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.max_grad_norm = 0.01
+        module(0 * LARGE).sum().backward()
+        optimizer.clip_and_accumulate()
+        assert optimizer._noise_std() == 1.0
+        optimizer.add_noise()
+        assert optimizer._noise_std() == 0.01
+
+
+class TestSecureMode:
+    def loader(self, **settings):
+        net = line()
+        return PrivacyEngine(secure_mode=True).make_private(
+            module=net, optimizer=torch.optim.SGD(net.parameters(), lr=1.0), noise_multiplier=1.0, max_grad_norm=1.0,
+            data_loader=DataLoader(TensorDataset(torch.arange(200.0)[:, None]), batch_size=20), **settings,
+        )[2]  # fmt: skip
+
+    def test_draws_do_not_depend_on_a_seed(self):
+        def draws():
+            torch.manual_seed(7)
+            return [x[0].flatten().tolist() for x in self.loader()]
+
+        first = draws()
+        assert len(first) == 10
+        assert first != draws()
+
+    def test_draws_have_the_rate_that_is_accounted(self):
+        sampler = SecureDraws(num_samples=1000, sample_rate=0.1, steps=200)
+        sizes = torch.tensor([float(len(batch)) for batch in sampler])
+        assert float(sizes.mean()) == pytest.approx(100, abs=4)  # six standard errors
+        assert float(sizes.var()) == pytest.approx(90, rel=0.6)
+
+    def test_a_seed_for_the_noise_is_refused(self):
+        with pytest.raises(ValueError, match="prohibited in secure mode"):
+            self.loader(noise_generator=torch.Generator())
+
+
+def test_opacuss_distributed_wrapper_is_refused():
+    wrapper = DifferentiallyPrivateDistributedDataParallel.__new__(DifferentiallyPrivateDistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    with pytest.raises(ValueError, match="One process"):
+        refuse_wrapped_modules(wrapper)
+
+
+def test_rows_in_second_place_are_not_mistaken_where_features_are_as_many():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x):  # (T, B, 4): rows lead in what the head is given
+            return self.head(x.mean(0))
+
+    module = GradSampleModule(Pooled(), loss_reduction="sum", batch_first=False)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(module.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=1.0, expected_batch_size=4
+    )
+    module(torch.ones(2, 4, 4)).sum().backward()
+    with pytest.raises(ValueError, match="rows are the second"):
+        optimizer.step()
+
+
+def test_a_parameter_that_nothing_reached_may_lie_channels_last():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    net = Half().to(memory_format=torch.channels_last)
+    module, optimizer = made(net)
+    before = net.spare.weight.clone()
+    module(torch.rand(3, 2, 5, 5)).sum().backward()
+    optimizer.step()
+    assert bool((net.spare.weight != before).all())
