@@ -14,7 +14,6 @@ from dpcgan_fast.adapters.opacus import (
     GradSampleModule,
     PrivacyEngine,
 )
-from dpcgan_fast.adapters.opacus.batches import SecureDraws
 from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
 
 LARGE = torch.full((1, 2), 1000.0)
@@ -144,21 +143,6 @@ class TestSecureMode:
             module=net, optimizer=torch.optim.SGD(net.parameters(), lr=1.0), noise_multiplier=1.0, max_grad_norm=1.0,
             data_loader=DataLoader(TensorDataset(torch.arange(200.0)[:, None]), batch_size=20), **settings,
         )[2]  # fmt: skip
-
-    def test_draws_do_not_depend_on_a_seed(self):
-        def draws():
-            torch.manual_seed(7)
-            return [x[0].flatten().tolist() for x in self.loader()]
-
-        first = draws()
-        assert len(first) == 10
-        assert first != draws()
-
-    def test_draws_have_the_rate_that_is_accounted(self):
-        sampler = SecureDraws(num_samples=1000, sample_rate=0.1, steps=200)
-        sizes = torch.tensor([float(len(batch)) for batch in sampler])
-        assert float(sizes.mean()) == pytest.approx(100, abs=4)  # six standard errors
-        assert float(sizes.var()) == pytest.approx(90, rel=0.6)
 
     def test_a_seed_for_the_noise_is_refused(self):
         with pytest.raises(ValueError, match="prohibited in secure mode"):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dpcgan_fast.engine import PrivateStep, row_mixing
+from dpcgan_fast.engine.recorded import RecordedModule
 
 
 def step_of(module):
@@ -231,3 +232,31 @@ def test_rows_that_are_sorted_for_a_layer_and_put_back_are_found():
         row_mixing.refuse_mixed_outputs(Sorted(), (x,), {}, 4)
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     assert row_mixing.refuse_mixed_outputs(module, (x,), {}, 4), "what dropout makes random is no other order"
+
+
+class TestRowsInSecondPlace:
+    """As in sequences, (positions, rows, features)."""
+
+    @staticmethod
+    def forward(inner, x):
+        module = nn.Sequential(nn.Linear(2, 3), inner, nn.Linear(3, 1))
+        trainable = {p: name for name, p in module.named_parameters()}
+        recorded = RecordedModule(module, trainable, fused=True, norm_mode="auto", measure=True, row_dim=1)
+        return recorded.forward((x,), {})
+
+    def test_rows_that_mix_are_refused(self):
+        class Centred(nn.Module):
+            def forward(self, x):
+                return x - x.mean(1, keepdim=True)
+
+        with pytest.raises(ValueError, match="changes with another row's input"):
+            self.forward(Centred(), torch.rand(4, 6, 2))
+
+    @pytest.mark.parametrize("shape", [(4, 6, 2), (6, 6, 2), (3, 3, 2)])
+    def test_positions_may_mix_and_rows_may_come_to_the_front(self, shape):
+        class Last(nn.Module):
+            def forward(self, x):
+                return torch.cumsum(x, 0)[-1]
+
+        output, _ = self.forward(Last(), torch.rand(*shape))
+        assert output.shape == (shape[1], 1)

@@ -74,7 +74,8 @@ def assert_compiles(name, backend, sizes):
     for rows in sizes:
         arguments = inputs(rows)
         for got, expected in zip(tree_leaves(compiled(*arguments)), tree_leaves(function(*arguments)), strict=True):
-            assert torch.equal(got, expected)
+            # Products over positions are the library's outside of a graph, and our op's inside.
+            torch.testing.assert_close(got, expected, rtol=1e-6 if name == "linear_sq_norm" else 0, atol=0)
     return counter.frame_count
 
 
