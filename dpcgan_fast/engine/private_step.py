@@ -44,7 +44,9 @@ class PrivateStep:
     Formal guarantees: with noise_multiplier sigma, one `step()` is a Gaussian mechanism of sensitivity C (1 + 1e-6)
     and standard deviation sigma C with respect to adding or removing one unit of the private rows, whatever they hold;
     noise is drawn once a step, after all chunks, also if there were no rows; gradients of an earlier step, and those
-    that others left in `.grad`, never enter.
+    that others left in `.grad`, never enter. Where torch runs the layers, that is, not in a fused run, it may round a
+    row's forward otherwise in a batch of another size: what that changes, for losses that amplify the last bit of an
+    output, is left out of the sensitivity.
     Raises ValueError at construction for values out of range and for modules that it refuses, naming them.
     Source: arXiv 1607.00133, algorithm 1.
     """
