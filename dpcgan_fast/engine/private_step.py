@@ -92,6 +92,7 @@ class PrivateStep:
         self._public_rows = 0
         self._seen_units: list[Tensor] = []
         self._chunks = 0
+        self._backwards = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the module on the private path. Without gradients enabled it is a plain forward."""
@@ -121,6 +122,7 @@ class PrivateStep:
         if units is not None and not private:
             raise ValueError("Expected no units for rows that touch no data (private=False): each is clipped alone.")
         rows = losses.shape[0]
+        self._backwards += 1
         groups = self._grouped(units, rows)
         if rows > 0:
             self._chunks += 1
@@ -173,7 +175,14 @@ class PrivateStep:
         """Adds noise once, divides by the public expected batch size, updates the parameters, clears the gradients.
 
         Without a private `backward` since the last step this is an empty batch: the noise is added all the same.
+        Raises ValueError if the module was run as step(x), and no backward of the step followed: the gradient would
+        be lost, as it is where a loss's own backward() was called.
         """
+        if self._calls and self._backwards == 0:
+            raise ValueError(
+                "The module was run as step(x), but step.backward was not called, so this step would be noise alone. "
+                "Call step.backward(losses) with one loss a row in place of loss.backward()."
+            )
         parameters = list(self._trainable)
         sums = [_sum_of(self._private_sum, parameter) for parameter in parameters]
         public = [_sum_of(self._public_sum, parameter) for parameter in parameters] if self._public_rows > 0 else []

@@ -37,6 +37,21 @@ class TestMisuse:
         with pytest.raises(ValueError, match="would count twice"):
             step.backward(used + row_losses(step(x)))
 
+    def test_a_loss_that_went_to_its_own_backward(self):
+        """Its gradient would be dropped, and the step would be noise alone, without a word."""
+        module = linear_critic()
+        step = sgd_step(module)
+        step(torch.rand(3, 6)).mean().backward()
+        before = module[1].weight.detach().clone()
+        with pytest.raises(ValueError, match=r"step\.backward was not called"):
+            step.step()
+        assert torch.equal(module[1].weight, before)
+
+    def test_an_empty_draw_is_no_misuse(self):
+        step = sgd_step(linear_critic())
+        step.backward(row_losses(step(torch.rand(0, 6))))
+        step.step()
+
     @pytest.mark.parametrize("reduce", [torch.mean, torch.sum, lambda losses: losses[:, None]])
     def test_losses_that_are_not_one_a_row(self, reduce):
         step = sgd_step(linear_critic())
