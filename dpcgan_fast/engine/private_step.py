@@ -1,6 +1,7 @@
 """One DP-SGD step on any supported module, in one backward pass."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -174,14 +175,15 @@ class PrivateStep:
     def step(self) -> None:
         """Adds noise once, divides by the public expected batch size, updates the parameters, clears the gradients.
 
-        Without a private `backward` since the last step this is an empty batch: the noise is added all the same.
-        Raises ValueError if the module was run as step(x), and no backward of the step followed: the gradient would
-        be lost, as it is where a loss's own backward() was called.
+        Without a private `backward` since the last step this is an empty batch: the noise is added all the same. It
+        warns if the module was run as step(x) all the same: where a loss's own backward() was called, the gradient is
+        lost.
         """
         if self._calls and self._backwards == 0:
-            raise ValueError(
-                "The module was run as step(x), but step.backward was not called, so this step would be noise alone. "
-                "Call step.backward(losses) with one loss a row in place of loss.backward()."
+            warnings.warn(
+                "The module was run as step(x), but step.backward was not called, so this step is noise alone. Call "
+                "step.backward(losses) with one loss a row in place of loss.backward().",
+                stacklevel=2,
             )
         parameters = list(self._trainable)
         sums = [_sum_of(self._private_sum, parameter) for parameter in parameters]

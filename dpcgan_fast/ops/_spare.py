@@ -30,10 +30,8 @@ def borrow(shape: Sequence[int], like: Tensor) -> Tensor:
         return like.new_empty(shape)
     with _lock:
         fitting = [i for i, block in enumerate(_spare) if block.numel() >= needed]
-        block = _spare.pop(min(fitting, key=lambda i: _spare[i].numel())) if fitting else None
-    if block is None:
-        block = torch.empty(int(needed * _ROOM), dtype=torch.uint8)
-    with _lock:
+        smallest = min(fitting, key=lambda i: _spare[i].numel(), default=None)
+        block = torch.empty(int(needed * _ROOM), dtype=torch.uint8) if smallest is None else _spare.pop(smallest)
         _lent.difference_update([lent for lent in _lent if lent.expired()])
         _lent.add(StorageWeakRef(block.untyped_storage()))
     return block[:needed].view(like.dtype).view(*shape)

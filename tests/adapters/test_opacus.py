@@ -228,6 +228,7 @@ def test_a_trained_parameter_that_the_optimizer_lacks_is_refused():
     optimizer.original_optimizer.param_groups[0]["params"].pop()
     with pytest.raises(ValueError, match="Freeze it, or add it"):
         train(module, optimizer, loader)
+    assert optimizer._sums == {}, "given again, rows that are in the sums would count twice"
 
 
 @pytest.mark.parametrize("noise_multiplier", [-1.0, math.nan, math.inf])
@@ -277,6 +278,24 @@ def test_evaluation_and_no_grad_run_the_module_as_it_is():
     assert module.waiting == 0
 
 
+def assert_sums_of_opacus(build, x, batch_first):
+    """That the clipped sum over the rows of x is Opacus's."""
+    sums = []
+    for wrap, optimize in (
+        (GradSampleModule, DPOptimizer),
+        (opacus.GradSampleModule, opacus.optimizers.DPOptimizer),
+    ):
+        module = wrap(build(), batch_first=batch_first, loss_reduction="sum")
+        optimizer = optimize(
+            torch.optim.SGD(module.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=CLIP,
+            expected_batch_size=6, loss_reduction="sum",
+        )  # fmt: skip
+        module(x).square().sum().backward()
+        optimizer.clip_and_accumulate()
+        sums.append(torch.cat([p.summed_grad.flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+
+
 class Pair(nn.Module):
     """A layer of one's own without a rule, over sequences whose rows come second, (T, B, F)."""
 
@@ -297,20 +316,7 @@ def test_rows_may_be_the_second_dimension(length):
         return nn.Sequential(nn.Embedding(9, 4), Pair(), nn.LayerNorm(4), nn.Linear(4, 2))
 
     tokens = torch.randint(0, 9, (length, 6))
-    ours, theirs = (
-        GradSampleModule(build(), batch_first=False, loss_reduction="sum"),
-        opacus.GradSampleModule(build(), batch_first=False, loss_reduction="sum"),
-    )
-    sums = []
-    for module, kind in ((ours, DPOptimizer), (theirs, opacus.optimizers.DPOptimizer)):
-        optimizer = kind(
-            torch.optim.SGD(module.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=CLIP,
-            expected_batch_size=6, loss_reduction="sum",
-        )  # fmt: skip
-        module(tokens).square().sum().backward()
-        optimizer.clip_and_accumulate()
-        sums.append(torch.cat([p.summed_grad.flatten() for p in module.parameters()]))
-    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+    assert_sums_of_opacus(build, tokens, batch_first=False)
 
 
 @pytest.mark.parametrize("kind", [opacus.layers.DPLSTM, opacus.layers.DPGRU, opacus.layers.DPRNN])
@@ -326,17 +332,4 @@ def test_opacuss_recurrent_layers(kind, batch_first):
             return self.out(self.inner(x)[0])
 
     x = torch.randn(6, 3, 4) if batch_first else torch.randn(3, 6, 4)
-    sums = []
-    for wrap, optimize in (
-        (GradSampleModule, DPOptimizer),
-        (opacus.GradSampleModule, opacus.optimizers.DPOptimizer),
-    ):
-        module = wrap(Last(), batch_first=batch_first, loss_reduction="sum")
-        optimizer = optimize(
-            torch.optim.SGD(module.parameters(), lr=1.0), noise_multiplier=0.0, max_grad_norm=CLIP,
-            expected_batch_size=6, loss_reduction="sum",
-        )  # fmt: skip
-        module(x).square().sum().backward()
-        optimizer.clip_and_accumulate()
-        sums.append(torch.cat([p.summed_grad.flatten() for p in module.parameters()]))
-    torch.testing.assert_close(*sums, rtol=1e-4, atol=1e-5)
+    assert_sums_of_opacus(Last, x, batch_first)

@@ -32,7 +32,7 @@ class Batch:
     rows: int
     scale: int
     public: bool
-    versions: dict[nn.Parameter, int] = field(default_factory=dict)
+    versions: dict[nn.Parameter, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.versions = {p: p._version for p in self.recorded.trainable}

@@ -55,7 +55,7 @@ def _by_parameter(gradient: LayerGradient) -> list[LayerGradient]:
         from_grad = gradient.problem.bias_role == ops.BIAS_FROM_GRAD
         source = gradient.g if from_grad else gradient.x
         weight = replace(gradient, problem=replace(gradient.problem, bias_role=ops.BIAS_NONE), bias=None)
-        bias = {gradient.bias: source.double().flatten(2).sum(2)}
+        bias = {gradient.bias: ops.sum_positions(source)}
         return [weight, MaterialisedGradient(gradient.rule, "a bias is small", bias)]
     grads = gradient.per_sample()
     return [

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer as OpacusDPOptimizer
-from torch import Tensor
 
 from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
@@ -83,11 +82,6 @@ class DPOptimizer(OpacusDPOptimizer):
         return list(owners.values())
 
     @property
-    def grad_samples(self) -> list[Tensor]:
-        """Per-sample gradients, for code that reads them; only of modules with grad_samples=True."""
-        return super().grad_samples
-
-    @property
     def accumulated_iterations(self) -> int:
         """Backward passes in this step that stand for a batch each; 1 for Poisson draws, which `charged` covers."""
         forbidden = any(module.accumulation_forbidden for module in self.modules)
@@ -114,7 +108,8 @@ class DPOptimizer(OpacusDPOptimizer):
     def clip_and_accumulate(self) -> None:
         """Clips and adds the rows of all backward passes since the last call.
 
-        Raises ValueError if there was none, or if gradients were not cleared since the last step.
+        Raises ValueError if there was none, if gradients were not cleared since the last step, or if the optimizer
+        lacks a trained parameter; no row then enters the sums.
         """
         if self._needs_clearing:
             raise ValueError(
@@ -131,6 +126,8 @@ class DPOptimizer(OpacusDPOptimizer):
                 "and loss.backward(), before optimizer.step()."
             )
         trained = set(self.params)
+        if not all(parameter in trained for batch in batches for parameter in batch.recorded.trainable):
+            raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
         try:
             with ExitStack() as plain:
                 for module in modules:
@@ -147,8 +144,6 @@ class DPOptimizer(OpacusDPOptimizer):
             if parameter not in self._sums:
                 self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
             parameter.summed_grad = self._sums[parameter].to(parameter.dtype)  # type: ignore[attr-defined]
-        if not set(self._sums) <= trained:
-            raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
 
     def _take(self, batch: Batch) -> None:
         if batch.rows == 0:
