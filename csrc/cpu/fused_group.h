@@ -1,6 +1,7 @@
 // One group of rows, forward and backward through a sequential net.
 #pragma once
 
+#include "lane_gram.h"
 #include "lane_layers.h"
 #include "lane_rows.h"
 #include "lane_weight_grad.h"

@@ -15,6 +15,8 @@
 
 namespace dpcgan::cpu {
 
+constexpr int kMaxLanes = 16;
+
 enum class LayerKind : int64_t { kConv = 0, kConvTranspose = 1, kGroupNorm = 2, kActivation = 3 };
 enum class Activation : int64_t { kLeakyRelu = 0, kTanh = 1, kSigmoid = 2, kSilu = 3 };
 enum class NormMode : int64_t { kMaterialise = 0, kGram = 1 };

@@ -15,6 +15,17 @@
 
 namespace dpcgan::cpu {
 
+// A tensor of one group, and the block that it lies in.
+struct LaneSource {
+  const LaneTensor& tensor;
+  const float* block;
+
+  template <int kLanes>
+  DPCGAN_INLINE const float* at(int64_t channel, int64_t position) const {
+    return block + tensor.at(channel, position) * kLanes;
+  }
+};
+
 template <int kBytes>
 DPCGAN_INLINE typename VectorOf<float, kBytes>::type load_lanes(const float* from) {
   typename VectorOf<float, kBytes>::type lanes;

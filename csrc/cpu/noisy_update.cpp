@@ -28,8 +28,8 @@ struct Slice {
 
 template <int kBytes, Optimizer kOptimizer>
 DPCGAN_INLINE void update_slice(const UpdateControl& control, double std_dev, const Slice& slice) {
-  double sum[kChunk];
-  float grads[kChunk];
+  alignas(64) double sum[kChunk];
+  alignas(64) float grads[kChunk];
   std::copy_n(slice.sum, slice.size, sum);
   if (std_dev > 0) add_normals<kBytes>(sum, slice.size, std_dev, control.key, slice.block);
   for (int64_t i = 0; i < slice.size; ++i)

@@ -37,8 +37,8 @@ DPCGAN_INLINE void normal_blocks(const ChaChaKey& key, uint64_t counter,
                                  double (&out)[kNoiseLanes * kNormalsPerBlock]) {
   using Vector = typename VectorOf<double, kBytes>::type;
   constexpr int kLanes = VectorOf<double, kBytes>::kLanes;
-  uint32_t words[kChaChaWords][kNoiseLanes];
-  double normals[kNormalsPerBlock][kNoiseLanes];
+  alignas(64) uint32_t words[kChaChaWords][kNoiseLanes];
+  alignas(64) double normals[kNormalsPerBlock][kNoiseLanes];
   noise_words<kBytes>(key, counter, words);
   for (int pair = 0; pair < kNormalsPerBlock / 2; ++pair)
     for (int lane = 0; lane < kNoiseLanes; ++lane)
@@ -58,7 +58,7 @@ template <int kBytes, class T>
 DPCGAN_INLINE void add_normals(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter) {
   constexpr int64_t kBatch = kNoiseLanes * kNormalsPerBlock;
   const double grid = noise_grid(std_dev), inverse_grid = 1.0 / grid;
-  double normals[kBatch];
+  alignas(64) double normals[kBatch];
   for (int64_t begin = 0; begin < numel; begin += kBatch) {
     normal_blocks<kBytes>(key, counter + begin / kNormalsPerBlock, normals);
     const int64_t size = std::min(kBatch, numel - begin);
