@@ -20,11 +20,19 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def(
       "conv_weighted_grad(Tensor x, Tensor g, Tensor factor, int kernel_size, int stride, "
       "int padding, int dilation, int groups, int bias_role) -> (Tensor, Tensor)");
-  // Per-sample weight gradients of convolutions in two or three dimensions, on the CPU alone.
-  // x: (B, C, ...)  g: (B, O, ...)  out: (B, O, C/groups, *kernel_size), of their dtype
+  // Per-sample weight gradients of convolutions in two or three dimensions, on the CPU alone; adds their squared norms.
+  // x: (B, C, ...)  g: (B, O, ...)  out: (B, O, *kernel_size, C/groups), of their dtype  sq_norm: (B,) float64
   m.def(
-      "window_per_sample_grad_(Tensor(a!) out, Tensor x, Tensor g, int[] kernel_size, int[] stride, int[] padding, "
-      "int[] dilation, int groups) -> ()");
+      "window_per_sample_grad_(Tensor(a!) out, Tensor(b!) sq_norm, Tensor x, Tensor g, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> ()");
+  // The norms alone, and sum_n factor[n] G_n; rows of factor 0 are not read.  factor: (B,) float64
+  // returns (B,) float64, and (O, C/groups, *kernel_size) float64
+  m.def(
+      "window_sq_norm(Tensor x, Tensor g, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
+      "int groups) -> Tensor");
+  m.def(
+      "window_weighted_grad(Tensor x, Tensor g, Tensor factor, int[] kernel_size, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
   // Per-sample gradients of GroupNorm's affine pair.  x, g: (B, C, S)  returns weight, bias: (B, C)
   m.def("group_norm_per_sample_grad(Tensor x, Tensor g, int groups, float eps) -> (Tensor, Tensor)");
   // Per-sample gradients of LayerNorm's affine pair; the last dimension is normalised.

@@ -19,8 +19,11 @@ ROOT = Path(__file__).parents[1]
 # Order of threads and blocks, and a limit on the blocks of a grid: kernels stride over their grid, so that none may
 # change a bit of the result.
 ORDERS = [(0, 0), (1, 1), (2, 2), (3, 0), (4, 7), (5, 0)]
-# The fused path of the CPU; a module on a GPU takes the layerwise path.
-CPU_ONLY = {"window_per_sample_grad_", "fused_forward", "fused_sq_norm", "fused_clipped_sum"}
+# The fused path of the CPU, and its convolutions of images; a module on a GPU takes other paths.
+CPU_ONLY = {
+    "window_per_sample_grad_", "window_sq_norm", "window_weighted_grad", "fused_forward", "fused_sq_norm",
+    "fused_clipped_sum",
+}  # fmt: skip
 # A thread order shows a missing barrier only by luck; this many orders leave none.
 PLANTED_ORDERS = 10
 

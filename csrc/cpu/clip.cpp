@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -77,6 +78,13 @@ void rows_weighted_sum(const T* grad, int64_t numel, const double* factor, int64
   });
 }
 
+// Rows one after another, whatever the order of the elements in each; a copy only where there is none.
+at::Tensor dense_rows(const at::Tensor& grad) {
+  const int64_t rows = grad.size(0);
+  const bool dense = grad.is_non_overlapping_and_dense() && (rows < 2 || grad.stride(0) == grad.numel() / rows);
+  return dense ? grad : grad.contiguous();
+}
+
 }  // namespace
 
 at::Tensor rows_sq_norm_cpu(at::TensorList grads, const std::optional<at::Tensor>& row_order,
@@ -85,9 +93,9 @@ at::Tensor rows_sq_norm_cpu(at::TensorList grads, const std::optional<at::Tensor
   const int64_t units = check_units("rows_sq_norm", row_order, unit_offsets, rows, grads[0].device());
   at::Tensor out = at::zeros({units}, grads[0].options().dtype(at::kDouble));
   for (const at::Tensor& grad : grads) {
-    const at::Tensor contiguous = grad.contiguous();
+    const at::Tensor dense = dense_rows(grad);
     AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "rows_sq_norm", [&] {
-      add_rows_sq_norm(contiguous.const_data_ptr<scalar_t>(), rows, rows == 0 ? 0 : grad.numel() / rows,
+      add_rows_sq_norm(dense.const_data_ptr<scalar_t>(), rows, rows == 0 ? 0 : grad.numel() / rows,
                        row_order ? row_order->const_data_ptr<int64_t>() : nullptr,
                        unit_offsets ? unit_offsets->const_data_ptr<int64_t>() : nullptr, units,
                        out.mutable_data_ptr<double>());
@@ -99,13 +107,14 @@ at::Tensor rows_sq_norm_cpu(at::TensorList grads, const std::optional<at::Tensor
 at::Tensor rows_weighted_sum_cpu(const at::Tensor& grad, const at::Tensor& factor) {
   const int64_t rows = check_per_sample_grads("rows_weighted_sum", {grad});
   check_row_factor("rows_weighted_sum", factor, rows, grad.device());
-  at::Tensor out = at::zeros(grad.sizes().slice(1), grad.options().dtype(at::kDouble));
-  const at::Tensor contiguous = grad.contiguous();
+  const at::Tensor dense = dense_rows(grad);
+  const at::Tensor out =
+      at::empty_strided(dense.sizes().slice(1), dense.strides().slice(1), grad.options().dtype(at::kDouble)).zero_();
   AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), "rows_weighted_sum", [&] {
-    rows_weighted_sum(contiguous.const_data_ptr<scalar_t>(), out.numel(), factor.const_data_ptr<double>(), rows,
+    rows_weighted_sum(dense.const_data_ptr<scalar_t>(), out.numel(), factor.const_data_ptr<double>(), rows,
                       out.mutable_data_ptr<double>());
   });
-  return out;
+  return out.contiguous();
 }
 
 at::Tensor clip_factor_cpu(const at::Tensor& sq_norm, double max_grad_norm, const std::optional<at::Tensor>& valid) {

@@ -1,46 +1,36 @@
-// Per-sample weight gradients of convolutions in two and three dimensions: for each row, what every tap sees is laid
-// out beside the others, in the caches, and one matrix product of the vendor's library gives the gradient.
+// Weight gradients of convolutions in two and three dimensions: of each row, their squared norms, and their weighted
+// sum.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
+#include <ATen/ops/movedim.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
-#include "../common/conv_geometry.h"
+#include "../checks.h"
 #include "parallel.h"
+#include "window_tiles.h"
 
 namespace dpcgan::cpu {
 namespace {
 
-constexpr size_t kDimensions = 3;  // two dimensions are three, of which the first has one position and one tap
-using Extents = std::array<int64_t, kDimensions>;
-
-struct Windows {
-  int64_t rows, channels, outputs, groups;
-  Extents size, positions, kernel, stride, padding, dilation;
-
-  int64_t count(const Extents& of) const { return of[0] * of[1] * of[2]; }
-  int64_t taps() const { return channels / groups * count(kernel); }  // of a channel group
-};
-
-Extents extents(const char* name, c10::IntArrayRef given, size_t dimensions, int64_t first) {
-  TORCH_CHECK(given.size() == dimensions, "window_per_sample_grad_: expected ", dimensions, " numbers in ", name,
-              ", got ", given.size());
+Extents extents(const char* op, const char* name, c10::IntArrayRef given, size_t dimensions, int64_t first) {
+  TORCH_CHECK(given.size() == dimensions, op, ": expected ", dimensions, " numbers in ", name, ", got ", given.size());
   Extents all{first, first, first};
   std::copy(given.begin(), given.end(), all.end() - static_cast<int64_t>(dimensions));
   return all;
 }
 
-Windows check_windows(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size, c10::IntArrayRef stride,
-                      c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t groups) {
+Windows check_windows(const char* op, const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
+                      c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t groups) {
   TORCH_CHECK(x.dim() == g.dim() && (x.dim() == 4 || x.dim() == 5) && x.size(0) == g.size(0) &&
                   x.scalar_type() == g.scalar_type(),
-              "window_per_sample_grad_: expected x (B, C, ...) and g (B, O, ...) of one dtype, in two or three "
+              op,
+              ": expected x (B, C, ...) and g (B, O, ...) of one dtype, in two or three "
               "dimensions, got ",
               x.sizes(), " ", x.scalar_type(), " and ", g.sizes(), " ", g.scalar_type());
   const size_t dimensions = static_cast<size_t>(x.dim() - 2);
@@ -48,112 +38,218 @@ Windows check_windows(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef
                         x.size(1),
                         g.size(1),
                         groups,
-                        extents("x", x.sizes().slice(2), dimensions, 1),
-                        extents("g", g.sizes().slice(2), dimensions, 1),
-                        extents("kernel_size", kernel_size, dimensions, 1),
-                        extents("stride", stride, dimensions, 1),
-                        extents("padding", padding, dimensions, 0),
-                        extents("dilation", dilation, dimensions, 1)};
-  TORCH_CHECK(groups > 0 && windows.channels % groups == 0 && windows.outputs % groups == 0,
-              "window_per_sample_grad_: expected groups to divide ", windows.channels, " and ", windows.outputs,
-              " channels, got ", groups);
+                        extents(op, "x", x.sizes().slice(2), dimensions, 1),
+                        extents(op, "g", g.sizes().slice(2), dimensions, 1),
+                        extents(op, "kernel_size", kernel_size, dimensions, 1),
+                        extents(op, "stride", stride, dimensions, 1),
+                        extents(op, "padding", padding, dimensions, 0),
+                        extents(op, "dilation", dilation, dimensions, 1)};
+  TORCH_CHECK(groups > 0 && windows.channels % groups == 0 && windows.outputs % groups == 0, op,
+              ": expected groups to divide ", windows.channels, " and ", windows.outputs, " channels, got ", groups);
   for (size_t i = 0; i < kDimensions; ++i) {
     const int64_t seen = windows.stride[i] * (windows.positions[i] - 1) + windows.dilation[i] * (windows.kernel[i] - 1);
     TORCH_CHECK(windows.kernel[i] > 0 && windows.stride[i] > 0 && windows.dilation[i] > 0 && windows.padding[i] >= 0 &&
                     seen < windows.size[i] + 2 * windows.padding[i],
-                "window_per_sample_grad_: the windows of g's ", g.sizes().slice(2), " positions reach beyond x's ",
-                x.sizes().slice(2), " with kernel_size ", kernel_size, ", stride ", stride, ", padding ", padding,
-                ", dilation ", dilation);
+                op, ": the windows of g's ", g.sizes().slice(2), " positions reach beyond x's ", x.sizes().slice(2),
+                " with kernel_size ", kernel_size, ", stride ", stride, ", padding ", padding, ", dilation ", dilation);
   }
   return windows;
 }
 
-// Which positions of a line see a value of it through one tap: [begin, end), at offset + stride position.
-struct Seen {
-  int64_t offset, begin, end;
+// Both operands, one row after another, and what is the same for all rows.
+template <class T>
+struct Operands {
+  const Windows& w;
+  at::Tensor x_rows, g_rows;
+  int64_t bytes = 0;  // of a vector; the level may change in between
+  WindowPlan plan;
+
+  Operands(const Windows& windows, const at::Tensor& x, const at::Tensor& g)
+      : w(windows), x_rows(x.contiguous()), g_rows(g.contiguous()), bytes(vector_bytes()), plan(w, bytes / kSize) {}
+
+  const T* x(int64_t row, int64_t group) const {
+    return x_rows.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
+  }
+  const T* g(int64_t row, int64_t group) const {
+    return g_rows.const_data_ptr<T>() + (row * w.groups + group) * w.group_outputs() * count_of(w.positions);
+  }
+  int64_t row_work() const { return w.outputs * w.taps() * count_of(w.positions); }
+  // Elements of a row's input as it is copied; vectors reach beyond the end.
+  int64_t copied() const { return w.copied() + kLanes; }
+  int64_t row_numel() const { return copied() + plan.packed_numel(kLanes); }
+  // Memory for `rows` inputs: zeros, as their margins are.
+  at::Tensor copies(int64_t rows) const { return at::zeros({rows * row_numel()}, x_rows.options()); }
+  // Copies a row's input to such memory; what tiles read.
+  template <int kBytes>
+  DPCGAN_INLINE const T* copy(int64_t row, int64_t group, T* to) const {
+    copy_channels_last<kBytes>(w, x(row, group), to);
+    if (!plan.packed) return to;
+    pack_windows<kBytes>(plan, to, to + copied());
+    return to + copied();
+  }
+  void dispatch(auto body) const { lanes_dispatch(bytes / static_cast<int64_t>(sizeof(float)), body); }
+
+ private:
+  static constexpr int64_t kSize = sizeof(T), kLanes = 64 / kSize;  // of the widest vectors
+  static int64_t vector_bytes() {
+    int64_t bytes = 0;
+    simd_dispatch([&](auto width) DPCGAN_INLINE_BODY { bytes = decltype(width)::value; });
+    return bytes;
+  }
 };
 
-Seen seen_by(const Windows& w, int64_t tap) {
-  const int64_t offset = tap * w.dilation[2] - w.padding[2], size = w.size[2], stride = w.stride[2];
-  const int64_t begin = std::min(w.positions[2], offset >= 0 ? 0 : ceil_div(-offset, stride));
-  return {offset, begin,
-          std::max(begin, std::min(w.positions[2], ceil_div(std::max<int64_t>(0, size - offset), stride)))};
-}
-
-template <class T>
-void copy_line(const T* line, const Seen& seen, int64_t stride, int64_t positions, T* out) {
-  for (int64_t q = 0; q < seen.begin; ++q) out[q] = T(0);
-  const T* from = line + seen.offset;
-  if (stride == 1) {
-    for (int64_t q = seen.begin; q < seen.end; ++q) out[q] = from[q];
-  } else {
-    for (int64_t q = seen.begin; q < seen.end; ++q) out[q] = from[stride * q];
-  }
-  for (int64_t q = seen.end; q < positions; ++q) out[q] = T(0);
-}
-
-// columns: (taps of the group, positions) of one row; x: one channel group of it; seen: of each tap of a line.
-template <class T>
-void lay_out(const Windows& w, const std::vector<Seen>& seen, const T* x, T* columns) {
-  const auto at = [&w](size_t i, int64_t tap, int64_t position) {
-    return position * w.stride[i] + tap * w.dilation[i] - w.padding[i];
-  };
-  for (int64_t c = 0; c < w.channels / w.groups; ++c, x += w.count(w.size))
-    for (int64_t i = 0; i < w.kernel[0]; ++i)
-      for (int64_t j = 0; j < w.kernel[1]; ++j)
-        for (const Seen& tap : seen)
-          for (int64_t p = 0; p < w.positions[0]; ++p)
-            for (int64_t q = 0; q < w.positions[1]; ++q, columns += w.positions[2]) {
-              const int64_t depth = at(0, i, p), height = at(1, j, q);
-              if (depth < 0 || depth >= w.size[0] || height < 0 || height >= w.size[1]) {
-                std::fill(columns, columns + w.positions[2], T(0));
-              } else {
-                copy_line(x + (depth * w.size[1] + height) * w.size[2], tap, w.stride[2], w.positions[2], columns);
-              }
-            }
-}
-
-template <class T>
-void window_grads(const Windows& w, const at::Tensor& x, const at::Tensor& g, const at::Tensor& out) {
-  const int64_t taps = w.taps(), positions = w.count(w.positions), outputs = w.outputs / w.groups;
-  const int64_t x_group = w.channels / w.groups * w.count(w.size), work = w.outputs * taps * positions;
-  const T* values = x.const_data_ptr<T>();
-  std::vector<Seen> seen;
-  for (int64_t tap = 0; tap < w.kernel[2]; ++tap) seen.push_back(seen_by(w, tap));
-  const at::Tensor grads = g.view({w.rows * w.groups, outputs, positions});
-  const at::Tensor products = out.view({w.rows * w.groups, outputs, taps});
-  at::parallel_for(0, w.rows, grain_size(work), [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView plain;  // of this thread
-    const at::Tensor columns = at::empty({taps, positions}, x.options());
-    const at::Tensor windows = columns.t();
-    for (int64_t part = begin * w.groups; part < end * w.groups; ++part) {
-      lay_out(w, seen, values + part * x_group, columns.mutable_data_ptr<T>());
-      at::Tensor product = products.select(0, part);
-      at::mm_out(product, grads.select(0, part), windows);
+// Squared norms of rows [begin, end), added to sq_norm; their gradients are kept in `out`, unless that is nothing.
+template <int kBytes, class T>
+DPCGAN_INLINE void measure_rows(const Operands<T>& of, T* out, double* sq_norm, T* copied, int64_t begin, int64_t end) {
+  const Windows& w = of.w;
+  const int64_t taps = w.taps();
+  for (int64_t n = begin; n < end; ++n) {
+    double sq_norms[VectorOf<double, kBytes>::kLanes] = {};
+    for (int64_t group = 0; group < w.groups; ++group) {
+      const WindowRow<T> row{of.template copy<kBytes>(n, group, copied), of.g(n, group)};
+      T* kept = out == nullptr ? nullptr : out + (n * w.groups + group) * w.group_outputs() * taps;
+      each_tile<kBytes, T>(of.plan, w.group_outputs(), [&](auto tile) DPCGAN_INLINE_BODY {
+        tile.sum(of.plan, row);
+        if (kept != nullptr) tile.keep(taps, kept);
+        tile.measure(sq_norms);
+      });
     }
+    for (double part : sq_norms) sq_norm[n] += part;
+  }
+}
+
+template <class T>
+void measure(const Windows& w, const at::Tensor& x, const at::Tensor& g, T* out, double* sq_norm) {
+  const Operands<T> of(w, x, g);
+  at::parallel_for(0, w.rows, grain_size(of.row_work()), [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView plain;  // of this thread
+    const at::Tensor copied = of.copies(1);
+    of.dispatch([&](auto width) DPCGAN_INLINE_BODY {
+      measure_rows<decltype(width)::value>(of, out, sq_norm, copied.mutable_data_ptr<T>(), begin, end);
+    });
   });
+}
+
+constexpr int64_t kMostRows = 32;  // whose inputs are copied at a time
+
+// As many as a second-level cache holds beside their gradients.
+template <class T>
+int64_t rows_at_a_time(const Operands<T>& of) {
+  constexpr int64_t kBytesHeld = 1 << 18;
+  const int64_t row = (of.row_numel() + of.w.group_outputs() * count_of(of.w.positions)) * sizeof(T);
+  return std::clamp<int64_t>(kBytesHeld / row, 1, kMostRows);
+}
+
+// Adds factor[n] times the gradients of rows [begin, end) to sums, (outputs, taps); rows of factor 0 are not read.
+template <int kBytes, class T>
+DPCGAN_INLINE void add_rows(const Operands<T>& of, const double* factor, double* sums, T* copied, int64_t begin,
+                            int64_t end) {
+  const Windows& w = of.w;
+  const int64_t taps = w.taps(), at_a_time = rows_at_a_time(of);
+  for (int64_t first = begin; first < end; first += at_a_time)
+    for (int64_t group = 0; group < w.groups; ++group) {
+      const int64_t last = std::min(first + at_a_time, end);
+      const T* inputs[kMostRows];
+      for (int64_t n = first; n < last; ++n)
+        if (factor[n] != 0)
+          inputs[n - first] = of.template copy<kBytes>(n, group, copied + (n - first) * of.row_numel());
+      double* to = sums + group * w.group_outputs() * taps;
+      each_tile<kBytes, T>(of.plan, w.group_outputs(), [&](auto tile) DPCGAN_INLINE_BODY {
+        alignas(kBytes) double total[decltype(tile)::kNumel] = {};
+        for (int64_t n = first; n < last; ++n) {
+          if (factor[n] == 0) continue;
+          tile.sum(of.plan, WindowRow<T>{inputs[n - first], of.g(n, group)});
+          tile.add(factor[n], total);
+        }
+        tile.put(taps, total, to);
+      });
+    }
+}
+
+template <class T>
+void weighted(const Windows& w, const at::Tensor& x, const at::Tensor& g, const double* factor, at::Tensor& out) {
+  const Operands<T> of(w, x, g);
+  const int64_t most = std::max<int64_t>(1, w.rows / std::min(w.rows, grain_size(of.row_work())));
+  const int64_t workers = std::min<int64_t>(at::get_num_threads(), most), numel = out.numel();
+  const at::Tensor sums = workers == 1 ? out : at::zeros({workers, numel}, out.options());
+  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    const at::AutoDispatchBelowADInplaceOrView plain;  // of this thread
+    const at::Tensor copied = of.copies(rows_at_a_time(of));
+    for (int64_t worker = begin; worker < end; ++worker)
+      of.dispatch([&](auto width) DPCGAN_INLINE_BODY {
+        add_rows<decltype(width)::value>(of, factor, sums.mutable_data_ptr<double>() + worker * numel,
+                                         copied.mutable_data_ptr<T>(), worker * w.rows / workers,
+                                         (worker + 1) * w.rows / workers);
+      });
+  });
+  if (workers > 1) out.copy_(sums.sum(0).view_as(out));
+}
+
+std::vector<int64_t> channels_last_shape(const Windows& w, c10::IntArrayRef kernel_size) {
+  std::vector<int64_t> shape{w.outputs};
+  shape.insert(shape.end(), kernel_size.begin(), kernel_size.end());
+  shape.push_back(w.group_channels());
+  return shape;
+}
+
+void check_row_norms(const at::Tensor& sq_norm, int64_t rows) {
+  TORCH_CHECK(
+      sq_norm.dim() == 1 && sq_norm.size(0) == rows && sq_norm.scalar_type() == at::kDouble && sq_norm.is_contiguous(),
+      "window_per_sample_grad_: expected a contiguous sq_norm of shape (", rows, ",) and type Double, got ",
+      sq_norm.sizes(), " ", sq_norm.scalar_type());
 }
 
 }  // namespace
 
-void window_per_sample_grad_cpu(at::Tensor out, const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
-                                c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
-                                int64_t groups) {
-  const Windows windows = check_windows(x, g, kernel_size, stride, padding, dilation, groups);
-  std::vector<int64_t> shape{windows.rows, windows.outputs, windows.channels / groups};
-  shape.insert(shape.end(), kernel_size.begin(), kernel_size.end());
-  TORCH_CHECK(out.sizes() == shape && out.scalar_type() == x.scalar_type() && out.is_contiguous(),
-              "window_per_sample_grad_: expected a contiguous out of shape ", shape, " and type ", x.scalar_type(),
-              ", got ", out.sizes(), " ", out.scalar_type());
-  if (windows.count(windows.positions) == 0) {
+void window_per_sample_grad_cpu(at::Tensor out, at::Tensor sq_norm, const at::Tensor& x, const at::Tensor& g,
+                                c10::IntArrayRef kernel_size, c10::IntArrayRef stride, c10::IntArrayRef padding,
+                                c10::IntArrayRef dilation, int64_t groups) {
+  constexpr const char* op = "window_per_sample_grad_";
+  const Windows windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
+  std::vector<int64_t> shape = channels_last_shape(windows, kernel_size);
+  shape.insert(shape.begin(), windows.rows);
+  TORCH_CHECK(out.sizes() == shape && out.scalar_type() == x.scalar_type() && out.is_contiguous(), op,
+              ": expected a contiguous out of shape ", shape, " and type ", x.scalar_type(), ", got ", out.sizes(), " ",
+              out.scalar_type());
+  check_row_norms(sq_norm, windows.rows);
+  if (count_of(windows.positions) == 0) {
     out.zero_();
     return;
   }
-  const at::Tensor x_rows = x.contiguous(), g_rows = g.contiguous();
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "window_per_sample_grad_",
-                             [&] { window_grads<scalar_t>(windows, x_rows, g_rows, out); });
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
+    measure(windows, x, g, out.mutable_data_ptr<scalar_t>(), sq_norm.mutable_data_ptr<double>());
+  });
+}
+
+at::Tensor window_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
+                              c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
+                              int64_t groups) {
+  constexpr const char* op = "window_sq_norm";
+  const Windows windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
+  at::Tensor sq_norm = at::zeros({windows.rows}, x.options().dtype(at::kDouble));
+  if (count_of(windows.positions) == 0) return sq_norm;
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op,
+                             [&] { measure<scalar_t>(windows, x, g, nullptr, sq_norm.mutable_data_ptr<double>()); });
+  return sq_norm;
+}
+
+at::Tensor window_weighted_grad_cpu(const at::Tensor& x, const at::Tensor& g, const at::Tensor& factor,
+                                    c10::IntArrayRef kernel_size, c10::IntArrayRef stride, c10::IntArrayRef padding,
+                                    c10::IntArrayRef dilation, int64_t groups) {
+  constexpr const char* op = "window_weighted_grad";
+  const Windows windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
+  check_row_factor(op, factor, windows.rows, x.device());
+  at::Tensor sums = at::zeros(channels_last_shape(windows, kernel_size), x.options().dtype(at::kDouble));
+  if (windows.rows > 0 && count_of(windows.positions) > 0)
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op,
+                               [&] { weighted<scalar_t>(windows, x, g, factor.const_data_ptr<double>(), sums); });
+  return sums.movedim(-1, 1).contiguous();
 }
 
 }  // namespace dpcgan::cpu
 
-TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) { m.impl("window_per_sample_grad_", &dpcgan::cpu::window_per_sample_grad_cpu); }
+TORCH_LIBRARY_IMPL(dpcgan_fast, CPU, m) {
+  m.impl("window_per_sample_grad_", &dpcgan::cpu::window_per_sample_grad_cpu);
+  m.impl("window_sq_norm", &dpcgan::cpu::window_sq_norm_cpu);
+  m.impl("window_weighted_grad", &dpcgan::cpu::window_weighted_grad_cpu);
+}

@@ -12,7 +12,7 @@ from dpcgan_fast.engine.fused import FusedGradient
 from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient
 from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import LayerReport
-from dpcgan_fast.engine.rules_conv import ConvGradient
+from dpcgan_fast.engine.rules_conv import ConvGradient, WindowGradient
 from dpcgan_fast.ops import LayerNorms, NormMode, UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
@@ -101,7 +101,7 @@ def add_clipped_sum(
         reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
             given = gradient
-            gradient = MaterialisedGradient(gradient.rule, choice.reason, gradient.per_sample())
+            gradient = _form(gradient, choice.reason)
             if gradient.grads is not getattr(given, "grads", None):
                 formed.append(gradient)  # here, and so for this sum alone
         gradients.append((gradient, choice.mode))
@@ -116,6 +116,13 @@ def add_clipped_sum(
     return Clipped(tuple(reports), lambda: factor)
 
 
+def _form(gradient: LayerGradient, reason: str) -> MaterialisedGradient:
+    """The gradient row by row."""
+    if isinstance(gradient, WindowGradient):
+        return gradient.formed(reason)
+    return MaterialisedGradient(gradient.rule, reason, gradient.per_sample())
+
+
 def _clip_factor(
     gradients: list[tuple[LayerGradient, NormMode]],
     max_grad_norm: float,
@@ -128,12 +135,7 @@ def _clip_factor(
         stored = [x for g, _ in gradients if isinstance(g, MaterialisedGradient) for x in g.grads.values()]
         layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in gradients if isinstance(g, ConvGradient)]
         return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid)
-    norms = [
-        ops.rows_sq_norm(list(gradient.grads.values()), units)
-        if isinstance(gradient, MaterialisedGradient)
-        else gradient.sq_norm(mode, units)
-        for gradient, mode in gradients
-    ]
+    norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
     return ops.clip_factor(torch.stack(norms).sum(0), max_grad_norm, valid)
 
 

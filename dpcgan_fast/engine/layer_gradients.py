@@ -49,11 +49,15 @@ class LayerGradient(Protocol):
 
 @dataclass(eq=False)
 class MaterialisedGradient:
-    """A gradient that exists row by row: small affine pairs, and layers without a rule."""
+    """A gradient that exists row by row: small affine pairs, and layers without a rule.
+
+    row_sq_norm: (B,) float64, the squared norms of the rows, where they were taken on the way
+    """
 
     rule: str
     reason: str
     grads: PerSample
+    row_sq_norm: Tensor | None = None
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that there are gradients for."""
@@ -71,9 +75,11 @@ class MaterialisedGradient:
         """The gradients as they are."""
         return self.grads
 
-    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
-        """Never asked for, since `choose` returns `materialise`."""
-        raise AssertionError(f"sq_norm({mode}, {units}) of a materialised gradient")
+    def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:  # noqa: ARG002  there is no other way
+        """Of the gradients that there are."""
+        if units is None and self.row_sq_norm is not None:
+            return self.row_sq_norm
+        return ops.rows_sq_norm(list(self.grads.values()), units)
 
     def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
         """Sum over rows in double."""

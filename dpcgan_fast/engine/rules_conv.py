@@ -20,6 +20,7 @@ from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, Unit
 
 _WINDOWS_AT_A_TIME = 2**23  # elements, where norms and sums need them
 _KEPT = 2**18  # weights, 1 MiB a row
+_FEW_POSITIONS = 16  # up to so many, a row's gradient is formed twice in the time that it takes to store and read it
 
 
 @dataclass(eq=False)
@@ -86,6 +87,8 @@ class WindowGradient:
         groups, positions = self.problem.groups, self.g.shape[2:].numel()
         taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
         if asked == "auto" and self.weight.numel() <= _KEPT:
+            if positions <= _FEW_POSITIONS and self.problem.has_op(self.x):
+                return NormChoice("direct", "few positions: forming gradients twice costs less than storing them")
             return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
         return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
 
@@ -95,19 +98,33 @@ class WindowGradient:
 
     def per_sample(self) -> PerSample:
         """Per-sample gradients of the weight and, where it is trainable, the bias."""
-        return {self.weight: self.problem.per_sample_grad(self.x, self.g), **self._bias_rows()}
+        return self.formed("").grads
+
+    def formed(self, reason: str) -> MaterialisedGradient:
+        """The gradient row by row, measured where that costs nothing beside it."""
+        weight, sq_norm = self.problem.measured_grad(self.x, self.g)
+        sq_norm = None if sq_norm is None else self._with_bias(sq_norm, None)
+        return MaterialisedGradient(self.rule, reason, {self.weight: weight, **self._bias_rows()}, sq_norm)
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
         """Norms without per-sample gradients; of all rows at once where they are grouped into units."""
+        if mode == "direct" and units is None and self.problem.has_op(self.x):
+            return self._with_bias(self.problem.sq_norm(self.x, self.g), units)
         parts = self._parts() if units is None else [(slice(None), *self._flat(slice(None)))]
         norms = torch.cat([self._pointwise.sq_norm(windows, g, mode, units) for _, windows, g in parts])
-        return norms if self.bias_grad is None else norms + ops.rows_sq_norm([self.bias_grad], units)
+        return self._with_bias(norms, units)
+
+    def _with_bias(self, sq_norm: Tensor, units: UnitGroups | None) -> Tensor:
+        return sq_norm if self.bias_grad is None else sq_norm + ops.rows_sq_norm([self.bias_grad], units)
 
     def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
         """One contraction over positions, and over a few rows at a time."""
-        total = torch.zeros(self.weight.shape, dtype=torch.float64, device=self.x.device)
-        for part, windows, g in self._parts():
-            total += self._pointwise.weighted_grad(windows, g, factor[part])[0].view_as(total)
+        if self.problem.has_op(self.x):
+            total = self.problem.weighted_grad(self.x, self.g, factor)
+        else:
+            total = torch.zeros(self.weight.shape, dtype=torch.float64, device=self.x.device)
+            for part, windows, g in self._parts():
+                total += self._pointwise.weighted_grad(windows, g, factor[part])[0].view_as(total)
         return {self.weight: total} | {p: ops.rows_weighted_sum(grad, factor) for p, grad in self._bias_rows().items()}
 
     @property

@@ -32,8 +32,16 @@ def register() -> None:
         return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role), dtype=dtype)
 
     @register_fake("dpcgan_fast::window_per_sample_grad_")
-    def _(out, x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
+    def _(out, sq_norm, x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
         return None
+
+    @register_fake("dpcgan_fast::window_sq_norm")
+    def _(x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
+        return x.new_empty(x.shape[0], dtype=torch.float64)
+
+    @register_fake("dpcgan_fast::window_weighted_grad")
+    def _(x, g, factor, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
+        return x.new_empty(g.shape[1], x.shape[1] // groups, *kernel_size, dtype=torch.float64)
 
     @register_fake("dpcgan_fast::conv_weighted_grad")
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001

@@ -1,9 +1,10 @@
 """Per-sample weight gradients of convolutions in any number of dimensions, by the windows of the input that each output
 position sees: a row's gradient is one product of its output gradient and its windows.
 
-Windows take k times the memory of the input, so they are copied a few rows at a time, into one buffer. Every product
-takes the same number of rows, filled up with zeros: the library rounds a row that is alone otherwise, and what a row
-adds must not depend on how many others there are.
+On the CPU an op of ours takes the products straight from the input, and measures them. Elsewhere windows, which take k
+times the memory of the input, are copied a few rows at a time, into one buffer. Every product takes the same number of
+rows, filled up with zeros: the library rounds a row that is alone otherwise, and what a row adds must not depend on how
+many others there are.
 """
 
 import math
@@ -82,6 +83,14 @@ class WindowProblem:
         """Values of one channel group of x, (B, C, ...), that one position sees."""
         return x.shape[1] // self.groups * math.prod(self.kernel_size)
 
+    def has_op(self, x: Tensor) -> bool:
+        """Whether an op of ours takes products straight from x."""
+        return x.device.type == "cpu" and backend() == "native" and len(self.kernel_size) > 1
+
+    @property
+    def _geometry(self) -> tuple[object, ...]:
+        return self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+
     def windows(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
         """(B, C, ...) -> (B, C k, T), a copy: what each of the positions sees, channel groups one after another."""
         both_sides = [side for width in reversed(self.padding) for side in (width, width)]
@@ -89,19 +98,38 @@ class WindowProblem:
         return view.reshape(x.shape[0], self.groups * self.taps(x), math.prod(positions))
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> Tensor:
-        """Per-sample gradients of the weight, in the dtype of x.
+        """Per-sample gradients of the weight, in the dtype of x; not always contiguous.
 
         x:   (B, C, ...) float32 or float64
         g:   (B, O, ...) of the same dtype
         out: (B, O, C / groups, *kernel_size)
         """
+        return self.measured_grad(x, g)[0]
+
+    def measured_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`per_sample_grad`, and its squared norms, (B,) float64, where they cost nothing beside it; else None."""
+        rows, outputs, inputs = g.shape[0], g.shape[1], x.shape[1] // self.groups
+        if self.has_op(x):
+            channels_last = borrow((rows, outputs, *self.kernel_size, inputs), x)
+            sq_norm = x.new_zeros(rows, dtype=torch.float64)
+            torch.ops.dpcgan_fast.window_per_sample_grad_(channels_last, sq_norm, x, g, *self._geometry)
+            return channels_last.movedim(-1, 2), sq_norm
+        out = borrow((rows, outputs, inputs, *self.kernel_size), x)
+        self._copied_windows(x, g, out)
+        return out, None
+
+    def sq_norm(self, x: Tensor, g: Tensor) -> Tensor:
+        """Squared norms of the gradients, (B,) float64, which are formed and dropped; only where `has_op`."""
+        return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry)
+
+    def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
+        """sum_n factor[n] G_n of the gradients as `per_sample_grad` has them, in float64; only where `has_op`."""
+        return torch.ops.dpcgan_fast.window_weighted_grad(x, g, factor, *self._geometry)
+
+    def _copied_windows(self, x: Tensor, g: Tensor, out: Tensor) -> None:
+        """Writes the gradients by products of copied windows."""
         rows, outputs, positions = g.shape[0], g.shape[1], g.shape[2:]
         taps, count = self.taps(x), math.prod(positions)
-        out = borrow((rows, outputs, x.shape[1] // self.groups, *self.kernel_size), x)
-        if x.device.type == "cpu" and backend() == "native" and len(self.kernel_size) > 1:
-            geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
-            torch.ops.dpcgan_fast.window_per_sample_grad_(out, x, g, *geometry)
-            return out
         at_a_time = rows_at_a_time(self.groups * taps * count, x.device)
         sides = list(zip(self.padding, x.shape[2:], strict=True))
         padded = x.new_zeros(at_a_time, x.shape[1], *(size + 2 * width for width, size in sides))
@@ -113,7 +141,6 @@ class WindowProblem:
             buffer.copy_(self._view(padded, positions))
             grad = filled(g).reshape(at_a_time * self.groups, outputs // self.groups, count)
             _product_into(out[part].view(-1, outputs // self.groups, taps), grad, by_group)
-        return out
 
     def _view(self, padded: Tensor, positions: tuple[int, ...]) -> Tensor:
         """(B, C, *k, *T) view of a padded, contiguous x."""

@@ -213,6 +213,13 @@ def test_large_weights_of_images_are_not_kept():
     assert step.last.layers[0].mode == "gram"
 
 
+@pytest.mark.parametrize(("size", "mode"), [(4, "direct"), (5, "materialise")])
+def test_gradients_of_images_with_few_positions_are_formed_twice(size, mode):
+    step = sgd_step(sequential(nn.Conv2d(3, 8, 3, padding=1)))
+    step.backward(row_losses(step(torch.rand(2, 3, size, size))))
+    assert step.last.layers[0].mode == mode
+
+
 def test_norms_of_tokens_are_taken_a_few_rows_at_a_time(monkeypatch):
     monkeypatch.setattr("dpcgan_fast.ops._embedding._AT_A_TIME", 20)
     ids, g = torch.randint(0, 5, (9, 4)), torch.randn(9, 4, 3)

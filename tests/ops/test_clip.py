@@ -61,6 +61,18 @@ def test_clip_and_sum_equals_the_definition(device, dtype, rows, grouped):
         torch.testing.assert_close(got.double(), total, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_elements_of_a_row_may_lie_in_any_order(device, grouped):
+    stored = torch.randn(6, 4, 5, 3, device=device)
+    units = torch.tensor([2, 1, 2, 1, 3, 2], device=device) if grouped else None
+    for grad in (stored.movedim(-1, 1), stored[:, :, ::2].movedim(-1, 1), stored.transpose(0, 1)):
+        of_rows = None if units is None else units[: len(grad)]
+        sums, norms = ops.clip_and_sum([grad], 4.0, of_rows)
+        expected, expected_norms = ops.clip_and_sum([grad.contiguous()], 4.0, of_rows)
+        torch.testing.assert_close(sums[0], expected[0])
+        torch.testing.assert_close(norms, expected_norms)
+
+
 def test_norms_of_units_come_in_ascending_order_of_unit_id_also_where_each_has_one_row():
     grads = [torch.tensor([[3.0], [1.0], [2.0]])]
     _, norms = ops.clip_and_sum(grads, 1.0, torch.tensor([30, 10, 20]))

@@ -50,11 +50,29 @@ def conv_weighted_grad(rows, device):
         yield *operands(rows, device), double(rows, device=device), *GEOMETRY, role
 
 
+WINDOWS = ((3, 2), (2, 3), (1, 0), (1, 2), 2), ((1, 3, 3), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
+
+
+def window_operands(rows, device):
+    """Operands for each of the geometries."""
+    yield torch.randn(rows, 4, 9, 8, device=device), torch.randn(rows, 6, 5, 2, device=device)
+    yield double(rows, 2, 4, 5, 6, device=device), double(rows, 3, 4, 3, 4, device=device)
+
+
 def window_per_sample_grad_(rows, device):
-    x, g = torch.randn(rows, 4, 9, 8, device=device), torch.randn(rows, 6, 5, 2, device=device)
-    yield torch.empty(rows, 6, 2, 3, 2, device=device), x, g, (3, 2), (2, 3), (1, 0), (1, 2), 2
-    x, g = double(rows, 2, 4, 5, 6, device=device), double(rows, 3, 4, 3, 4, device=device)
-    yield double(rows, 3, 2, 1, 3, 3, device=device), x, g, (1, 3, 3), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1
+    outs = torch.empty(rows, 6, 3, 2, 2, device=device), double(rows, 3, 1, 3, 3, 2, device=device)
+    for out, sides, geometry in zip(outs, window_operands(rows, device), WINDOWS, strict=True):
+        yield out, double(rows, device=device), *sides, *geometry
+
+
+def window_sq_norm(rows, device):
+    for sides, geometry in zip(window_operands(rows, device), WINDOWS, strict=True):
+        yield *sides, *geometry
+
+
+def window_weighted_grad(rows, device):
+    for sides, geometry in zip(window_operands(rows, device), WINDOWS, strict=True):
+        yield *sides, double(rows, device=device), *geometry
 
 
 def group_norm_per_sample_grad(rows, device):
@@ -152,13 +170,16 @@ def noisy_update_armed_(rows, device):
 CASES = {
     case.__name__: case
     for case in (
-        conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, group_norm_per_sample_grad,
-        layer_norm_per_sample_grad,
-        rows_sq_norm, rows_weighted_sum, clip_factor, step_clip_factor, fused_forward, fused_sq_norm,
-        fused_clipped_sum, gaussian_noise_, noisy_update_, noisy_update_armed_,
+        conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, window_sq_norm,
+        window_weighted_grad, group_norm_per_sample_grad, layer_norm_per_sample_grad, rows_sq_norm, rows_weighted_sum,
+        clip_factor, step_clip_factor, fused_forward, fused_sq_norm, fused_clipped_sum, gaussian_noise_,
+        noisy_update_, noisy_update_armed_,
     )
 }  # fmt: skip
-CPU_ALONE = {"window_per_sample_grad_", "fused_forward", "fused_sq_norm", "fused_clipped_sum"}
+CPU_ALONE = {
+    "window_per_sample_grad_", "window_sq_norm", "window_weighted_grad", "fused_forward", "fused_sq_norm",
+    "fused_clipped_sum",
+}  # fmt: skip
 MUTATING = {"window_per_sample_grad_", "fused_forward", "gaussian_noise_", "noisy_update_", "noisy_update_armed_"}
 
 

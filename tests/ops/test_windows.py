@@ -1,5 +1,7 @@
 """Per-sample gradients of convolutions in two and three dimensions, and the memory that they lie in."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -7,9 +9,10 @@ from hypothesis import strategies as st
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import WindowProblem, _spare
+from tests.conftest import at_simd_level, available_simd_levels, examples
 
 SIZES = st.tuples(*[st.integers(1, 9)] * 3)
-SMALL = st.tuples(*[st.integers(1, 3)] * 3)
+SMALL = st.tuples(*[st.integers(1, 4)] * 3)
 CONVOLUTIONS = {2: torch.nn.grad.conv2d_weight, 3: torch.nn.grad.conv3d_weight}
 
 
@@ -18,26 +21,74 @@ def positions_of(size, kernel, stride, padding, dilation):
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in numbers)
 
 
-@settings(max_examples=60)
-@given(
-    dimensions=st.sampled_from([2, 3]), rows=st.integers(0, 3), size=SIZES, kernel=SMALL, stride=SMALL, dilation=SMALL,
-    padding=st.tuples(*[st.integers(0, 2)] * 3), groups=st.sampled_from([1, 2]),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-)  # fmt: skip
-def test_each_row_is_torchs_gradient_of_that_row(
-    dimensions, rows, size, kernel, stride, dilation, padding, groups, dtype
-):
-    size, kernel, stride, padding, dilation = (x[:dimensions] for x in (size, kernel, stride, padding, dilation))
+@st.composite
+def window_cases(draw):
+    """A problem in two or three dimensions with its operands, in either dtype."""
+    dimensions = draw(st.sampled_from([2, 3]))
+    size, kernel, stride, dilation = (draw(sizes)[:dimensions] for sizes in (SIZES, SMALL, SMALL, SMALL))
+    padding = draw(st.tuples(*[st.integers(0, 2)] * 3))[:dimensions]
     positions = positions_of(size, kernel, stride, padding, dilation)
     assume(min(positions) > 0)
-    x, g = torch.randn(rows, 2 * groups, *size, dtype=dtype), torch.randn(rows, 3 * groups, *positions, dtype=dtype)
-    got = WindowProblem(kernel, stride, padding, dilation, groups).per_sample_grad(x, g)
-    assert got.shape == (rows, 3 * groups, 2, *kernel)
-    for row in range(rows):
-        expected = CONVOLUTIONS[dimensions](
-            x[row : row + 1].double(), got.shape[1:], g[row : row + 1].double(), stride, padding, dilation, groups
-        )
-        torch.testing.assert_close(got[row].double(), expected, rtol=1e-4, atol=1e-5)
+    rows, groups = draw(st.integers(0, 3)), draw(st.sampled_from([1, 2]))
+    inputs, outputs = groups * draw(st.sampled_from([1, 2, 9, 17])), groups * draw(st.sampled_from([1, 3, 9]))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    x, g = torch.randn(rows, inputs, *size, dtype=dtype), torch.randn(rows, outputs, *positions, dtype=dtype)
+    return WindowProblem(kernel, stride, padding, dilation, groups), x, g
+
+
+def gradients_by_torch(problem, x, g):
+    """In double, a row at a time."""
+    shape = (g.shape[1], x.shape[1] // problem.groups, *problem.kernel_size)
+    gradient = CONVOLUTIONS[len(problem.kernel_size)]
+    geometry = problem.stride, problem.padding, problem.dilation, problem.groups
+    rows = [gradient(a[None].double(), shape, b[None].double(), *geometry) for a, b in zip(x, g, strict=True)]
+    return torch.stack(rows) if rows else torch.zeros(0, *shape, dtype=torch.float64)
+
+
+@settings(max_examples=examples(100))
+@given(case=window_cases(), level=st.sampled_from(available_simd_levels()))
+def test_each_row_is_torchs_gradient_of_that_row(case, level):
+    problem, x, g = case
+    with at_simd_level(level):
+        got, sq_norm = problem.measured_grad(x, g)
+    expected = gradients_by_torch(problem, x, g)
+    assert got.shape == expected.shape
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sq_norm, got.double().flatten(1).square().sum(1), rtol=1e-6, atol=0.0)
+
+
+@settings(max_examples=examples(60))
+@given(case=window_cases(), level=st.sampled_from(available_simd_levels()))
+def test_what_is_measured_and_summed_without_storing_is_what_is_stored(case, level):
+    problem, x, g = case
+    factor = torch.rand(x.shape[0], dtype=torch.float64)
+    with at_simd_level(level):
+        stored, sq_norm = problem.measured_grad(x, g)
+        assert torch.equal(problem.sq_norm(x, g), sq_norm)
+        total = problem.weighted_grad(x, g, factor)
+    expected = torch.einsum("n,n...->...", factor, stored.double())
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_factor_zero_are_not_read():
+    problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
+    x, g = torch.randn(40, 3, 6, 6), torch.randn(40, 8, 6, 6)
+    factor = torch.arange(40, dtype=torch.float64) % 3
+    expected = problem.weighted_grad(x, g, factor)
+    x[factor == 0] = math.nan
+    assert torch.equal(problem.weighted_grad(x, g, factor), expected)
+
+
+def test_a_row_that_is_not_finite_says_so_and_leaves_the_others_alone():
+    problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
+    x, g = torch.randn(5, 3, 6, 6), torch.randn(5, 8, 6, 6)
+    expected, expected_norm = problem.measured_grad(x, g)
+    x[2, 1, 3, 3] = math.inf
+    got, sq_norm = problem.measured_grad(x, g)
+    others = torch.arange(5) != 2
+    assert not sq_norm[2].isfinite()
+    assert torch.equal(got[others], expected[others])
+    assert torch.equal(sq_norm[others], expected_norm[others])
 
 
 def test_a_row_is_rounded_alike_whichever_others_there_are():
@@ -54,12 +105,14 @@ def test_a_row_is_rounded_alike_whichever_others_there_are():
         ({"kernel_size": (3,)}, "expected 2 numbers in kernel_size"),
         ({"groups": 2}, "expected groups to divide"),
         ({"padding": (0, 0)}, "reach beyond"),
-        ({"out": torch.empty(2, 4, 3, 2, 2)}, "expected a contiguous out"),
+        ({"out": torch.empty(2, 4, 3, 2, 3)}, "expected a contiguous out"),
+        ({"sq_norm": torch.empty(2)}, "expected a contiguous sq_norm"),
     ],
 )
 def test_the_op_says_what_is_wrong(change, message):
     arguments = {
-        "out": torch.empty(2, 4, 3, 3, 3), "x": torch.rand(2, 3, 5, 5), "g": torch.rand(2, 4, 5, 5),
+        "out": torch.empty(2, 4, 3, 3, 3), "sq_norm": torch.zeros(2).double(),
+        "x": torch.rand(2, 3, 5, 5), "g": torch.rand(2, 4, 5, 5),
         "kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, **change,
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):

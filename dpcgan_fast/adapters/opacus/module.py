@@ -12,18 +12,25 @@ from opacus.grad_sample.gsm_base import AbstractGradSampleHooks
 from opacus.layers.dp_rnn import DPRNNBase, RNNLinear
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
 from dpcgan_fast.adapters.opacus.boundary import Batch, Boundary
 from dpcgan_fast.engine.recorded import RecordedModule
 
-_OWNERS: Any = WeakIdKeyDictionary()  # parameter -> weak reference to what records the forwards of its module
+# id of a parameter -> weak references to it and to what records the forwards of its module. It is asked many times a
+# step, of all parameters, for which torch's dictionaries with weak keys are too slow.
+_OWNERS: dict[int, tuple[weakref.ref[nn.Parameter], "weakref.ref[GradSampleHooks]"]] = {}
 
 
 def owner_of(parameter: nn.Parameter) -> "GradSampleHooks | None":
     """What records the forwards of a parameter's module."""
-    reference = _OWNERS.get(parameter)
-    return None if reference is None else reference()
+    known, owner = _OWNERS.get(id(parameter), (None, None))
+    return None if known is None or owner is None or known() is not parameter else owner()
+
+
+def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
+    key = id(parameter)
+    known = weakref.ref(parameter, lambda gone: _OWNERS.pop(key) if _OWNERS.get(key, (None,))[0] is gone else None)
+    _OWNERS[key] = known, weakref.ref(owner)
 
 
 class GradSampleHooks(AbstractGradSampleHooks):
@@ -69,7 +76,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
         self._recordings: dict[tuple[nn.Parameter, ...], RecordedModule] = {}
         self._guards: list[RemovableHandle] = []
         for name, parameter in m.named_parameters():
-            _OWNERS[parameter] = weakref.ref(self)
+            _own(parameter, self)
             if parameter.requires_grad:
                 self._guards.append(parameter.register_post_accumulate_grad_hook(self._guard(name)))
         self._recorded()

@@ -1,0 +1,303 @@
+// Weight gradients of one row of a convolution in two or three dimensions, straight from the row's input.
+//
+// The input is copied with its channels last and with margins of zeros, so that what the taps of one line see of a
+// position lies side by side: a run. A tile is some outputs by some vectors of runs, summed over all positions in
+// registers; it is measured before it leaves them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "../common/conv_geometry.h"
+#include "lane_correlate.h"
+#include "simd.h"
+#include "transpose.h"
+
+namespace dpcgan::cpu {
+
+constexpr size_t kDimensions = 3;  // two dimensions are three, of which the first has one position and one tap
+using Extents = std::array<int64_t, kDimensions>;
+
+inline int64_t count_of(const Extents& extents) { return extents[0] * extents[1] * extents[2]; }
+
+struct Windows {
+  int64_t rows, channels, outputs, groups;
+  Extents size, positions, kernel, stride, padding, dilation;
+
+  int64_t group_channels() const { return channels / groups; }
+  int64_t group_outputs() const { return outputs / groups; }
+  int64_t taps() const { return group_channels() * count_of(kernel); }  // of a channel group
+  Extents padded() const { return {size[0] + 2 * padding[0], size[1] + 2 * padding[1], size[2] + 2 * padding[2]}; }
+  int64_t copied() const { return count_of(padded()) * group_channels(); }  // of a channel group, margins included
+};
+
+inline int64_t at_padded(const Extents& padded, int64_t i, int64_t j, int64_t k) {
+  return (i * padded[1] + j) * padded[2] + k;
+}
+
+// A vector of a run: where it begins for the first position, where its gradient goes, and how many of its lanes count.
+struct RunVector {
+  int64_t from, to, count;
+};
+
+// What is the same for all rows: where runs begin, which vectors there are, and how far each position is from the
+// first.
+//
+// Where runs fill their vectors badly, as with few channels, what a position sees is copied once more, run after run:
+// packed.
+struct WindowPlan {
+  bool packed;
+  int64_t run;                // elements
+  std::vector<int64_t> runs;  // of the first position
+  std::vector<int64_t> positions;
+  std::vector<RunVector> vectors;      // in what tiles read
+  std::vector<int64_t> vectors_begin;  // likewise, of each position
+  int64_t record = 0;                  // elements of a position, where packed
+
+  WindowPlan(const Windows& w, int64_t lanes) {
+    const Extents padded = w.padded();
+    const int64_t channels = w.group_channels(), taps = w.taps();
+    const auto at = [&](int64_t i, int64_t j, int64_t k) { return at_padded(padded, i, j, k) * channels; };
+    const bool dense = w.dilation[2] == 1;  // then the taps of a line are one run
+    run = dense ? w.kernel[2] * channels : channels;
+    for (int64_t i = 0; i < w.kernel[0]; ++i)
+      for (int64_t j = 0; j < w.kernel[1]; ++j)
+        for (int64_t k = 0; k < (dense ? 1 : w.kernel[2]); ++k)
+          runs.push_back(at(i * w.dilation[0], j * w.dilation[1], k * w.dilation[2]));
+    for (int64_t i = 0; i < w.positions[0]; ++i)
+      for (int64_t j = 0; j < w.positions[1]; ++j)
+        for (int64_t k = 0; k < w.positions[2]; ++k)
+          positions.push_back(at(i * w.stride[0], j * w.stride[1], k * w.stride[2]));
+    const int64_t count = static_cast<int64_t>(positions.size());
+    record = ceil_div(taps, lanes) * lanes;
+    constexpr int64_t kMostPacked = 1 << 18, kLeastOutputs = 8;
+    packed = 4 * record < 3 * static_cast<int64_t>(runs.size()) * ceil_div(run, lanes) * lanes &&
+             count * record <= kMostPacked && w.group_outputs() >= kLeastOutputs;
+    if (packed) {
+      for (int64_t tap = 0; tap < taps; tap += lanes) vectors.push_back({tap, tap, std::min(lanes, taps - tap)});
+      for (int64_t t = 0; t < count; ++t) vectors_begin.push_back(t * record);
+    } else {
+      for (size_t r = 0; r < runs.size(); ++r)
+        for (int64_t c = 0; c < run; c += lanes)
+          vectors.push_back({runs[r] + c, static_cast<int64_t>(r) * run + c, std::min(lanes, run - c)});
+      vectors_begin = positions;
+    }
+  }
+
+  // Elements of a row's copies; vectors reach beyond the end of either.
+  int64_t packed_numel(int64_t lanes) const {
+    return packed ? static_cast<int64_t>(positions.size()) * record + lanes : 0;
+  }
+};
+
+template <class Vector, class T>
+DPCGAN_INLINE Vector load_some(const T* from, int64_t count) {
+  Vector lanes{};
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  std::memcpy(&lanes, from, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
+  return lanes;
+}
+
+template <class Vector, class T>
+DPCGAN_INLINE void store_some(T* to, const Vector& lanes, int64_t count) {
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  std::memcpy(to, &lanes, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
+}
+
+// A line of all channels, channel_step apart, to (size, channels).
+template <int kBytes, class T>
+DPCGAN_INLINE void copy_line(const T* line, int64_t channels, int64_t channel_step, int64_t size, T* to) {
+  using Vector = typename VectorOf<T, kBytes>::type;
+  constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
+  if (channels == 1) {
+    std::copy_n(line, size, to);
+    return;
+  }
+  if (channels < kLanes / 2) {  // squares would be almost empty
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t k = 0; k < size; ++k) to[k * channels + c] = line[c * channel_step + k];
+    return;
+  }
+  for (int64_t k = 0; k < size; k += kLanes)
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const int64_t width = std::min(kLanes, size - k), depth = std::min(kLanes, channels - c);
+      Vector square[kLanes] = {};
+      for (int64_t r = 0; r < depth; ++r) square[r] = load_some<Vector>(line + (c + r) * channel_step + k, width);
+      transpose_lanes<static_cast<int>(kLanes)>(square);
+      for (int64_t r = 0; r < width; ++r) store_some(to + (k + r) * channels + c, square[r], depth);
+    }
+}
+
+// One channel group of a row, (channels, *size), to channels last within margins, which stay as they are.
+template <int kBytes, class T>
+DPCGAN_INLINE void copy_channels_last(const Windows& w, const T* x, T* copied) {
+  const Extents padded = w.padded();
+  const int64_t channels = w.group_channels();
+  for (int64_t i = 0; i < w.size[0]; ++i)
+    for (int64_t j = 0; j < w.size[1]; ++j)
+      copy_line<kBytes>(x + (i * w.size[1] + j) * w.size[2], channels, count_of(w.size), w.size[2],
+                        copied + at_padded(padded, i + w.padding[0], j + w.padding[1], w.padding[2]) * channels);
+}
+
+// What each position sees, run after run. copied: channels last.
+template <int kBytes, class T>
+DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* records) {
+  using Vector = typename VectorOf<T, kBytes>::type;
+  constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
+  for (size_t t = 0; t < plan.positions.size(); ++t) {
+    T* to = records + plan.vectors_begin[t];
+    for (const int64_t begin : plan.runs) {
+      const T* from = copied + plan.positions[t] + begin;
+      for (int64_t c = 0; c < plan.run; c += kLanes) {  // the next run overwrites what is too much
+        Vector lanes;
+        std::memcpy(&lanes, from + c, kBytes);
+        std::memcpy(to + c, &lanes, kBytes);
+      }
+      to += plan.run;
+    }
+  }
+}
+
+// One row and channel group: its input, as copied, and its output gradients, (outputs, positions).
+template <class T>
+struct WindowRow {
+  const T* copied;
+  const T* grads;
+};
+
+constexpr int64_t kPositionsAtATime = 256;  // partial sums keep rounding small where there are many
+
+// Outputs [first, last] by vectors of runs. Every reader of a row's gradient takes it from here, in one order of
+// additions: what is measured is what is kept, and what is summed.
+template <int kBytes, class T, int kRows, int kColumns>
+struct WindowTile {
+  using Vector = typename VectorOf<T, kBytes>::type;
+  static constexpr int kNumel = kRows * kColumns * VectorOf<T, kBytes>::kLanes;
+
+  int64_t first, last;
+  const RunVector* vectors;
+  Vector total[kRows][kColumns];
+
+  DPCGAN_INLINE WindowTile(int64_t first_output, int64_t last_output, const RunVector* runs)
+      : first(first_output),
+        last(last_output),
+        vectors(runs) {}  // clearing `total` would take long beside few positions
+
+  DPCGAN_INLINE void sum(const WindowPlan& plan, const WindowRow<T>& row) {
+    const int64_t count = static_cast<int64_t>(plan.positions.size());
+    const int64_t* positions = plan.vectors_begin.data();
+    const T* grads[kRows];
+    for (int r = 0; r < kRows; ++r) grads[r] = row.grads + std::min<int64_t>(first + r, last) * count;
+    const T* from[kColumns];
+    for (int q = 0; q < kColumns; ++q) from[q] = row.copied + vectors[q].from;
+    for (int64_t begin = 0; begin < count; begin += kPositionsAtATime) {
+      Vector part[kRows][kColumns] = {};
+      for (int64_t t = begin; t < std::min(begin + kPositionsAtATime, count); ++t) {
+        const int64_t at = positions[t];
+        Vector value[kColumns];
+#pragma GCC unroll 8
+        for (int q = 0; q < kColumns; ++q) std::memcpy(&value[q], from[q] + at, kBytes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+          for (int q = 0; q < kColumns; ++q) part[r][q] += grads[r][t] * value[q];
+      }
+      for (int r = 0; r < kRows; ++r)
+        for (int q = 0; q < kColumns; ++q) total[r][q] = begin == 0 ? part[r][q] : total[r][q] + part[r][q];
+    }
+    // What lies beyond a run is another's.
+    for (int q = 0; q < kColumns; ++q)
+      if (vectors[q].count < VectorOf<T, kBytes>::kLanes)
+        for (int r = 0; r < kRows; ++r)
+          total[r][q] = load_some<Vector>(reinterpret_cast<const T*>(&total[r][q]), vectors[q].count);
+  }
+
+  // Writes the gradients to (outputs, taps).
+  DPCGAN_INLINE void keep(int64_t taps, T* out) const {
+    for (int r = 0; r < kRows && first + r <= last; ++r)
+      for (int q = 0; q < kColumns; ++q)
+        store_some(out + (first + r) * taps + vectors[q].to, total[r][q], vectors[q].count);
+  }
+
+  // Adds their squares to a vector of sums; in double, but for those of a few vectors.
+  DPCGAN_INLINE void measure(double* sums) const {
+    Wide sum;
+    std::memcpy(&sum, sums, kBytes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if (first + r > last) break;
+      Vector squares{};
+#pragma GCC unroll 8
+      for (int q = 0; q < kColumns; ++q) squares += total[r][q] * total[r][q];
+      each_half(squares, [&](int, const Wide& half) DPCGAN_INLINE_BODY { sum += half; });
+    }
+    std::memcpy(sums, &sum, kBytes);
+  }
+
+  // sums, kNumel of them, += factor times the gradients, in double.
+  DPCGAN_INLINE void add(double factor, double* sums) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+      for (int q = 0; q < kColumns; ++q, sums += VectorOf<T, kBytes>::kLanes)
+        each_half(total[r][q], [&](int begin, const Wide& half) DPCGAN_INLINE_BODY {
+          Wide sum;
+          std::memcpy(&sum, sums + begin, kBytes);
+          sum += factor * half;
+          std::memcpy(sums + begin, &sum, kBytes);
+        });
+  }
+
+  // out, (outputs, taps), += such sums.
+  DPCGAN_INLINE void put(int64_t taps, const double* sums, double* out) const {
+    constexpr int kLanes = VectorOf<T, kBytes>::kLanes;
+    for (int r = 0; r < kRows && first + r <= last; ++r)
+      for (int q = 0; q < kColumns; ++q)
+        for (int64_t i = 0; i < vectors[q].count; ++i)
+          out[(first + r) * taps + vectors[q].to + i] += sums[(r * kColumns + q) * kLanes + i];
+  }
+
+ private:
+  using Wide = typename VectorOf<double, kBytes>::type;
+
+  // Calls body with the lanes in double, a vector of them at a time, and the number of the first.
+  DPCGAN_INLINE static void each_half(const Vector& lanes, auto body) {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      body(0, lanes);
+    } else {
+      constexpr int kWide = VectorOf<double, kBytes>::kLanes;
+      alignas(kBytes) float single[2 * kWide];
+      store_lanes<kBytes>(single, lanes);
+      body(0, load_wide<kBytes>(single));
+      body(kWide, load_wide<kBytes>(single + kWide));
+    }
+  }
+};
+
+// Calls body, as a function of its own, with every tile of the gradient.
+template <int kBytes, class T, int kRows>
+DPCGAN_INLINE void each_tile_of(const WindowPlan& plan, int64_t first, int64_t last, auto body) {
+  const int64_t vectors = static_cast<int64_t>(plan.vectors.size());
+  for (int64_t q = 0; q < vectors;) {
+    const RunVector* at = plan.vectors.data() + q;
+    const int64_t left = vectors - q, width = left == 4 ? 2 : std::min<int64_t>(left, 3);
+    run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
+      if (width == 3) return body(WindowTile<kBytes, T, kRows, 3>(first, last, at));
+      if (width == 2) return body(WindowTile<kBytes, T, kRows, 2>(first, last, at));
+      body(WindowTile<kBytes, T, kRows, 1>(first, last, at));
+    });
+    q += width;
+  }
+}
+
+template <int kBytes, class T>
+DPCGAN_INLINE void each_tile(const WindowPlan& plan, int64_t outputs, auto body) {
+  constexpr int kRows = kBytes == 64 ? 8 : 4;
+  int64_t o = 0;
+  for (; outputs - o > 1; o += kRows) each_tile_of<kBytes, T, kRows>(plan, o, std::min(o + kRows, outputs) - 1, body);
+  if (o < outputs) each_tile_of<kBytes, T, 1>(plan, o, o, body);
+}
+
+}  // namespace dpcgan::cpu
