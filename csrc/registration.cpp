@@ -20,11 +20,12 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def(
       "conv_weighted_grad(Tensor x, Tensor g, Tensor factor, int kernel_size, int stride, "
       "int padding, int dilation, int groups, int bias_role) -> (Tensor, Tensor)");
-  // Per-sample weight gradients of convolutions in two or three dimensions, on the CPU alone; adds their squared norms.
-  // x: (B, C, ...)  g: (B, O, ...)  out: (B, O, *kernel_size, C/groups), of their dtype  sq_norm: (B,) float64
+  // Per-sample weight gradients of convolutions in two or three dimensions, on the CPU alone; adds their squared norms,
+  // and writes the sums of g over positions to bias.  x: (B, C, ...)  g: (B, O, ...)
+  // out: (B, O, *kernel_size, C/groups), of their dtype, as bias: (B, O)  sq_norm: (B,) float64
   m.def(
-      "window_per_sample_grad_(Tensor(a!) out, Tensor(b!) sq_norm, Tensor x, Tensor g, int[] kernel_size, "
-      "int[] stride, int[] padding, int[] dilation, int groups) -> ()");
+      "window_per_sample_grad_(Tensor(a!) out, Tensor(b!) sq_norm, Tensor(c!)? bias, Tensor x, Tensor g, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) -> ()");
   // The norms alone, and sum_n factor[n] G_n; rows of factor 0 are not read.  factor: (B,) float64
   // returns (B,) float64, and (O, C/groups, *kernel_size) float64
   m.def(

@@ -17,7 +17,7 @@
 namespace dpcgan::cpu {
 
 template <int kBytes>
-constexpr int kGramTile = kBytes == 64 ? 4 : 3;  // columns by columns of a register tile
+constexpr int kGramTile = kBytes == 64 ? 4 : 3;  // columns by columns: as many sums as registers hold beside operands
 
 // Lines of a panel, for a number of columns. The more, the less often sums leave their registers; but few columns are
 // done with soon, and then the panel is better small enough for the first-level cache.
@@ -26,7 +26,7 @@ inline int64_t panel_depth(int64_t columns) { return columns < 16 ? 16 : columns
 // Vectors of a panel from a tile's columns to the next's. Not a multiple of a page: those would all compete for the
 // same few cache lines.
 template <int kBytes>
-constexpr int64_t panel_stride(int64_t depth) {
+constexpr int64_t tile_stride(int64_t depth) {
   return (depth + 1) * kGramTile<kBytes>;
 }
 
@@ -41,8 +41,10 @@ struct LaneNorms {
 // Doubles that begin at a cache line: a vector across two lines takes twice as long.
 class LineBuffer {
  public:
-  void grow(int64_t size) {
+  // At least so many, with anything in them.
+  void reserve(int64_t size) {
     if (size <= size_) return;
+    size_ = 0;
     data_.reset(
         static_cast<double*>(std::aligned_alloc(kLine, ceil_div<int64_t>(size * sizeof(double), kLine) * kLine)));
     if (data_ == nullptr) throw std::bad_alloc();
@@ -95,11 +97,11 @@ DPCGAN_INLINE typename VectorOf<double, kBytes>::type load_doubles(const double*
   return value;
 }
 
-// Products of a tile's columns over the lines of a panel, added to `start`, or to zero; both matrices have `row`
-// doubles from a row to the next. left, right: [line][kGramTile].
+// Products of a tile's columns over the lines of a panel, added to `initial`, or to zero; both matrices have
+// row_step doubles from a row to the next. left, right: [line][kGramTile].
 template <int kBytes, int kRows, int kColumns, bool kDiagonal>
-DPCGAN_INLINE void gram_tile(const double* left, const double* right, int64_t lines, const double* start, double* out,
-                             int64_t row) {
+DPCGAN_INLINE void gram_tile(const double* left, const double* right, int64_t lines, const double* initial, double* out,
+                             int64_t row_step) {
   using Vector = typename VectorOf<double, kBytes>::type;
   constexpr int64_t kWide = VectorOf<double, kBytes>::kLanes;
   Vector sum[kRows][kColumns] = {};
@@ -107,7 +109,7 @@ DPCGAN_INLINE void gram_tile(const double* left, const double* right, int64_t li
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
     for (int c = kDiagonal ? r : 0; c < kColumns; ++c)
-      if (start != nullptr) sum[r][c] = load_doubles<kBytes>(start + r * row + c * kWide);
+      if (initial != nullptr) sum[r][c] = load_doubles<kBytes>(initial + r * row_step + c * kWide);
   for (int64_t line = 0; line < lines; ++line) {
     Vector value[kRows];
 #pragma GCC unroll 4
@@ -124,7 +126,7 @@ DPCGAN_INLINE void gram_tile(const double* left, const double* right, int64_t li
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int c = kDiagonal ? r : 0; c < kColumns; ++c) std::memcpy(out + r * row + c * kWide, &sum[r][c], kBytes);
+    for (int c = kDiagonal ? r : 0; c < kColumns; ++c) std::memcpy(out + r * row_step + c * kWide, &sum[r][c], kBytes);
 }
 
 // Calls body with a size in [1, kGramTile] as a constant.
@@ -140,20 +142,20 @@ DPCGAN_INLINE void with_tile_size(int64_t size, auto body) {
 
 // Widens half the rows of lines [first, first + count) of all columns: [tile][line][column of the tile].
 template <int kBytes>
-DPCGAN_INLINE void fill_panel(const GramColumns& from, int64_t columns, int64_t half, int64_t first, int64_t count,
-                              int64_t tile_stride, double* panel) {
+DPCGAN_INLINE void fill_panel(const GramColumns& from, int64_t columns, int64_t first_lane, int64_t first,
+                              int64_t count, int64_t stride, double* panel) {
   constexpr int64_t kWide = VectorOf<double, kBytes>::kLanes, kTile = kGramTile<kBytes>;
   const auto widen = [&](const float* at, double* to) DPCGAN_INLINE_BODY {
     const auto wide = load_wide<kBytes>(at);
     std::memcpy(to, &wide, kBytes);
   };
-  const float* channel = from.start + first / from.phases * from.channel_step + half;
+  const float* channel = from.start + first / from.phases * from.channel_step + first_lane;
   int64_t phase = first % from.phases;
   for (int64_t line = 0; line < count; ++line, panel += kTile * kWide) {
     const float* at = channel + phase * from.phase_step;
     double* to = panel;
     int64_t column = 0;
-    for (; column + kTile <= columns; column += kTile, at += kTile * from.column_step, to += tile_stride * kWide)
+    for (; column + kTile <= columns; column += kTile, at += kTile * from.column_step, to += stride * kWide)
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kTile; ++i) widen(at + i * from.column_step, to + i * kWide);
     for (int64_t i = 0; i < columns - column; ++i) widen(at + i * from.column_step, to + i * kWide);
@@ -163,33 +165,33 @@ DPCGAN_INLINE void fill_panel(const GramColumns& from, int64_t columns, int64_t 
   }
 }
 
-// out[a][b] = start[a][b] + the products of columns a <= b, for the rows from `half` on. start: nothing, or a matrix as
-// wide as out.
+// out[a][b] = initial[a][b] + the products of columns a <= b, for the rows from first_lane on. initial: nothing, or a
+// matrix as wide as out.
 template <int kBytes>
-DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64_t half, const double* start,
+DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64_t first_lane, const double* initial,
                                  const GramMatrix& out, double* panel) {
   constexpr int64_t kWide = VectorOf<double, kBytes>::kLanes, kTile = kGramTile<kBytes>;
-  const int64_t row = out.columns * kWide;
-  const int64_t depth = panel_depth(columns), tile_stride = panel_stride<kBytes>(depth);
+  const int64_t row_step = out.columns * kWide;
+  const int64_t depth = panel_depth(columns), stride = tile_stride<kBytes>(depth);
   for (int64_t first = 0; first < from.lines(); first += depth) {
     const int64_t lines = std::min(depth, from.lines() - first);
-    fill_panel<kBytes>(from, columns, half, first, lines, tile_stride, panel);
+    fill_panel<kBytes>(from, columns, first_lane, first, lines, stride, panel);
     for (int64_t a = 0; a < columns; a += kTile)
       for (int64_t b = a; b < columns; b += kTile)
         run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
           with_tile_size<kBytes>(std::min(kTile, columns - b), [&](auto width) DPCGAN_INLINE_BODY {
             constexpr int kColumns = decltype(width)::value;
-            const double* left = panel + a / kTile * tile_stride * kWide;
-            const double* right = panel + b / kTile * tile_stride * kWide;
+            const double* left = panel + a / kTile * stride * kWide;
+            const double* right = panel + b / kTile * stride * kWide;
             double* to = out.at<kBytes>(a, b);
-            const double* begin = start == nullptr ? nullptr : start + (to - out.values);
+            const double* from_tile = initial == nullptr ? nullptr : initial + (to - out.values);
             if (a == b)
-              gram_tile<kBytes, kColumns, kColumns, true>(left, right, lines, begin, to, row);
+              gram_tile<kBytes, kColumns, kColumns, true>(left, right, lines, from_tile, to, row_step);
             else
-              gram_tile<kBytes, kTile, kColumns, false>(left, right, lines, begin, to, row);
+              gram_tile<kBytes, kTile, kColumns, false>(left, right, lines, from_tile, to, row_step);
           });
         });
-    start = out.values;
+    initial = out.values;
   }
 }
 
@@ -214,11 +216,12 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
   const GramMatrix last{scratch.last.data(), poly.columns}, grads{scratch.grads.data(), positions};
   const GramMatrix full = other_lines.phases > 0 ? GramMatrix{scratch.full.data(), poly.columns} : last;
   double* panel = scratch.panel.data();
-  for (int64_t half = 0; half < kLanes; half += kWide) {
-    gram_products<kBytes>(last_lines, poly.columns, half, nullptr, last, panel);
+  for (int64_t first_lane = 0; first_lane < kLanes; first_lane += kWide) {
+    gram_products<kBytes>(last_lines, poly.columns, first_lane, nullptr, last, panel);
     // The last column has no further phases: there the tensor's margin may end.
-    if (other_lines.phases > 0) gram_products<kBytes>(other_lines, poly.columns - 1, half, last.values, full, panel);
-    gram_products<kBytes>(grad_lines, positions, half, nullptr, grads, panel);
+    if (other_lines.phases > 0)
+      gram_products<kBytes>(other_lines, poly.columns - 1, first_lane, last.values, full, panel);
+    gram_products<kBytes>(grad_lines, positions, first_lane, nullptr, grads, panel);
     Vector sq_norm{};
     NormAndBound result[kWide];
     for (int64_t a = 0; a < positions; ++a)
@@ -233,13 +236,13 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
         for (int64_t i = 0; i < kWide; ++i) {
           result[i].bound += std::sqrt(product[i]);
           // So large a side meets a clip factor that makes the other too small for single precision.
-          norms.cancelled[half + i] |= taps[i] > kLargestSquare || grad[i] > kLargestSquare;
+          norms.cancelled[first_lane + i] |= taps[i] > kLargestSquare || grad[i] > kLargestSquare;
         }
       }
     for (int64_t i = 0; i < kWide; ++i) {
       result[i].sq_norm = sq_norm[i];
-      norms.cancelled[half + i] |= result[i].cancels(kFloatCancellation);
-      norms.sq_norm[half + i] += result[i].single_sq_norm(positions) + result[i].rounding_sq_norm();
+      norms.cancelled[first_lane + i] |= result[i].cancels(kFloatCancellation);
+      norms.sq_norm[first_lane + i] += result[i].single_sq_norm(positions) + result[i].rounding_sq_norm();
     }
   }
 }
@@ -247,15 +250,15 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
 inline void reserve_gram(const ConvGeometry& conv, int64_t lanes, LaneGramScratch& scratch) {
   const PolyphaseGeometry poly(conv);
   const int64_t wide = lanes / 2;
-  scratch.last.grow(poly.columns * poly.columns * wide);
-  scratch.full.grow(poly.columns * poly.columns * wide);
-  scratch.grads.grow(conv.g_length * conv.g_length * wide);
+  scratch.last.reserve(poly.columns * poly.columns * wide);
+  scratch.full.reserve(poly.columns * poly.columns * wide);
+  scratch.grads.reserve(conv.g_length * conv.g_length * wide);
+  // The largest: there are no more positions than columns, and depth grows with columns.
   const int64_t depth = panel_depth(poly.columns);
-  const auto panel = [&](auto width) {
+  lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
     constexpr int kBytes = decltype(width)::value;
-    return ceil_div<int64_t>(poly.columns, kGramTile<kBytes>) * panel_stride<kBytes>(depth);
-  };
-  scratch.panel.grow(wide * std::max({panel(VectorBytes<64>{}), panel(VectorBytes<32>{}), panel(VectorBytes<16>{})}));
+    scratch.panel.reserve(wide * ceil_div<int64_t>(poly.columns, kGramTile<kBytes>) * tile_stride<kBytes>(depth));
+  });
 }
 
 }  // namespace dpcgan::cpu

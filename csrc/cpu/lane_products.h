@@ -12,7 +12,6 @@
 
 #include "fused_program.h"
 #include "lane_rows.h"
-#include "lane_weight_grad.h"
 
 namespace dpcgan::cpu {
 
@@ -40,11 +39,8 @@ struct WeightProduct {
   int64_t row_bytes() const { return ceil_div<int64_t>((vector_numel() + scalar_numel()) * real_bytes(), 64) * 64; }
   int64_t padded_rows() const { return ceil_div(row_count, tile_rows) * tile_rows; }
   int64_t sum_count() const { return padded_rows() * column_count * unit; }
-  // Vectors of the tile that begins at a column: 3, and 2 at the end where 1 would be left over.
-  int64_t tile_columns(int64_t column) const {
-    const int64_t left = column_count - column;
-    return left == 4 ? 2 : left < 3 ? left : 3;
-  }
+  // Vectors of the tile that begins at a column.
+  int64_t tile_columns(int64_t column) const { return product_columns(column_count - column); }
   // Where the sums of a tile's first row and column lie; in a tile they are [row][column][channel of the vector].
   int64_t tile_sums(int64_t first_row, int64_t first_column) const {
     return sums + (first_row * column_count + first_column * tile_rows) * unit;

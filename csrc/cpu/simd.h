@@ -83,4 +83,7 @@ void lanes_dispatch(int64_t lanes, const Body& body) {
   run_portable(body);
 }
 
+// Vectors of a register tile where so many are left of a line: 3, and 2 at the end where 1 would be left over.
+inline int64_t product_columns(int64_t left) { return left == 4 ? 2 : left < 3 ? left : 3; }
+
 }  // namespace dpcgan::cpu

@@ -3,8 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/movedim.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -25,8 +23,9 @@ Extents extents(const char* op, const char* name, c10::IntArrayRef given, size_t
   return all;
 }
 
-Windows check_windows(const char* op, const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
-                      c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation, int64_t groups) {
+WindowGeometry check_windows(const char* op, const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
+                             c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
+                             int64_t groups) {
   TORCH_CHECK(x.dim() == g.dim() && (x.dim() == 4 || x.dim() == 5) && x.size(0) == g.size(0) &&
                   x.scalar_type() == g.scalar_type(),
               op,
@@ -34,19 +33,23 @@ Windows check_windows(const char* op, const at::Tensor& x, const at::Tensor& g, 
               "dimensions, got ",
               x.sizes(), " ", x.scalar_type(), " and ", g.sizes(), " ", g.scalar_type());
   const size_t dimensions = static_cast<size_t>(x.dim() - 2);
-  const Windows windows{x.size(0),
-                        x.size(1),
-                        g.size(1),
-                        groups,
-                        extents(op, "x", x.sizes().slice(2), dimensions, 1),
-                        extents(op, "g", g.sizes().slice(2), dimensions, 1),
-                        extents(op, "kernel_size", kernel_size, dimensions, 1),
-                        extents(op, "stride", stride, dimensions, 1),
-                        extents(op, "padding", padding, dimensions, 0),
-                        extents(op, "dilation", dilation, dimensions, 1)};
+  const WindowGeometry windows{x.size(0),
+                               x.size(1),
+                               g.size(1),
+                               groups,
+                               extents(op, "x", x.sizes().slice(2), dimensions, 1),
+                               extents(op, "g", g.sizes().slice(2), dimensions, 1),
+                               extents(op, "kernel_size", kernel_size, dimensions, 1),
+                               extents(op, "stride", stride, dimensions, 1),
+                               extents(op, "padding", padding, dimensions, 0),
+                               extents(op, "dilation", dilation, dimensions, 1)};
   TORCH_CHECK(groups > 0 && windows.channels % groups == 0 && windows.outputs % groups == 0, op,
               ": expected groups to divide ", windows.channels, " and ", windows.outputs, " channels, got ", groups);
+  constexpr int64_t kMost = 1LL << 31;  // beyond, products overflow
   for (size_t i = 0; i < kDimensions; ++i) {
+    TORCH_CHECK(std::max({windows.kernel[i], windows.stride[i], windows.padding[i], windows.dilation[i]}) < kMost, op,
+                ": expected kernel_size, stride, padding and dilation below 2^31, got ", kernel_size, ", ", stride,
+                ", ", padding, " and ", dilation);
     const int64_t seen = windows.stride[i] * (windows.positions[i] - 1) + windows.dilation[i] * (windows.kernel[i] - 1);
     TORCH_CHECK(windows.kernel[i] > 0 && windows.stride[i] > 0 && windows.dilation[i] > 0 && windows.padding[i] >= 0 &&
                     seen < windows.size[i] + 2 * windows.padding[i],
@@ -56,95 +59,103 @@ Windows check_windows(const char* op, const at::Tensor& x, const at::Tensor& g, 
   return windows;
 }
 
+int64_t vector_bytes() {
+  int64_t bytes = 0;
+  simd_dispatch([&](auto width) DPCGAN_INLINE_BODY { bytes = decltype(width)::value; });
+  return bytes;
+}
+
 // Both operands, one row after another, and what is the same for all rows.
 template <class T>
 struct Operands {
-  const Windows& w;
-  at::Tensor x_rows, g_rows;
-  int64_t bytes = 0;  // of a vector; the level may change in between
-  WindowPlan plan;
+  static constexpr int64_t kSize = sizeof(T), kLanes = 64 / kSize;  // of the widest vectors
 
-  Operands(const Windows& windows, const at::Tensor& x, const at::Tensor& g)
-      : w(windows), x_rows(x.contiguous()), g_rows(g.contiguous()), bytes(vector_bytes()), plan(w, bytes / kSize) {}
+  const WindowGeometry w;
+  const int64_t bytes;  // of a vector; the level may change in between
+  const WindowPlan plan;
+  const at::Tensor x, g;
 
-  const T* x(int64_t row, int64_t group) const {
-    return x_rows.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
-  }
-  const T* g(int64_t row, int64_t group) const {
-    return g_rows.const_data_ptr<T>() + (row * w.groups + group) * w.group_outputs() * count_of(w.positions);
+  Operands(const WindowGeometry& geometry, const at::Tensor& given_x, const at::Tensor& given_g)
+      : w(geometry), bytes(vector_bytes()), plan(w, bytes / kSize), x(given_x.contiguous()), g(given_g.contiguous()) {}
+
+  const T* grads(int64_t row, int64_t group) const {
+    return g.const_data_ptr<T>() + (row * w.groups + group) * w.group_outputs() * count_of(w.positions);
   }
   int64_t row_work() const { return w.outputs * w.taps() * count_of(w.positions); }
-  // Elements of a row's input as it is copied; vectors reach beyond the end.
-  int64_t copied() const { return w.copied() + kLanes; }
-  int64_t row_numel() const { return copied() + plan.packed_numel(kLanes); }
-  // Memory for `rows` inputs: zeros, as their margins are.
-  at::Tensor copies(int64_t rows) const { return at::zeros({rows * row_numel()}, x_rows.options()); }
-  // Copies a row's input to such memory; what tiles read.
+  int64_t copy_numel() const { return w.padded_numel() + kLanes; }  // vectors reach beyond the end
+  // Elements of the memory that a row's input is loaded to.
+  int64_t loaded_numel() const { return copy_numel() + plan.packed_numel(kLanes); }
+  // Such memory for some rows: zeros, as margins are.
+  at::Tensor allocate(int64_t rows) const { return at::zeros({rows * loaded_numel()}, x.options()); }
+  // Loads a row's input; what tiles read of it.
   template <int kBytes>
-  DPCGAN_INLINE const T* copy(int64_t row, int64_t group, T* to) const {
-    copy_channels_last<kBytes>(w, x(row, group), to);
+  DPCGAN_INLINE const T* load(int64_t row, int64_t group, T* to) const {
+    const T* from = x.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
+    copy_channels_last<kBytes>(w, from, to);
     if (!plan.packed) return to;
-    pack_windows<kBytes>(plan, to, to + copied());
-    return to + copied();
+    pack_windows<kBytes>(plan, to, to + copy_numel());
+    return to + copy_numel();
   }
   void dispatch(auto body) const { lanes_dispatch(bytes / static_cast<int64_t>(sizeof(float)), body); }
-
- private:
-  static constexpr int64_t kSize = sizeof(T), kLanes = 64 / kSize;  // of the widest vectors
-  static int64_t vector_bytes() {
-    int64_t bytes = 0;
-    simd_dispatch([&](auto width) DPCGAN_INLINE_BODY { bytes = decltype(width)::value; });
-    return bytes;
-  }
 };
 
-// Squared norms of rows [begin, end), added to sq_norm; their gradients are kept in `out`, unless that is nothing.
+// What is formed row by row; all but the norms may be nothing.
+template <class T>
+struct Formed {
+  T* weights;       // (B, outputs, taps)
+  T* biases;        // (B, outputs): sums of g over positions
+  double* sq_norm;  // (B,), of the weights; added to
+};
+
 template <int kBytes, class T>
-DPCGAN_INLINE void measure_rows(const Operands<T>& of, T* out, double* sq_norm, T* copied, int64_t begin, int64_t end) {
-  const Windows& w = of.w;
-  const int64_t taps = w.taps();
+DPCGAN_INLINE void form_rows(const Operands<T>& of, const Formed<T>& out, T* loaded, int64_t begin, int64_t end) {
+  const WindowGeometry& w = of.w;
+  const int64_t taps = w.taps(), outputs = w.group_outputs(), positions = count_of(w.positions);
   for (int64_t n = begin; n < end; ++n) {
-    double sq_norms[VectorOf<double, kBytes>::kLanes] = {};
+    alignas(kBytes) double sq_norms[VectorOf<double, kBytes>::kLanes] = {};
     for (int64_t group = 0; group < w.groups; ++group) {
-      const WindowRow<T> row{of.template copy<kBytes>(n, group, copied), of.g(n, group)};
-      T* kept = out == nullptr ? nullptr : out + (n * w.groups + group) * w.group_outputs() * taps;
-      each_tile<kBytes, T>(of.plan, w.group_outputs(), [&](auto tile) DPCGAN_INLINE_BODY {
+      const WindowRow<T> row{of.template load<kBytes>(n, group, loaded), of.grads(n, group)};
+      const int64_t first = (n * w.groups + group) * outputs;  // output
+      for (int64_t o = 0; out.biases != nullptr && o < outputs; ++o)
+        out.biases[first + o] = sum_of_line<kBytes>(row.grads + o * positions, positions);
+      T* weights = out.weights == nullptr ? nullptr : out.weights + first * taps;
+      each_tile<kBytes, T>(of.plan, outputs, [&](auto tile) DPCGAN_INLINE_BODY {
         tile.sum(of.plan, row);
-        if (kept != nullptr) tile.keep(taps, kept);
+        if (weights != nullptr) tile.keep(taps, weights);
         tile.measure(sq_norms);
       });
     }
-    for (double part : sq_norms) sq_norm[n] += part;
+    for (double part : sq_norms) out.sq_norm[n] += part;
   }
 }
 
 template <class T>
-void measure(const Windows& w, const at::Tensor& x, const at::Tensor& g, T* out, double* sq_norm) {
+void form(const WindowGeometry& w, const at::Tensor& x, const at::Tensor& g, const Formed<T>& out) {
   const Operands<T> of(w, x, g);
   at::parallel_for(0, w.rows, grain_size(of.row_work()), [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView plain;  // of this thread
-    const at::Tensor copied = of.copies(1);
+    const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
+    const at::Tensor loaded = of.allocate(1);
     of.dispatch([&](auto width) DPCGAN_INLINE_BODY {
-      measure_rows<decltype(width)::value>(of, out, sq_norm, copied.mutable_data_ptr<T>(), begin, end);
+      form_rows<decltype(width)::value>(of, out, loaded.mutable_data_ptr<T>(), begin, end);
     });
   });
 }
 
-constexpr int64_t kMostRows = 32;  // whose inputs are copied at a time
+constexpr int64_t kMostRows = 32;  // whose inputs are loaded at a time
 
-// As many as a second-level cache holds beside their gradients.
+// As many as a second-level cache holds beside their output gradients.
 template <class T>
 int64_t rows_at_a_time(const Operands<T>& of) {
   constexpr int64_t kBytesHeld = 1 << 18;
-  const int64_t row = (of.row_numel() + of.w.group_outputs() * count_of(of.w.positions)) * sizeof(T);
+  const int64_t row = (of.loaded_numel() + of.w.group_outputs() * count_of(of.w.positions)) * sizeof(T);
   return std::clamp<int64_t>(kBytesHeld / row, 1, kMostRows);
 }
 
 // Adds factor[n] times the gradients of rows [begin, end) to sums, (outputs, taps); rows of factor 0 are not read.
 template <int kBytes, class T>
-DPCGAN_INLINE void add_rows(const Operands<T>& of, const double* factor, double* sums, T* copied, int64_t begin,
+DPCGAN_INLINE void add_rows(const Operands<T>& of, const double* factor, double* sums, T* loaded, int64_t begin,
                             int64_t end) {
-  const Windows& w = of.w;
+  const WindowGeometry& w = of.w;
   const int64_t taps = w.taps(), at_a_time = rows_at_a_time(of);
   for (int64_t first = begin; first < end; first += at_a_time)
     for (int64_t group = 0; group < w.groups; ++group) {
@@ -152,72 +163,76 @@ DPCGAN_INLINE void add_rows(const Operands<T>& of, const double* factor, double*
       const T* inputs[kMostRows];
       for (int64_t n = first; n < last; ++n)
         if (factor[n] != 0)
-          inputs[n - first] = of.template copy<kBytes>(n, group, copied + (n - first) * of.row_numel());
+          inputs[n - first] = of.template load<kBytes>(n, group, loaded + (n - first) * of.loaded_numel());
       double* to = sums + group * w.group_outputs() * taps;
       each_tile<kBytes, T>(of.plan, w.group_outputs(), [&](auto tile) DPCGAN_INLINE_BODY {
         alignas(kBytes) double total[decltype(tile)::kNumel] = {};
         for (int64_t n = first; n < last; ++n) {
           if (factor[n] == 0) continue;
-          tile.sum(of.plan, WindowRow<T>{inputs[n - first], of.g(n, group)});
-          tile.add(factor[n], total);
+          tile.sum(of.plan, WindowRow<T>{inputs[n - first], of.grads(n, group)});
+          tile.accumulate(factor[n], total);
         }
-        tile.put(taps, total, to);
+        tile.add_to(taps, total, to);
       });
     }
 }
 
 template <class T>
-void weighted(const Windows& w, const at::Tensor& x, const at::Tensor& g, const double* factor, at::Tensor& out) {
+void weighted_grad(const WindowGeometry& w, const at::Tensor& x, const at::Tensor& g, const double* factor,
+                   at::Tensor& out) {
   const Operands<T> of(w, x, g);
-  const int64_t most = std::max<int64_t>(1, w.rows / std::min(w.rows, grain_size(of.row_work())));
-  const int64_t workers = std::min<int64_t>(at::get_num_threads(), most), numel = out.numel();
+  const int64_t workers = std::clamp<int64_t>(w.rows / grain_size(of.row_work()), 1, at::get_num_threads());
+  const int64_t numel = out.numel();
   const at::Tensor sums = workers == 1 ? out : at::zeros({workers, numel}, out.options());
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    const at::AutoDispatchBelowADInplaceOrView plain;  // of this thread
-    const at::Tensor copied = of.copies(rows_at_a_time(of));
+    const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
+    const at::Tensor loaded = of.allocate(rows_at_a_time(of));
     for (int64_t worker = begin; worker < end; ++worker)
       of.dispatch([&](auto width) DPCGAN_INLINE_BODY {
         add_rows<decltype(width)::value>(of, factor, sums.mutable_data_ptr<double>() + worker * numel,
-                                         copied.mutable_data_ptr<T>(), worker * w.rows / workers,
+                                         loaded.mutable_data_ptr<T>(), worker * w.rows / workers,
                                          (worker + 1) * w.rows / workers);
       });
   });
   if (workers > 1) out.copy_(sums.sum(0).view_as(out));
 }
 
-std::vector<int64_t> channels_last_shape(const Windows& w, c10::IntArrayRef kernel_size) {
+std::vector<int64_t> channels_last_shape(const WindowGeometry& w, c10::IntArrayRef kernel_size) {
   std::vector<int64_t> shape{w.outputs};
   shape.insert(shape.end(), kernel_size.begin(), kernel_size.end());
   shape.push_back(w.group_channels());
   return shape;
 }
 
-void check_row_norms(const at::Tensor& sq_norm, int64_t rows) {
-  TORCH_CHECK(
-      sq_norm.dim() == 1 && sq_norm.size(0) == rows && sq_norm.scalar_type() == at::kDouble && sq_norm.is_contiguous(),
-      "window_per_sample_grad_: expected a contiguous sq_norm of shape (", rows, ",) and type Double, got ",
-      sq_norm.sizes(), " ", sq_norm.scalar_type());
+// An output that the caller made.
+void check_out(const char* name, const at::Tensor& out, c10::IntArrayRef shape, at::ScalarType type) {
+  TORCH_CHECK(out.sizes() == shape && out.scalar_type() == type && out.is_contiguous(),
+              "window_per_sample_grad_: expected a contiguous ", name, " of shape ", shape, " and type ", type,
+              ", got ", out.sizes(), " ", out.scalar_type());
 }
 
 }  // namespace
 
-void window_per_sample_grad_cpu(at::Tensor out, at::Tensor sq_norm, const at::Tensor& x, const at::Tensor& g,
-                                c10::IntArrayRef kernel_size, c10::IntArrayRef stride, c10::IntArrayRef padding,
-                                c10::IntArrayRef dilation, int64_t groups) {
+void window_per_sample_grad_cpu(at::Tensor out, at::Tensor sq_norm, const std::optional<at::Tensor>& bias,
+                                const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
+                                c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
+                                int64_t groups) {
   constexpr const char* op = "window_per_sample_grad_";
-  const Windows windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
+  const WindowGeometry windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
   std::vector<int64_t> shape = channels_last_shape(windows, kernel_size);
   shape.insert(shape.begin(), windows.rows);
-  TORCH_CHECK(out.sizes() == shape && out.scalar_type() == x.scalar_type() && out.is_contiguous(), op,
-              ": expected a contiguous out of shape ", shape, " and type ", x.scalar_type(), ", got ", out.sizes(), " ",
-              out.scalar_type());
-  check_row_norms(sq_norm, windows.rows);
+  check_out("out", out, shape, x.scalar_type());
+  check_out("sq_norm", sq_norm, {windows.rows}, at::kDouble);
+  if (bias) check_out("bias", *bias, {windows.rows, windows.outputs}, x.scalar_type());
   if (count_of(windows.positions) == 0) {
     out.zero_();
+    if (bias) bias->zero_();
     return;
   }
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
-    measure(windows, x, g, out.mutable_data_ptr<scalar_t>(), sq_norm.mutable_data_ptr<double>());
+    form<scalar_t>(windows, x, g,
+                   {out.mutable_data_ptr<scalar_t>(), bias ? bias->mutable_data_ptr<scalar_t>() : nullptr,
+                    sq_norm.mutable_data_ptr<double>()});
   });
 }
 
@@ -225,11 +240,12 @@ at::Tensor window_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g, c10::Int
                               c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
                               int64_t groups) {
   constexpr const char* op = "window_sq_norm";
-  const Windows windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
+  const WindowGeometry windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
   at::Tensor sq_norm = at::zeros({windows.rows}, x.options().dtype(at::kDouble));
   if (count_of(windows.positions) == 0) return sq_norm;
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op,
-                             [&] { measure<scalar_t>(windows, x, g, nullptr, sq_norm.mutable_data_ptr<double>()); });
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
+    form<scalar_t>(windows, x, g, {nullptr, nullptr, sq_norm.mutable_data_ptr<double>()});
+  });
   return sq_norm;
 }
 
@@ -237,12 +253,12 @@ at::Tensor window_weighted_grad_cpu(const at::Tensor& x, const at::Tensor& g, co
                                     c10::IntArrayRef kernel_size, c10::IntArrayRef stride, c10::IntArrayRef padding,
                                     c10::IntArrayRef dilation, int64_t groups) {
   constexpr const char* op = "window_weighted_grad";
-  const Windows windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
+  const WindowGeometry windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
   check_row_factor(op, factor, windows.rows, x.device());
   at::Tensor sums = at::zeros(channels_last_shape(windows, kernel_size), x.options().dtype(at::kDouble));
   if (windows.rows > 0 && count_of(windows.positions) > 0)
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op,
-                               [&] { weighted<scalar_t>(windows, x, g, factor.const_data_ptr<double>(), sums); });
+                               [&] { weighted_grad<scalar_t>(windows, x, g, factor.const_data_ptr<double>(), sums); });
   return sums.movedim(-1, 1).contiguous();
 }
 

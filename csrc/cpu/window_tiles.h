@@ -22,15 +22,17 @@ using Extents = std::array<int64_t, kDimensions>;
 
 inline int64_t count_of(const Extents& extents) { return extents[0] * extents[1] * extents[2]; }
 
-struct Windows {
+// Geometry of G[o, c, j] = sum_t g[o, t] x[c, stride t + dilation j - padding], each of t and j in all dimensions.
+struct WindowGeometry {
   int64_t rows, channels, outputs, groups;
-  Extents size, positions, kernel, stride, padding, dilation;
+  Extents size, positions;  // of x and g
+  Extents kernel, stride, padding, dilation;
 
   int64_t group_channels() const { return channels / groups; }
   int64_t group_outputs() const { return outputs / groups; }
   int64_t taps() const { return group_channels() * count_of(kernel); }  // of a channel group
   Extents padded() const { return {size[0] + 2 * padding[0], size[1] + 2 * padding[1], size[2] + 2 * padding[2]}; }
-  int64_t copied() const { return count_of(padded()) * group_channels(); }  // of a channel group, margins included
+  int64_t padded_numel() const { return count_of(padded()) * group_channels(); }  // of a channel group
 };
 
 inline int64_t at_padded(const Extents& padded, int64_t i, int64_t j, int64_t k) {
@@ -42,53 +44,62 @@ struct RunVector {
   int64_t from, to, count;
 };
 
-// What is the same for all rows: where runs begin, which vectors there are, and how far each position is from the
-// first.
+// What is the same for all rows: which vectors there are, and how far each position is from the first.
 //
-// Where runs fill their vectors badly, as with few channels, what a position sees is copied once more, run after run:
-// packed.
-struct WindowPlan {
-  bool packed;
-  int64_t run;                // elements
-  std::vector<int64_t> runs;  // of the first position
-  std::vector<int64_t> positions;
-  std::vector<RunVector> vectors;      // in what tiles read
-  std::vector<int64_t> vectors_begin;  // likewise, of each position
-  int64_t record = 0;                  // elements of a position, where packed
-
-  WindowPlan(const Windows& w, int64_t lanes) {
+// Where runs fill their vectors badly, as with few channels, what a position sees is copied once more, run after run,
+// to a record of the position: packed.
+class WindowPlan {
+ public:
+  WindowPlan(const WindowGeometry& w, int64_t lanes)
+      : run_length(w.dilation[2] == 1 ? w.kernel[2] * w.group_channels() : w.group_channels()),
+        record_length(ceil_div(w.taps(), lanes) * lanes) {
     const Extents padded = w.padded();
-    const int64_t channels = w.group_channels(), taps = w.taps();
-    const auto at = [&](int64_t i, int64_t j, int64_t k) { return at_padded(padded, i, j, k) * channels; };
-    const bool dense = w.dilation[2] == 1;  // then the taps of a line are one run
-    run = dense ? w.kernel[2] * channels : channels;
+    const auto at = [&](int64_t i, int64_t j, int64_t k) { return at_padded(padded, i, j, k) * w.group_channels(); };
+    const int64_t runs_of_line = w.taps() / count_of({w.kernel[0], w.kernel[1], run_length});
     for (int64_t i = 0; i < w.kernel[0]; ++i)
       for (int64_t j = 0; j < w.kernel[1]; ++j)
-        for (int64_t k = 0; k < (dense ? 1 : w.kernel[2]); ++k)
-          runs.push_back(at(i * w.dilation[0], j * w.dilation[1], k * w.dilation[2]));
+        for (int64_t k = 0; k < runs_of_line; ++k)
+          run_starts.push_back(at(i * w.dilation[0], j * w.dilation[1], k * w.dilation[2]));
     for (int64_t i = 0; i < w.positions[0]; ++i)
       for (int64_t j = 0; j < w.positions[1]; ++j)
         for (int64_t k = 0; k < w.positions[2]; ++k)
-          positions.push_back(at(i * w.stride[0], j * w.stride[1], k * w.stride[2]));
-    const int64_t count = static_cast<int64_t>(positions.size());
-    record = ceil_div(taps, lanes) * lanes;
-    constexpr int64_t kMostPacked = 1 << 18, kLeastOutputs = 8;
-    packed = 4 * record < 3 * static_cast<int64_t>(runs.size()) * ceil_div(run, lanes) * lanes &&
-             count * record <= kMostPacked && w.group_outputs() >= kLeastOutputs;
-    if (packed) {
-      for (int64_t tap = 0; tap < taps; tap += lanes) vectors.push_back({tap, tap, std::min(lanes, taps - tap)});
-      for (int64_t t = 0; t < count; ++t) vectors_begin.push_back(t * record);
-    } else {
-      for (size_t r = 0; r < runs.size(); ++r)
-        for (int64_t c = 0; c < run; c += lanes)
-          vectors.push_back({runs[r] + c, static_cast<int64_t>(r) * run + c, std::min(lanes, run - c)});
-      vectors_begin = positions;
-    }
+          position_offsets.push_back(at(i * w.stride[0], j * w.stride[1], k * w.stride[2]));
+    packed = packing_pays(w, lanes);
+    packed ? list_records(w.taps(), lanes) : list_runs(lanes);
   }
 
-  // Elements of a row's copies; vectors reach beyond the end of either.
-  int64_t packed_numel(int64_t lanes) const {
-    return packed ? static_cast<int64_t>(positions.size()) * record + lanes : 0;
+  // Elements of a row's records, and of the vector that reaches beyond the last; 0 where they are not packed.
+  int64_t packed_numel(int64_t lanes) const { return packed ? positions() * record_length + lanes : 0; }
+  int64_t positions() const { return static_cast<int64_t>(position_offsets.size()); }
+
+  int64_t run_length;
+  int64_t record_length;  // where packed
+  bool packed = false;
+  std::vector<int64_t> run_starts;        // of the first position, in the copy of the input
+  std::vector<int64_t> position_offsets;  // likewise, of each position
+  std::vector<RunVector> vectors;         // in what tiles read
+  std::vector<int64_t> read_offsets;      // likewise, of each position
+
+ private:
+  bool packing_pays(const WindowGeometry& w, int64_t lanes) const {
+    constexpr int64_t kMostElements = 1 << 18;  // of a row's records: what a second-level cache holds
+    constexpr int64_t kLeastOutputs = 8;        // fewer read what was copied but once
+    const int64_t unpacked = static_cast<int64_t>(run_starts.size()) * ceil_div(run_length, lanes) * lanes;
+    return 4 * record_length < 3 * unpacked && positions() * record_length <= kMostElements &&
+           w.group_outputs() >= kLeastOutputs;
+  }
+  void list_records(int64_t taps, int64_t lanes) {
+    for (int64_t tap = 0; tap < taps; tap += lanes) vectors.push_back({tap, tap, std::min(lanes, taps - tap)});
+    for (int64_t t = 0; t < positions(); ++t) read_offsets.push_back(t * record_length);
+  }
+  void list_runs(int64_t lanes) {
+    int64_t to = 0;
+    for (const int64_t start : run_starts) {
+      for (int64_t c = 0; c < run_length; c += lanes)
+        vectors.push_back({start + c, to + c, std::min(lanes, run_length - c)});
+      to += run_length;
+    }
+    read_offsets = position_offsets;
   }
 };
 
@@ -132,7 +143,7 @@ DPCGAN_INLINE void copy_line(const T* line, int64_t channels, int64_t channel_st
 
 // One channel group of a row, (channels, *size), to channels last within margins, which stay as they are.
 template <int kBytes, class T>
-DPCGAN_INLINE void copy_channels_last(const Windows& w, const T* x, T* copied) {
+DPCGAN_INLINE void copy_channels_last(const WindowGeometry& w, const T* x, T* copied) {
   const Extents padded = w.padded();
   const int64_t channels = w.group_channels();
   for (int64_t i = 0; i < w.size[0]; ++i)
@@ -146,56 +157,56 @@ template <int kBytes, class T>
 DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* records) {
   using Vector = typename VectorOf<T, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
-  for (size_t t = 0; t < plan.positions.size(); ++t) {
-    T* to = records + plan.vectors_begin[t];
-    for (const int64_t begin : plan.runs) {
-      const T* from = copied + plan.positions[t] + begin;
-      for (int64_t c = 0; c < plan.run; c += kLanes) {  // the next run overwrites what is too much
+  for (int64_t t = 0; t < plan.positions(); ++t) {
+    T* to = records + plan.read_offsets[t];
+    for (const int64_t start : plan.run_starts) {
+      const T* from = copied + plan.position_offsets[t] + start;
+      for (int64_t c = 0; c < plan.run_length; c += kLanes) {  // the next run overwrites what is too much
         Vector lanes;
         std::memcpy(&lanes, from + c, kBytes);
         std::memcpy(to + c, &lanes, kBytes);
       }
-      to += plan.run;
+      to += plan.run_length;
     }
   }
 }
 
-// One row and channel group: its input, as copied, and its output gradients, (outputs, positions).
+// One row and channel group: what tiles read of its input, and its output gradients, (outputs, positions).
 template <class T>
 struct WindowRow {
-  const T* copied;
+  const T* windows;
   const T* grads;
 };
 
 constexpr int64_t kPositionsAtATime = 256;  // partial sums keep rounding small where there are many
 
-// Outputs [first, last] by vectors of runs. Every reader of a row's gradient takes it from here, in one order of
+// Outputs [begin, end) by vectors of runs. Every reader of a row's gradient takes it from here, in one order of
 // additions: what is measured is what is kept, and what is summed.
 template <int kBytes, class T, int kRows, int kColumns>
 struct WindowTile {
   using Vector = typename VectorOf<T, kBytes>::type;
   static constexpr int kNumel = kRows * kColumns * VectorOf<T, kBytes>::kLanes;
 
-  int64_t first, last;
+  int64_t begin, end;
   const RunVector* vectors;
   Vector total[kRows][kColumns];
 
-  DPCGAN_INLINE WindowTile(int64_t first_output, int64_t last_output, const RunVector* runs)
-      : first(first_output),
-        last(last_output),
+  DPCGAN_INLINE WindowTile(int64_t first_output, int64_t end_of_outputs, const RunVector* runs)
+      : begin(first_output),
+        end(end_of_outputs),
         vectors(runs) {}  // clearing `total` would take long beside few positions
 
   DPCGAN_INLINE void sum(const WindowPlan& plan, const WindowRow<T>& row) {
-    const int64_t count = static_cast<int64_t>(plan.positions.size());
-    const int64_t* positions = plan.vectors_begin.data();
+    const int64_t count = plan.positions();
+    const int64_t* offsets = plan.read_offsets.data();
     const T* grads[kRows];
-    for (int r = 0; r < kRows; ++r) grads[r] = row.grads + std::min<int64_t>(first + r, last) * count;
+    for (int r = 0; r < kRows; ++r) grads[r] = row.grads + std::min(begin + r, end - 1) * count;
     const T* from[kColumns];
-    for (int q = 0; q < kColumns; ++q) from[q] = row.copied + vectors[q].from;
-    for (int64_t begin = 0; begin < count; begin += kPositionsAtATime) {
+    for (int q = 0; q < kColumns; ++q) from[q] = row.windows + vectors[q].from;
+    for (int64_t done = 0; done < count; done += kPositionsAtATime) {
       Vector part[kRows][kColumns] = {};
-      for (int64_t t = begin; t < std::min(begin + kPositionsAtATime, count); ++t) {
-        const int64_t at = positions[t];
+      for (int64_t t = done; t < std::min(done + kPositionsAtATime, count); ++t) {
+        const int64_t at = offsets[t];
         Vector value[kColumns];
 #pragma GCC unroll 8
         for (int q = 0; q < kColumns; ++q) std::memcpy(&value[q], from[q] + at, kBytes);
@@ -205,7 +216,7 @@ struct WindowTile {
           for (int q = 0; q < kColumns; ++q) part[r][q] += grads[r][t] * value[q];
       }
       for (int r = 0; r < kRows; ++r)
-        for (int q = 0; q < kColumns; ++q) total[r][q] = begin == 0 ? part[r][q] : total[r][q] + part[r][q];
+        for (int q = 0; q < kColumns; ++q) total[r][q] = done == 0 ? part[r][q] : total[r][q] + part[r][q];
     }
     // What lies beyond a run is another's.
     for (int q = 0; q < kColumns; ++q)
@@ -216,9 +227,9 @@ struct WindowTile {
 
   // Writes the gradients to (outputs, taps).
   DPCGAN_INLINE void keep(int64_t taps, T* out) const {
-    for (int r = 0; r < kRows && first + r <= last; ++r)
+    for (int r = 0; r < kRows && begin + r < end; ++r)
       for (int q = 0; q < kColumns; ++q)
-        store_some(out + (first + r) * taps + vectors[q].to, total[r][q], vectors[q].count);
+        store_some(out + (begin + r) * taps + vectors[q].to, total[r][q], vectors[q].count);
   }
 
   // Adds their squares to a vector of sums; in double, but for those of a few vectors.
@@ -227,7 +238,7 @@ struct WindowTile {
     std::memcpy(&sum, sums, kBytes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      if (first + r > last) break;
+      if (begin + r >= end) break;
       Vector squares{};
 #pragma GCC unroll 8
       for (int q = 0; q < kColumns; ++q) squares += total[r][q] * total[r][q];
@@ -237,26 +248,26 @@ struct WindowTile {
   }
 
   // sums, kNumel of them, += factor times the gradients, in double.
-  DPCGAN_INLINE void add(double factor, double* sums) const {
+  DPCGAN_INLINE void accumulate(double factor, double* sums) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
       for (int q = 0; q < kColumns; ++q, sums += VectorOf<T, kBytes>::kLanes)
-        each_half(total[r][q], [&](int begin, const Wide& half) DPCGAN_INLINE_BODY {
+        each_half(total[r][q], [&](int lane, const Wide& half) DPCGAN_INLINE_BODY {
           Wide sum;
-          std::memcpy(&sum, sums + begin, kBytes);
+          std::memcpy(&sum, sums + lane, kBytes);
           sum += factor * half;
-          std::memcpy(sums + begin, &sum, kBytes);
+          std::memcpy(sums + lane, &sum, kBytes);
         });
   }
 
   // out, (outputs, taps), += such sums.
-  DPCGAN_INLINE void put(int64_t taps, const double* sums, double* out) const {
+  DPCGAN_INLINE void add_to(int64_t taps, const double* sums, double* out) const {
     constexpr int kLanes = VectorOf<T, kBytes>::kLanes;
-    for (int r = 0; r < kRows && first + r <= last; ++r)
+    for (int r = 0; r < kRows && begin + r < end; ++r)
       for (int q = 0; q < kColumns; ++q)
         for (int64_t i = 0; i < vectors[q].count; ++i)
-          out[(first + r) * taps + vectors[q].to + i] += sums[(r * kColumns + q) * kLanes + i];
+          out[(begin + r) * taps + vectors[q].to + i] += sums[(r * kColumns + q) * kLanes + i];
   }
 
  private:
@@ -276,28 +287,44 @@ struct WindowTile {
   }
 };
 
-// Calls body, as a function of its own, with every tile of the gradient.
+// The sum of a line, in partial sums side by side.
+template <int kBytes, class T>
+DPCGAN_INLINE T sum_of_line(const T* line, int64_t size) {
+  using Vector = typename VectorOf<T, kBytes>::type;
+  constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes, kParts = 4;
+  Vector part[kParts] = {};
+  for (int64_t i = 0; i < size; i += kLanes)
+    part[i / kLanes % kParts] += load_some<Vector>(line + i, std::min(kLanes, size - i));
+  const Vector total = (part[0] + part[1]) + (part[2] + part[3]);
+  T sum = 0;
+  for (int64_t i = 0; i < kLanes; ++i) sum += total[i];
+  return sum;
+}
+
+// Calls body, as a function of its own, with every tile of outputs [begin, end).
 template <int kBytes, class T, int kRows>
-DPCGAN_INLINE void each_tile_of(const WindowPlan& plan, int64_t first, int64_t last, auto body) {
+DPCGAN_INLINE void each_tile_of_outputs(const WindowPlan& plan, int64_t begin, int64_t end, auto body) {
   const int64_t vectors = static_cast<int64_t>(plan.vectors.size());
   for (int64_t q = 0; q < vectors;) {
     const RunVector* at = plan.vectors.data() + q;
-    const int64_t left = vectors - q, width = left == 4 ? 2 : std::min<int64_t>(left, 3);
+    const int64_t width = product_columns(vectors - q);
     run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
-      if (width == 3) return body(WindowTile<kBytes, T, kRows, 3>(first, last, at));
-      if (width == 2) return body(WindowTile<kBytes, T, kRows, 2>(first, last, at));
-      body(WindowTile<kBytes, T, kRows, 1>(first, last, at));
+      if (width == 3) return body(WindowTile<kBytes, T, kRows, 3>(begin, end, at));
+      if (width == 2) return body(WindowTile<kBytes, T, kRows, 2>(begin, end, at));
+      body(WindowTile<kBytes, T, kRows, 1>(begin, end, at));
     });
     q += width;
   }
 }
 
+// And of all outputs.
 template <int kBytes, class T>
 DPCGAN_INLINE void each_tile(const WindowPlan& plan, int64_t outputs, auto body) {
-  constexpr int kRows = kBytes == 64 ? 8 : 4;
+  constexpr int kRows = kBytes == 64 ? 8 : 4;  // times 3 vectors: of 32 and 16 registers
   int64_t o = 0;
-  for (; outputs - o > 1; o += kRows) each_tile_of<kBytes, T, kRows>(plan, o, std::min(o + kRows, outputs) - 1, body);
-  if (o < outputs) each_tile_of<kBytes, T, 1>(plan, o, o, body);
+  for (; outputs - o > 1; o += kRows)
+    each_tile_of_outputs<kBytes, T, kRows>(plan, o, std::min(o + kRows, outputs), body);
+  if (o < outputs) each_tile_of_outputs<kBytes, T, 1>(plan, o, outputs, body);
 }
 
 }  // namespace dpcgan::cpu

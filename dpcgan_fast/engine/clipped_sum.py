@@ -119,7 +119,7 @@ def add_clipped_sum(
 def _form(gradient: LayerGradient, reason: str) -> MaterialisedGradient:
     """The gradient row by row."""
     if isinstance(gradient, WindowGradient):
-        return gradient.formed(reason)
+        return gradient.materialised(reason)
     return MaterialisedGradient(gradient.rule, reason, gradient.per_sample())
 
 

@@ -231,7 +231,7 @@ class FusedGradient:
         """All parameters of the run."""
         return list(self.fused.run.parameters)
 
-    def choose(self, asked: NormMode) -> NormChoice:
+    def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:  # noqa: ARG002
         """Each layer has its own mode; see `reports`."""
         return NormChoice(asked, "each layer has its own")
 

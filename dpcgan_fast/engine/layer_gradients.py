@@ -26,8 +26,8 @@ class LayerGradient(Protocol):
         """The trainable parameters that the gradient is taken for."""
         ...
 
-    def choose(self, asked: NormMode) -> NormChoice:
-        """The norm mode to take, with the reason."""
+    def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:
+        """The norm mode to take, with the reason. grouped: whether rows are grouped into units."""
         ...
 
     def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
@@ -39,7 +39,7 @@ class LayerGradient(Protocol):
         ...
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
-        """Squared norms (U,) float64, for a mode that keeps no gradient."""
+        """Squared norms (U,) float64; mode: as `choose` gave it."""
         ...
 
     def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
@@ -49,9 +49,9 @@ class LayerGradient(Protocol):
 
 @dataclass(eq=False)
 class MaterialisedGradient:
-    """A gradient that exists row by row: small affine pairs, and layers without a rule.
+    """A gradient that exists row by row: of small affine pairs, most convolutions of images, layers without a rule.
 
-    row_sq_norm: (B,) float64, the squared norms of the rows, where they were taken on the way
+    row_sq_norm: (B,) float64, the squared norms of the rows over all of `grads`, where they were taken on the way
     """
 
     rule: str
@@ -63,7 +63,7 @@ class MaterialisedGradient:
         """The parameters that there are gradients for."""
         return list(self.grads)
 
-    def choose(self, asked: NormMode) -> NormChoice:  # noqa: ARG002  there is no other way
+    def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:  # noqa: ARG002  there is no other way
         """Always `materialise`."""
         return NormChoice("materialise", self.reason)
 
@@ -76,7 +76,7 @@ class MaterialisedGradient:
         return self.grads
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:  # noqa: ARG002  there is no other way
-        """Of the gradients that there are."""
+        """Squared norms, (U,) float64, as they were taken on the way or of the gradients."""
         if units is None and self.row_sq_norm is not None:
             return self.row_sq_norm
         return ops.rows_sq_norm(list(self.grads.values()), units)

@@ -66,7 +66,7 @@ class NormPicker:
         grouped: whether rows are grouped into units; the cost model decides then, since made-up rows have no units
         """
         if self._asked != "auto" or not isinstance(gradient, ConvGradient):
-            return gradient.choose(self._asked)
+            return gradient.choose(self._asked, grouped)
         x, g = gradient.x, gradient.g
         if self._not_timed or grouped:
             return _modelled(gradient.problem.sizes(x, g), self._not_timed or "rows are grouped into units")

@@ -1,11 +1,11 @@
 """Layer rules of convolutions and linear layers.
 
-In one dimension the ops know the geometry. In two and three a row's gradient is one product of its output gradient and
-the windows of its input; those are formed only where they are needed, since they take k times the memory of the input.
+In one dimension a row's norm can be had without its gradient in several ways; in two and three its gradient is one
+product of its output gradient and the windows of its input.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,8 @@ from dpcgan_fast.engine.recorder import LayerUse
 from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowProblem
 
-_WINDOWS_AT_A_TIME = 2**23  # elements, where norms and sums need them
 _KEPT = 2**18  # weights, 1 MiB a row
-_FEW_POSITIONS = 16  # up to so many, a row's gradient is formed twice in the time that it takes to store and read it
+_FEW_POSITIONS = 32  # up to so many, a row's gradient is formed twice in the time that it takes to store and read it
 
 
 @dataclass(eq=False)
@@ -38,7 +37,7 @@ class ConvGradient:
         """The weight and, where it is trainable, the bias."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
-    def choose(self, asked: NormMode) -> NormChoice:
+    def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:  # noqa: ARG002
         """By the cost model, unless a mode was asked for."""
         return ops.pick_norm_mode(self.problem.sizes(self.x, self.g), asked)
 
@@ -67,27 +66,28 @@ class ConvGradient:
 class WindowGradient:
     """Convolutions in two and three dimensions; x and g in the roles of `WindowProblem`.
 
-    bias_grad: per-sample gradients of the bias, (B, channels), or None where it is not trained
+    transposed: the bias belongs to x, the gradient of the output, and not to g
     """
 
     rule: str
     problem: WindowProblem
     x: Tensor
     g: Tensor
-    bias_grad: Tensor | None
+    transposed: bool
     weight: nn.Parameter
     bias: nn.Parameter | None
+    _in_registers: bool | None = field(default=None, init=False)  # how `sq_norm` has measured
 
     def parameters(self) -> list[nn.Parameter]:
         """The weight and, where it is trainable, the bias."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
-    def choose(self, asked: NormMode) -> NormChoice:
+    def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:
         """Gradients of a moderate size are kept, others go by the cost model, unless a mode was asked for."""
         groups, positions = self.problem.groups, self.g.shape[2:].numel()
         taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
         if asked == "auto" and self.weight.numel() <= _KEPT:
-            if positions <= _FEW_POSITIONS and self.problem.has_op(self.x):
+            if positions <= _FEW_POSITIONS and not grouped and self.problem.in_registers(self.x):
                 return NormChoice("direct", "few positions: forming gradients twice costs less than storing them")
             return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
         return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
@@ -98,53 +98,38 @@ class WindowGradient:
 
     def per_sample(self) -> PerSample:
         """Per-sample gradients of the weight and, where it is trainable, the bias."""
-        return self.formed("").grads
+        return {self.weight: self.problem.formed(self.x, self.g).weight, **self._bias_rows}
 
-    def formed(self, reason: str) -> MaterialisedGradient:
+    def materialised(self, reason: str) -> MaterialisedGradient:
         """The gradient row by row, measured where that costs nothing beside it."""
-        weight, sq_norm = self.problem.measured_grad(self.x, self.g)
-        sq_norm = None if sq_norm is None else self._with_bias(sq_norm, None)
-        return MaterialisedGradient(self.rule, reason, {self.weight: weight, **self._bias_rows()}, sq_norm)
+        formed = self.problem.formed(self.x, self.g, bias=self.bias is not None and not self.transposed)
+        bias = self._bias_rows if formed.bias is None or self.bias is None else {self.bias: formed.bias}
+        sq_norm = formed.sq_norm
+        if sq_norm is not None and bias:
+            sq_norm = sq_norm + ops.rows_sq_norm(list(bias.values()))
+        return MaterialisedGradient(self.rule, reason, {self.weight: formed.weight, **bias}, sq_norm)
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
-        """Norms without per-sample gradients; of all rows at once where they are grouped into units."""
-        if mode == "direct" and units is None and self.problem.has_op(self.x):
-            return self._with_bias(self.problem.sq_norm(self.x, self.g), units)
-        parts = self._parts() if units is None else [(slice(None), *self._flat(slice(None)))]
-        norms = torch.cat([self._pointwise.sq_norm(windows, g, mode, units) for _, windows, g in parts])
-        return self._with_bias(norms, units)
-
-    def _with_bias(self, sq_norm: Tensor, units: UnitGroups | None) -> Tensor:
-        return sq_norm if self.bias_grad is None else sq_norm + ops.rows_sq_norm([self.bias_grad], units)
+        """Norms without per-sample gradients of the weight."""
+        bias = list(self._bias_rows.values())
+        self._in_registers = mode == "direct" and units is None and self.problem.in_registers(self.x)
+        if self._in_registers:
+            sq_norm = self.problem.register_sq_norm(self.x, self.g)
+        else:
+            sq_norm = self.problem.sq_norm(self.x, self.g, mode, units)
+        return sq_norm + ops.rows_sq_norm(bias, units) if bias else sq_norm
 
     def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
-        """One contraction over positions, and over a few rows at a time."""
-        if self.problem.has_op(self.x):
-            total = self.problem.weighted_grad(self.x, self.g, factor)
-        else:
-            total = torch.zeros(self.weight.shape, dtype=torch.float64, device=self.x.device)
-            for part, windows, g in self._parts():
-                total += self._pointwise.weighted_grad(windows, g, factor[part])[0].view_as(total)
-        return {self.weight: total} | {p: ops.rows_weighted_sum(grad, factor) for p, grad in self._bias_rows().items()}
+        """One contraction over rows and positions, of the gradients that `sq_norm` measured."""
+        assert self._in_registers is not None, "a weighted sum of gradients that were not measured"
+        of_problem = self.problem.register_weighted_grad if self._in_registers else self.problem.weighted_grad
+        bias = {parameter: ops.rows_weighted_sum(grad, factor) for parameter, grad in self._bias_rows.items()}
+        return {self.weight: of_problem(self.x, self.g, factor), **bias}
 
-    @property
-    def _pointwise(self) -> ConvProblem:
-        return ConvProblem(1, groups=self.problem.groups)
-
+    @cached_property
     def _bias_rows(self) -> PerSample:
-        return {} if self.bias is None or self.bias_grad is None else {self.bias: self.bias_grad}
-
-    def _flat(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Windows (b, C k, T) and g (b, O, T) of some rows."""
-        return self.problem.windows(self.x[part], tuple(self.g.shape[2:])), self.g[part].flatten(2)
-
-    def _parts(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """All rows, a few at a time."""
-        a_row = self.problem.groups * self.problem.taps(self.x) * self.g.shape[2:].numel()
-        count = max(1, _WINDOWS_AT_A_TIME // max(1, a_row))
-        for begin in range(0, self.x.shape[0], count):
-            part = slice(begin, begin + count)
-            yield part, *self._flat(part)
+        """Per-sample gradients of the bias, (B, channels), where it is trained."""
+        return {} if self.bias is None else {self.bias: ops.sum_positions(self.x if self.transposed else self.g)}
 
 
 def _explicit_padding(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -172,7 +157,6 @@ def convolution(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -
     x, g = operands(x, grad_out, by_kernels=dimensions == 1 and "weight" in own)
     if "weight" not in own:
         return _bias_alone(rule, g, own["bias"])
-    grad = g
     x, padding = _explicit_padding(module, x)
     role = ops.BIAS_NONE if bias is None else ops.BIAS_FROM_INPUT if transposed else ops.BIAS_FROM_GRAD
     if transposed:
@@ -183,9 +167,8 @@ def convolution(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -
             module.kernel_size[0], module.stride[0], padding[0], module.dilation[0], module.groups, role
         )
         return ConvGradient(rule, problem, x, g, weight, bias)
-    bias_grad = None if bias is None else ops.sum_positions(grad)
     windows = WindowProblem(module.kernel_size, module.stride, padding, module.dilation, module.groups)
-    return WindowGradient(rule, windows, x, g, bias_grad, weight, bias)
+    return WindowGradient(rule, windows, x, g, transposed, weight, bias)
 
 
 def linear(use: LayerUse, grad_out: Tensor, own: dict[str, nn.Parameter]) -> LayerGradient:

@@ -24,7 +24,7 @@ class EmbeddingGradient:
         """The weight."""
         return [self.weight]
 
-    def choose(self, asked: NormMode) -> NormChoice:
+    def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:  # noqa: ARG002
         """`direct`, unless gradients are to be kept; there is no Gram form."""
         if asked == "materialise":
             return NormChoice(asked, "asked for by norm_mode")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dpcgan_fast.ops._backend import gpu_ops, op
 from dpcgan_fast.ops._modes import NormMode, NormProblem, pick_norm_mode
+from dpcgan_fast.ops._products import row_products
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD, BIAS_FROM_INPUT, BIAS_NONE
 from dpcgan_fast.ops._units import UnitGroups
-from dpcgan_fast.ops._windows import row_products
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class ConvProblem:
         weights, activations = x.shape[1] * g.shape[1], x[:1].numel() + g[:1].numel()
         if self._pointwise(x) and weights > activations:  # each position is a row: one product of matrices in double
             factor = factor.repeat_interleave(x.shape[2])
-            x, g = (side.transpose(1, 2).reshape(len(factor), -1, 1) for side in (x, g))
+            x, g = (side.transpose(1, 2).reshape(len(factor), side.shape[1], 1) for side in (x, g))
         return op("conv_weighted_grad")(x, g, factor, *self.geometry())
 
 

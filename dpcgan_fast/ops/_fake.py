@@ -32,7 +32,7 @@ def register() -> None:
         return weight, x.new_empty(x.shape[0], _bias_numel(x, g, bias_role), dtype=dtype)
 
     @register_fake("dpcgan_fast::window_per_sample_grad_")
-    def _(out, sq_norm, x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
+    def _(out, sq_norm, bias, x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
         return None
 
     @register_fake("dpcgan_fast::window_sq_norm")

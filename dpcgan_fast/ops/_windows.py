@@ -1,10 +1,12 @@
-"""Per-sample weight gradients of convolutions in any number of dimensions, by the windows of the input that each output
-position sees: a row's gradient is one product of its output gradient and its windows.
+"""Weight gradients of convolutions in two and three dimensions, by the windows of the input that each output position
+sees: a row's gradient is one product of its output gradient and its windows.
 
-On the CPU an op of ours takes the products straight from the input, and measures them. Elsewhere windows, which take k
-times the memory of the input, are copied a few rows at a time, into one buffer. Every product takes the same number of
-rows, filled up with zeros: the library rounds a row that is alone otherwise, and what a row adds must not depend on how
-many others there are.
+On the CPU ops of ours take the products straight from the input, in the dtype of the operands, and measure them in
+registers. On a GPU, in the reference back end, and for norms without these gradients, windows, which take k times the
+memory of the input, are copied a few rows at a time.
+
+What is summed must be what was measured: where positions cancel, a gradient in single precision is mostly rounding, of
+which a norm in double knows nothing. So the sums in double and those of registers have norms of their own.
 """
 
 import math
@@ -16,61 +18,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpcgan_fast.ops._backend import backend
+from dpcgan_fast.ops._conv import ConvProblem
+from dpcgan_fast.ops._modes import NormMode
+from dpcgan_fast.ops._products import parts, product_into, rows_at_a_time
 from dpcgan_fast.ops._spare import borrow
+from dpcgan_fast.ops._units import UnitGroups
 
-# Elements of the windows that are copied at a time. Fewer would cost no more on idle cores; on busy ones every product
-# waits for the thread that comes last.
-_BUFFER = {"cpu": 2**21, "cuda": 2**26}
-_FEWEST_ROWS, _MOST_ROWS = 2, 32
-
-
-def rows_at_a_time(elements: int, device: torch.device) -> int:
-    """Rows of a product whose larger operand has this many elements a row."""
-    return min(_MOST_ROWS, max(_FEWEST_ROWS, _BUFFER.get(device.type, _BUFFER["cpu"]) // max(1, elements)))
-
-
-def row_products(left: Tensor, right: Tensor) -> Tensor:
-    """left[n] right[n]^T for each row; left: (B, O, T), right: (B, P, T), of one dtype; out: (B, O, P)."""
-    out = left.new_empty(left.shape[0], left.shape[1], right.shape[1])
-    for part, filled in _parts(left.shape[0], rows_at_a_time(right[:1].numel(), out.device)):
-        _product_into(out[part], filled(left), filled(right).transpose(1, 2))
-    return out
-
-
-def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
-    """Writes left[n] right[n] for each row of out; left and right may have more rows."""
-    with torch.autocast(out.device.type, enabled=False):
-        if len(out) == len(left):
-            torch.bmm(left, right, out=out)
-        else:
-            out.copy_(torch.bmm(left, right)[: len(out)])
-
-
-def _parts(rows: int, count: int) -> Iterator[tuple[slice, "_Filled"]]:
-    """All rows, `count` at a time, and what takes those of a tensor."""
-    for begin in range(0, rows, count):
-        yield slice(begin, begin + count), _Filled(begin, count)
+_WINDOWS_AT_A_TIME = 2**23  # elements, where norms and sums need them
 
 
 @dataclass(frozen=True)
-class _Filled:
-    """Takes `count` rows of a tensor, zeros where it has no more."""
+class FormedWindows:
+    """Per-sample gradients, and what cost nothing beside them; elsewhere that is None.
 
-    begin: int
-    count: int
+    weight:  (B, O, C / groups, *kernel_size) in the dtype of the operands, not always contiguous
+    bias:    (B, O), the sums of g over positions, if they were asked for
+    sq_norm: (B,) float64, squared norms of the weight's gradients
+    """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        part = x[self.begin : self.begin + self.count]
-        missing = self.count - part.shape[0]
-        return part if missing == 0 else torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
+    weight: Tensor
+    bias: Tensor | None
+    sq_norm: Tensor | None
 
 
 @dataclass(frozen=True)
 class WindowProblem:
     """Geometry of the weight gradient G[o, c, j] = sum_t g[o, t] x[c, stride t + dilation j - padding].
 
-    t and j are indices in as many dimensions as the convolution has, 1 to 3. x is sampled at strided positions, g has
-    one value a position: for a transposed convolution, x is the gradient of its output and g its input.
+    t and j are indices in as many dimensions as the convolution has, 2 or 3. x, (B, C, ...), is sampled at strided
+    positions; g, (B, O, ...), has one value a position; both are float32 or both float64. For a transposed convolution,
+    x is the gradient of its output and g its input.
     """
 
     kernel_size: tuple[int, ...]
@@ -79,55 +56,63 @@ class WindowProblem:
     dilation: tuple[int, ...]
     groups: int = 1
 
+    def in_registers(self, x: Tensor) -> bool:
+        """Whether gradients are formed in registers, so that to measure them is not to store them."""
+        return x.device.type == "cpu" and backend() == "native"
+
     def taps(self, x: Tensor) -> int:
-        """Values of one channel group of x, (B, C, ...), that one position sees."""
+        """Values of one channel group of x that one position sees."""
         return x.shape[1] // self.groups * math.prod(self.kernel_size)
 
-    def has_op(self, x: Tensor) -> bool:
-        """Whether an op of ours takes products straight from x."""
-        return x.device.type == "cpu" and backend() == "native" and len(self.kernel_size) > 1
+    def formed(self, x: Tensor, g: Tensor, bias: bool = False) -> FormedWindows:
+        """Per-sample gradients, and what comes on the way. bias: whether the sums of g over positions are wanted."""
+        rows, outputs, inputs = g.shape[0], g.shape[1], x.shape[1] // self.groups
+        if self.in_registers(x):
+            channels_last = borrow((rows, outputs, *self.kernel_size, inputs), x)
+            sq_norm = x.new_zeros(rows, dtype=torch.float64)
+            sums = x.new_empty(rows, outputs) if bias else None
+            torch.ops.dpcgan_fast.window_per_sample_grad_(channels_last, sq_norm, sums, x, g, *self._geometry)
+            return FormedWindows(channels_last.movedim(-1, 2), sums, sq_norm)
+        out = borrow((rows, outputs, inputs, *self.kernel_size), x)
+        self._multiply_copied_windows(x, g, out)
+        return FormedWindows(out, None, None)
+
+    def sq_norm(self, x: Tensor, g: Tensor, mode: NormMode, units: UnitGroups | None = None) -> Tensor:
+        """Squared norm of each unit's gradient without storing one, (U,) float64: `direct` or `gram`, in double."""
+        # Rows of a unit may lie anywhere.
+        flat = self._flat_parts(x, g) if units is None else [(slice(None), *self._flat(x, g))]
+        return torch.cat([self._pointwise.sq_norm(windows, grad, mode, units) for _, windows, grad in flat])
+
+    def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
+        """sum_n factor[n] G_n, (O, C / groups, *kernel_size) float64, in double: of what `sq_norm` measures.
+
+        factor: (B,) float64; rows of factor 0 are not read
+        """
+        shape = g.shape[1], x.shape[1] // self.groups, *self.kernel_size
+        total = torch.zeros(shape, dtype=torch.float64, device=x.device)
+        for part, windows, grad in self._flat_parts(x, g):
+            total += self._pointwise.weighted_grad(windows, grad, factor[part])[0].view_as(total)
+        return total
+
+    def register_sq_norm(self, x: Tensor, g: Tensor) -> Tensor:
+        """Squared norms of what `formed` would store, (B,) float64; only where gradients are formed `in_registers`."""
+        return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry)
+
+    def register_weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
+        """As `weighted_grad`, of what `formed` would store, and so of what `register_sq_norm` measures."""
+        return torch.ops.dpcgan_fast.window_weighted_grad(x, g, factor, *self._geometry)
 
     @property
     def _geometry(self) -> tuple[object, ...]:
         return self.kernel_size, self.stride, self.padding, self.dilation, self.groups
 
-    def windows(self, x: Tensor, positions: tuple[int, ...]) -> Tensor:
-        """(B, C, ...) -> (B, C k, T), a copy: what each of the positions sees, channel groups one after another."""
-        both_sides = [side for width in reversed(self.padding) for side in (width, width)]
-        view = self._view(F.pad(x, both_sides).contiguous(), positions)
-        return view.reshape(x.shape[0], self.groups * self.taps(x), math.prod(positions))
+    @property
+    def _pointwise(self) -> ConvProblem:
+        """The problem as one of windows and g over flat positions."""
+        return ConvProblem(1, groups=self.groups)
 
-    def per_sample_grad(self, x: Tensor, g: Tensor) -> Tensor:
-        """Per-sample gradients of the weight, in the dtype of x; not always contiguous.
-
-        x:   (B, C, ...) float32 or float64
-        g:   (B, O, ...) of the same dtype
-        out: (B, O, C / groups, *kernel_size)
-        """
-        return self.measured_grad(x, g)[0]
-
-    def measured_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`per_sample_grad`, and its squared norms, (B,) float64, where they cost nothing beside it; else None."""
-        rows, outputs, inputs = g.shape[0], g.shape[1], x.shape[1] // self.groups
-        if self.has_op(x):
-            channels_last = borrow((rows, outputs, *self.kernel_size, inputs), x)
-            sq_norm = x.new_zeros(rows, dtype=torch.float64)
-            torch.ops.dpcgan_fast.window_per_sample_grad_(channels_last, sq_norm, x, g, *self._geometry)
-            return channels_last.movedim(-1, 2), sq_norm
-        out = borrow((rows, outputs, inputs, *self.kernel_size), x)
-        self._copied_windows(x, g, out)
-        return out, None
-
-    def sq_norm(self, x: Tensor, g: Tensor) -> Tensor:
-        """Squared norms of the gradients, (B,) float64, which are formed and dropped; only where `has_op`."""
-        return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry)
-
-    def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
-        """sum_n factor[n] G_n of the gradients as `per_sample_grad` has them, in float64; only where `has_op`."""
-        return torch.ops.dpcgan_fast.window_weighted_grad(x, g, factor, *self._geometry)
-
-    def _copied_windows(self, x: Tensor, g: Tensor, out: Tensor) -> None:
-        """Writes the gradients by products of copied windows."""
+    def _multiply_copied_windows(self, x: Tensor, g: Tensor, out: Tensor) -> None:
+        """Writes the per-sample gradients to out, contiguous."""
         rows, outputs, positions = g.shape[0], g.shape[1], g.shape[2:]
         taps, count = self.taps(x), math.prod(positions)
         at_a_time = rows_at_a_time(self.groups * taps * count, x.device)
@@ -136,13 +121,27 @@ class WindowProblem:
         inside = padded[(..., *(slice(width, width + size) for width, size in sides))]
         buffer = x.new_empty(at_a_time, x.shape[1], *self.kernel_size, *positions)
         by_group = buffer.view(at_a_time * self.groups, taps, count).transpose(1, 2)
-        for part, filled in _parts(rows, at_a_time):
+        for part, filled in parts(rows, at_a_time):
             inside.copy_(filled(x))
             buffer.copy_(self._view(padded, positions))
             grad = filled(g).reshape(at_a_time * self.groups, outputs // self.groups, count)
-            _product_into(out[part].view(-1, outputs // self.groups, taps), grad, by_group)
+            product_into(out[part].view(-1, outputs // self.groups, taps), grad, by_group)
 
-    def _view(self, padded: Tensor, positions: tuple[int, ...]) -> Tensor:
+    def _flat_parts(self, x: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """All rows, a few at a time, as `_flat` has them."""
+        a_row = self.groups * self.taps(x) * g.shape[2:].numel()
+        count = max(1, _WINDOWS_AT_A_TIME // max(1, a_row))
+        for begin in range(0, max(1, x.shape[0]), count):  # no rows are one part
+            part = slice(begin, begin + count)
+            yield part, *self._flat(x[part], g[part])
+
+    def _flat(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """What each of the positions sees, (B, C k, T), channel groups one after another, a copy; and g, (B, O, T)."""
+        both_sides = [side for width in reversed(self.padding) for side in (width, width)]
+        view = self._view(F.pad(x, both_sides).contiguous(), g.shape[2:])
+        return view.reshape(x.shape[0], self.groups * self.taps(x), g.shape[2:].numel()), g.flatten(2)
+
+    def _view(self, padded: Tensor, positions: torch.Size) -> Tensor:
         """(B, C, *k, *T) view of a padded, contiguous x."""
         over = padded.stride()[2:]
         taps = [step * by for step, by in zip(over, self.dilation, strict=True)]

@@ -1,5 +1,6 @@
 """Layer rules against micro-batches: what each layer adds, in every norm mode, and what removing a row moves."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dpcgan_fast.engine.layer_gradients import operands
-from dpcgan_fast.ops import TokenGradients, WindowProblem, group_units
+from dpcgan_fast.ops import TokenGradients, group_units
 from tests.engine.layer_nets import LAYER_NETS, VOCABULARY, Ids, Output
 from tests.engine.nets import clipped_sum_by_microbatches, flat, row_losses, sequential
 from tests.engine.steps import Sum, assert_close, moved, sgd_step
@@ -179,12 +180,6 @@ def test_attention_of_any_shape(rows, positions, heads, bias, others):
 
 
 class TestWhatARowAddsDoesNotDependOnTheOthers:
-    @pytest.mark.parametrize("rows", [1, 2, 3, 33])
-    def test_in_the_products_of_windows(self, rows):
-        x, g = torch.randn(40, 3, 32, 32), torch.randn(40, 8, 32, 32)
-        problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
-        assert torch.equal(problem.per_sample_grad(x[:rows], g[:rows]), problem.per_sample_grad(x, g)[:rows])
-
     @pytest.mark.parametrize("rows", [1, 2, 33])
     def test_in_a_linear_layer_on_sequences(self, rows):
         net = sequential(nn.Linear(27, 32)).requires_grad_(True)
@@ -194,10 +189,12 @@ class TestWhatARowAddsDoesNotDependOnTheOthers:
         assert torch.allclose(sum(parts), total.of(x), rtol=1e-12, atol=1e-9)
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("mode", ["direct", "gram"])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_norms_of_images_are_taken_a_few_rows_at_a_time(monkeypatch, mode, grouped):
-    monkeypatch.setattr("dpcgan_fast.engine.rules_conv._WINDOWS_AT_A_TIME", 500)
+def test_norms_of_images_are_taken_a_few_rows_at_a_time(monkeypatch, mode, grouped, backend):
+    monkeypatch.setenv("DPCGAN_BACKEND", backend)
+    monkeypatch.setattr("dpcgan_fast.ops._windows._WINDOWS_AT_A_TIME", 500)
     build, shape, _ = LAYER_NETS["images"]
     module, x = build().double(), torch.rand(7, *shape, dtype=torch.float64)
     units = torch.tensor([3, 1, 3, 7, 1, 1, 9]) if grouped else None
@@ -213,8 +210,8 @@ def test_large_weights_of_images_are_not_kept():
     assert step.last.layers[0].mode == "gram"
 
 
-@pytest.mark.parametrize(("size", "mode"), [(4, "direct"), (5, "materialise")])
-def test_gradients_of_images_with_few_positions_are_formed_twice(size, mode):
+@pytest.mark.parametrize(("size", "mode"), [(5, "direct"), (6, "materialise")])
+def test_images_with_few_positions_take_the_direct_mode(size, mode):
     step = sgd_step(sequential(nn.Conv2d(3, 8, 3, padding=1)))
     step.backward(row_losses(step(torch.rand(2, 3, size, size))))
     assert step.last.layers[0].mode == mode
@@ -321,3 +318,34 @@ def test_operands_in_bfloat16_are_read_by_kernels_of_a_gpu_alone(monkeypatch):
     half = torch.ones(2, dtype=torch.bfloat16)
     assert operands(half, half)[0].dtype == torch.bfloat16
     assert operands(half, half, by_kernels=False)[0].dtype == torch.float32
+
+
+IMAGE_LAYERS = {
+    "few weights": nn.Conv2d(3, 8, 1), "many weights": nn.Conv2d(600, 512, 1, bias=False),
+    "patches": nn.Conv2d(3, 64, 4, stride=4), "transposed": nn.ConvTranspose2d(3, 8, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", IMAGE_LAYERS.values(), ids=IMAGE_LAYERS)
+@pytest.mark.parametrize("mode", ["auto", "direct", "gram", "materialise"])
+@pytest.mark.parametrize("units", [None, torch.tensor([0, 0, 1])], ids=["rows", "units"])
+class TestARowOfImagesAddsNoMoreThanMaxGradNorm:
+    def clipped(self, layer, rows, mode, units, scale=1.0):
+        step = sgd_step(nn.Sequential(copy.deepcopy(layer)), 1.0, norm_mode=mode)
+        first_alone = torch.tensor([scale, 0.0, 0.0])
+        step.backward(step(rows).flatten(1).sum(1) * first_alone, units)
+        return torch.cat([total.flatten() for total in step._private_sum.values()])
+
+    @pytest.mark.parametrize("side", [8, 32], ids=["few positions", "many positions"])
+    def test_where_positions_cancel(self, layer, mode, units, side):
+        """In single precision the gradient is nothing but rounding, which must be measured where it is summed."""
+        rows = torch.zeros(3, layer.in_channels, side, side)
+        rows[0] = torch.tensor([2.0**40, 1000.0, -(2.0**40), -1000.0]).repeat(side, side // 4)
+        assert self.clipped(layer, rows, mode, units).norm() <= 1 + 1e-6
+
+    def test_where_products_overflow(self, layer, mode, units):
+        rows = torch.zeros(3, layer.in_channels, 4, 4)
+        rows[0] = 1e25
+        total = self.clipped(layer, rows, mode, units, scale=1e20)
+        assert total.isfinite().all()
+        assert total.norm() <= 1 + 1e-6

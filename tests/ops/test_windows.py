@@ -50,11 +50,30 @@ def gradients_by_torch(problem, x, g):
 def test_each_row_is_torchs_gradient_of_that_row(case, level):
     problem, x, g = case
     with at_simd_level(level):
-        got, sq_norm = problem.measured_grad(x, g)
+        formed = problem.formed(x, g, bias=True)
+    got, sq_norm = formed.weight, formed.sq_norm
     expected = gradients_by_torch(problem, x, g)
     assert got.shape == expected.shape
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sq_norm, got.double().flatten(1).square().sum(1), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(formed.bias.double(), g.double().flatten(2).sum(2), rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=examples(40))
+@given(case=window_cases())
+def test_copied_windows_give_the_same(case):
+    problem, x, g = case
+    expected = gradients_by_torch(problem, x, g)
+    factor = torch.rand(x.shape[0], dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPCGAN_BACKEND", "reference")
+        formed = problem.formed(x, g, bias=True)
+        total, norms = problem.weighted_grad(x, g, factor), problem.sq_norm(x, g, "direct")
+    assert formed.bias is None
+    assert formed.sq_norm is None
+    torch.testing.assert_close(formed.weight.double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms, expected.flatten(1).square().sum(1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(total, torch.einsum("n,n...->...", factor, expected), rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=examples(60))
@@ -63,10 +82,10 @@ def test_what_is_measured_and_summed_without_storing_is_what_is_stored(case, lev
     problem, x, g = case
     factor = torch.rand(x.shape[0], dtype=torch.float64)
     with at_simd_level(level):
-        stored, sq_norm = problem.measured_grad(x, g)
-        assert torch.equal(problem.sq_norm(x, g), sq_norm)
+        stored = problem.formed(x, g)
+        assert torch.equal(problem.sq_norm(x, g, "direct"), stored.sq_norm)
         total = problem.weighted_grad(x, g, factor)
-    expected = torch.einsum("n,n...->...", factor, stored.double())
+    expected = torch.einsum("n,n...->...", factor, stored.weight.double())
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -79,24 +98,26 @@ def test_rows_of_factor_zero_are_not_read():
     assert torch.equal(problem.weighted_grad(x, g, factor), expected)
 
 
-def test_a_row_that_is_not_finite_says_so_and_leaves_the_others_alone():
+def test_a_row_that_is_not_finite_has_no_finite_norm_and_changes_no_other():
     problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
     x, g = torch.randn(5, 3, 6, 6), torch.randn(5, 8, 6, 6)
-    expected, expected_norm = problem.measured_grad(x, g)
+    expected = problem.formed(x, g)
     x[2, 1, 3, 3] = math.inf
-    got, sq_norm = problem.measured_grad(x, g)
+    got = problem.formed(x, g)
     others = torch.arange(5) != 2
-    assert not sq_norm[2].isfinite()
-    assert torch.equal(got[others], expected[others])
-    assert torch.equal(sq_norm[others], expected_norm[others])
+    assert not got.sq_norm[2].isfinite()
+    assert torch.equal(got.weight[others], expected.weight[others])
+    assert torch.equal(got.sq_norm[others], expected.sq_norm[others])
 
 
-def test_a_row_is_rounded_alike_whichever_others_there_are():
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_row_is_rounded_alike_whichever_others_there_are(monkeypatch, backend):
+    monkeypatch.setenv("DPCGAN_BACKEND", backend)
     problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
     x, g = torch.randn(9, 3, 16, 16), torch.randn(9, 8, 16, 16)
-    every = problem.per_sample_grad(x, g)
+    every = problem.formed(x, g).weight
     for rows in (slice(0, 1), slice(4, 9)):
-        assert torch.equal(problem.per_sample_grad(x[rows], g[rows]), every[rows])
+        assert torch.equal(problem.formed(x[rows], g[rows]).weight, every[rows])
 
 
 @pytest.mark.parametrize(
@@ -107,11 +128,12 @@ def test_a_row_is_rounded_alike_whichever_others_there_are():
         ({"padding": (0, 0)}, "reach beyond"),
         ({"out": torch.empty(2, 4, 3, 2, 3)}, "expected a contiguous out"),
         ({"sq_norm": torch.empty(2)}, "expected a contiguous sq_norm"),
+        ({"bias": torch.empty(2, 3)}, "expected a contiguous bias"),
     ],
 )
 def test_the_op_says_what_is_wrong(change, message):
     arguments = {
-        "out": torch.empty(2, 4, 3, 3, 3), "sq_norm": torch.zeros(2).double(),
+        "out": torch.empty(2, 4, 3, 3, 3), "sq_norm": torch.zeros(2).double(), "bias": None,
         "x": torch.rand(2, 3, 5, 5), "g": torch.rand(2, 4, 5, 5),
         "kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, **change,
     }  # fmt: skip

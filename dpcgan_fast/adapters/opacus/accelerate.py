@@ -49,7 +49,9 @@ def _sampler(otherwise: Sampler | None) -> Sampler:
         use = LayerUse("", module, args, {}, (backprops,), (None,), (), tuple(x._version for x in args))
         gradient = gradient_by_rule(use, (backprops,), own, backprops.shape[0])
         if gradient is not None:
-            return {parameter: grad.to(parameter.dtype) for parameter, grad in gradient.per_sample().items()}
+            return {
+                parameter: grad.to(parameter.dtype).contiguous() for parameter, grad in gradient.per_sample().items()
+            }
         if otherwise is None:
             return ft_compute_per_sample_gradient(module, activations, backprops)
         return otherwise(module, activations, backprops)

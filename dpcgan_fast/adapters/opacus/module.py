@@ -23,14 +23,16 @@ _OWNERS: dict[int, tuple[weakref.ref[nn.Parameter], "weakref.ref[GradSampleHooks
 
 def owner_of(parameter: nn.Parameter) -> "GradSampleHooks | None":
     """What records the forwards of a parameter's module."""
-    known, owner = _OWNERS.get(id(parameter), (None, None))
-    return None if known is None or owner is None or known() is not parameter else owner()
+    entry = _OWNERS.get(id(parameter))
+    if entry is None or entry[0]() is not parameter:  # an id may be another's by now
+        return None
+    return entry[1]()
 
 
 def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
+    """Has `owner` answer for a parameter until either is gone, or another wrapper takes its place."""
     key = id(parameter)
-    known = weakref.ref(parameter, lambda gone: _OWNERS.pop(key) if _OWNERS.get(key, (None,))[0] is gone else None)
-    _OWNERS[key] = known, weakref.ref(owner)
+    _OWNERS[key] = weakref.ref(parameter, lambda _: _OWNERS.pop(key, None)), weakref.ref(owner)
 
 
 class GradSampleHooks(AbstractGradSampleHooks):
@@ -225,7 +227,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
         for parameter, grad in total.items():
             whole = grad.sum(0).to(parameter.dtype)
             parameter.grad = whole if parameter.grad is None else parameter.grad + whole
-            grad = (grad * batch.scale).to(parameter.dtype)
+            grad = (grad * batch.scale).to(parameter.dtype).contiguous()
             before = parameter.grad_sample  # type: ignore[attr-defined]  Opacus gives it to parameters
             held = grad if before is None else [*(before if isinstance(before, list) else [before]), grad]
             parameter.grad_sample = held  # type: ignore[attr-defined]
