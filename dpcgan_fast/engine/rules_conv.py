@@ -7,7 +7,6 @@ product of its output gradient and the windows of its input.
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
