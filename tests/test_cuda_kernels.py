@@ -12,6 +12,7 @@ import torch
 from dpcgan_fast import ops
 from dpcgan_fast.engine import GraphedStep, PrivateStep, RunAgain
 from dpcgan_fast.ops import _reference
+from tests.conftest import CPU_OPS
 from tests.cuda_emulation import build, cases
 from tests.engine.nets import NETS, clipped_sum_by_microbatches, row_losses
 
@@ -19,11 +20,6 @@ ROOT = Path(__file__).parents[1]
 # Order of threads and blocks, and a limit on the blocks of a grid: kernels stride over their grid, so that none may
 # change a bit of the result.
 ORDERS = [(0, 0), (1, 1), (2, 2), (3, 0), (4, 7), (5, 0)]
-# The fused path of the CPU, and its convolutions of images; a module on a GPU takes other paths.
-CPU_ONLY = {
-    "window_per_sample_grad_", "window_sq_norm", "window_weighted_grad", "fused_forward", "fused_sq_norm",
-    "fused_clipped_sum",
-}  # fmt: skip
 # A thread order shows a missing barrier only by luck; this many orders leave none.
 PLANTED_ORDERS = 10
 
@@ -102,7 +98,7 @@ def test_bfloat16_is_read_as_the_number_that_it_is_and_nothing_is_rounded_to_it(
 def test_every_registered_op_has_a_cuda_kernel_and_cases():
     names = [name.split("::") for name in torch._C._dispatch_get_all_op_names()]
     registered = {name for namespace, name in names if namespace == "dpcgan_fast_emulated"}
-    assert registered - CPU_ONLY == set(cases.OPS)
+    assert registered - CPU_OPS == set(cases.OPS)
     for op in cases.OPS:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dpcgan_fast_emulated::{op}", "CPU"), op
 

@@ -38,6 +38,13 @@ DPCGAN_INLINE void store_lanes(float* to, typename VectorOf<float, kBytes>::type
   std::memcpy(to, &lanes, kBytes);
 }
 
+template <int kBytes>
+DPCGAN_INLINE typename VectorOf<double, kBytes>::type load_doubles(const double* from) {
+  typename VectorOf<double, kBytes>::type value;
+  std::memcpy(&value, from, kBytes);
+  return value;
+}
+
 // Half as many floats as a vector holds, as doubles. In assembly on x86: the compiler takes the register apart instead
 // of using the load that widens, which makes sums of short rows three times as slow.
 template <int kBytes>

@@ -90,13 +90,6 @@ struct GramMatrix {
   }
 };
 
-template <int kBytes>
-DPCGAN_INLINE typename VectorOf<double, kBytes>::type load_doubles(const double* from) {
-  typename VectorOf<double, kBytes>::type value;
-  std::memcpy(&value, from, kBytes);
-  return value;
-}
-
 // Products of a tile's columns over the lines of a panel, added to `initial`, or to zero; both matrices have
 // row_step doubles from a row to the next. left, right: [line][kGramTile].
 template <int kBytes, int kRows, int kColumns, bool kDiagonal>

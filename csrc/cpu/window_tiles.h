@@ -51,11 +51,11 @@ struct RunVector {
 class WindowPlan {
  public:
   WindowPlan(const WindowGeometry& w, int64_t lanes)
-      : run_length(w.dilation[2] == 1 ? w.kernel[2] * w.group_channels() : w.group_channels()),
+      : run_length(one_run_a_line(w) ? w.kernel[2] * w.group_channels() : w.group_channels()),
         record_length(ceil_div(w.taps(), lanes) * lanes) {
     const Extents padded = w.padded();
     const auto at = [&](int64_t i, int64_t j, int64_t k) { return at_padded(padded, i, j, k) * w.group_channels(); };
-    const int64_t runs_of_line = w.taps() / count_of({w.kernel[0], w.kernel[1], run_length});
+    const int64_t runs_of_line = one_run_a_line(w) ? 1 : w.kernel[2];
     for (int64_t i = 0; i < w.kernel[0]; ++i)
       for (int64_t j = 0; j < w.kernel[1]; ++j)
         for (int64_t k = 0; k < runs_of_line; ++k)
@@ -81,6 +81,7 @@ class WindowPlan {
   std::vector<int64_t> read_offsets;      // likewise, of each position
 
  private:
+  static bool one_run_a_line(const WindowGeometry& w) { return w.dilation[2] == 1; }
   bool packing_pays(const WindowGeometry& w, int64_t lanes) const {
     constexpr int64_t kMostElements = 1 << 18;  // of a row's records: what a second-level cache holds
     constexpr int64_t kLeastOutputs = 8;        // fewer read what was copied but once
@@ -234,8 +235,7 @@ struct WindowTile {
 
   // Adds their squares to a vector of sums; in double, but for those of a few vectors.
   DPCGAN_INLINE void measure(double* sums) const {
-    Wide sum;
-    std::memcpy(&sum, sums, kBytes);
+    Wide sum = load_doubles<kBytes>(sums);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       if (begin + r >= end) break;
@@ -254,9 +254,7 @@ struct WindowTile {
 #pragma GCC unroll 8
       for (int q = 0; q < kColumns; ++q, sums += VectorOf<T, kBytes>::kLanes)
         each_half(total[r][q], [&](int lane, const Wide& half) DPCGAN_INLINE_BODY {
-          Wide sum;
-          std::memcpy(&sum, sums + lane, kBytes);
-          sum += factor * half;
+          const Wide sum = load_doubles<kBytes>(sums + lane) + factor * half;
           std::memcpy(sums + lane, &sum, kBytes);
         });
   }

@@ -6,6 +6,7 @@ from torch.library import opcheck
 
 from dpcgan_fast import ops
 from dpcgan_fast.ops import FusedLayer, FusedNet, NoiseKey, UpdateControl, _reference
+from tests.conftest import CPU_OPS
 
 GEOMETRY = (4, 2, 1, 1, 2)  # kernel size, stride, padding, dilation, groups
 BIAS_ROLES = (ops.BIAS_NONE, ops.BIAS_FROM_GRAD, ops.BIAS_FROM_INPUT)
@@ -177,10 +178,6 @@ CASES = {
         noisy_update_, noisy_update_armed_,
     )
 }  # fmt: skip
-CPU_ALONE = {
-    "window_per_sample_grad_", "window_sq_norm", "window_weighted_grad", "fused_forward", "fused_sq_norm",
-    "fused_clipped_sum",
-}  # fmt: skip
 MUTATING = {"window_per_sample_grad_", "fused_forward", "gaussian_noise_", "noisy_update_", "noisy_update_armed_"}
 
 
@@ -201,7 +198,7 @@ def test_schemas_mark_what_is_mutated_and_nothing_else():
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(device, name, rows):
-    if device.type != "cpu" and name in CPU_ALONE:
+    if device.type != "cpu" and name in CPU_OPS:
         pytest.skip("the op is the CPU's alone")
     with torch.library._scoped_library("dpcgan_fast", "IMPL") as library:
         if name == "step_clip_factor" and device.type == "cpu":

@@ -99,6 +99,21 @@ def test_rows_of_factor_zero_are_not_read(kind):
     assert torch.equal(getattr(problem, kind)(x, g, factor), expected)
 
 
+@pytest.mark.parametrize("empty", ["rows", "inputs", "outputs"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_nothing_to_form_is_nothing(empty, dilation):
+    rows, inputs, outputs = (0 if name == empty else 3 for name in ("rows", "inputs", "outputs"))
+    problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, dilation))
+    x, g = torch.randn(rows, inputs, 6, 6), torch.randn(rows, outputs, 6, 8 - 2 * dilation)
+    formed = problem.formed(x, g, bias=True)
+    assert formed.weight.shape == (rows, outputs, inputs, 3, 3)
+    assert formed.sq_norm.tolist() == problem.register_sq_norm(x, g).tolist() == [0.0] * rows
+    torch.testing.assert_close(formed.bias, g.sum((2, 3)))
+    total = problem.register_weighted_grad(x, g, torch.ones(rows, dtype=torch.float64))
+    assert total.shape == (outputs, inputs, 3, 3)
+    assert not total.any()
+
+
 def test_a_row_that_is_not_finite_has_no_finite_norm_and_changes_no_other():
     problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
     x, g = torch.randn(5, 3, 6, 6), torch.randn(5, 8, 6, 6)
