@@ -6,19 +6,36 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
+#include <cstdint>
 
 #include "host_device.h"
 
 namespace dpcgan {
 
-// Ratios of b^2 to the squared norm above which a float32 gradient, and a Gram norm in double, are not trusted. A
-// float32 gradient has a relative error of about 2^-24 sqrt(ratio), of which only the part along the gradient, smaller
-// by the square root of the number of weights, changes its length. A Gram norm has one of 2^-53 ratio.
+// Ratio of b^2 to the squared norm above which a float32 gradient is not trusted. It has a relative error of about
+// 2^-24 sqrt(ratio), of which only the part along the gradient, smaller by the square root of the number of weights,
+// changes its length.
 constexpr double kFloatCancellation = 1e4;
-constexpr double kGramCancellation = 1e8;
-// Times b, added to the norm: what rounding in double can add to a gradient that is nothing but rounding.
-constexpr double kRounding = 2.0 * std::numeric_limits<double>::epsilon();
+
+// The same of a Gram norm in double, whose relative error is at most 2^-53 ratio for each of the terms that it adds up:
+// 2^-22 in all.
+DPCGAN_HOST_DEVICE double gram_cancellation(int64_t terms) {
+  constexpr double kMost = 1e8;
+  const double ratio = 0x1p31 / static_cast<double>(terms > 0 ? terms : 1);
+  return ratio < kMost ? ratio : kMost;
+}
+
+// The gradient of a layer is taken to be at least this share of the sizes that are added up to it. Scaled by its clip
+// factor, no sum on the way to it is then above 2^16 max_grad_norm, so that an addition in double errs by 2^-37 of
+// max_grad_norm, whatever the data; without, terms that cancel may be so large that the sum of other rows is lost in
+// them.
+constexpr double kLeastShare = 0x1p-16;
+
+// A squared norm, NaN where it was; sq_sizes: squared norm of the sums of the terms' absolute values, or above.
+DPCGAN_HOST_DEVICE double at_least_share(double sq_norm, double sq_sizes) {
+  const double least = kLeastShare * kLeastShare * sq_sizes;
+  return sq_norm < least ? least : sq_norm;
+}
 
 // Squared norm of one unit's gradient for one channel group, and its Cauchy-Schwarz bound.
 struct NormAndBound {
@@ -27,7 +44,6 @@ struct NormAndBound {
 
   // False for a NaN norm, which must stay as it is: the clip factor drops the unit.
   DPCGAN_HOST_DEVICE bool cancels(double ratio) const { return sq_norm * ratio < bound * bound; }
-  DPCGAN_HOST_DEVICE double rounding_sq_norm() const { return kRounding * bound * (kRounding * bound); }
   // Of the gradient as it may come out where its sum over `positions` is in single precision, and is scaled so: each
   // rounding moves it by at most 2^-24 of the bound, and whoever makes the data may have all of them point one way.
   DPCGAN_HOST_DEVICE double single_sq_norm(int64_t positions) const {

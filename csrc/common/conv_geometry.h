@@ -37,6 +37,8 @@ struct ConvGeometry {
   DPCGAN_HOST_DEVICE int64_t bias_numel() const {
     return bias == BiasRole::kNone ? 0 : bias == BiasRole::kGrad ? g_channels : x_channels;
   }
+  // Terms that a Gram norm adds up one after another: its rounding grows with them.
+  DPCGAN_HOST_DEVICE int64_t gram_terms() const { return taps() + g_group_channels() + g_length; }
   // Position in x that tap j reads at t; outside [0, x_length) it is padding, that is, zero.
   DPCGAN_HOST_DEVICE int64_t x_position(int64_t t, int64_t j) const { return stride * t + dilation * j - padding; }
   DPCGAN_HOST_DEVICE bool inside(int64_t position) const { return position >= 0 && position < x_length; }
@@ -62,7 +64,7 @@ struct ConvOperands {
 //   phase]
 // which needs no unfolding and costs `phases` products a pair where unfolding costs kernel_size.
 // A dilated kernel has no such fold; there every tap is a phase of its own and folds = 1. So it is, too, with more
-// folds than the caller has room for.
+// folds than the caller has room for, and where few positions share few columns: one position is one product a tap.
 struct PolyphaseGeometry {
   int64_t phases;       // products for one (q, q') and channel
   int64_t folds;        // shifted adds, ceil(k / s)
@@ -70,10 +72,12 @@ struct PolyphaseGeometry {
   int64_t columns;      // Q, columns of the polyphase view
 
   DPCGAN_HOST_DEVICE explicit PolyphaseGeometry(const ConvGeometry& conv, int64_t max_folds = INT64_MAX) {
+    const int64_t most = ceil_div(conv.kernel_size, conv.stride), folded_columns = conv.g_length + most - 1;
     const bool folded =
-        conv.dilation == 1 && conv.stride < conv.kernel_size && ceil_div(conv.kernel_size, conv.stride) <= max_folds;
+        conv.dilation == 1 && conv.stride < conv.kernel_size && most <= max_folds &&
+        folded_columns * (folded_columns + 1) * conv.stride < conv.g_length * (conv.g_length + 1) * conv.kernel_size;
     phases = folded ? conv.stride : conv.kernel_size;
-    folds = folded ? ceil_div(conv.kernel_size, conv.stride) : 1;
+    folds = folded ? most : 1;
     last_phases = folded ? conv.kernel_size - (folds - 1) * conv.stride : conv.kernel_size;
     columns = conv.g_length + folds - 1;
   }

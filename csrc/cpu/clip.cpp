@@ -8,9 +8,10 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <vector>
+#include <cmath>
 
 #include "../checks.h"
+#include "../common/cancellation.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -31,21 +32,36 @@ DPCGAN_INLINE double sum_of_squares(const double* values, int64_t size) {
   return total;
 }
 
+// Some columns of the sum of a unit's rows.
+struct ColumnSums {
+  double sum[kColumnBlock];
+  double sizes[kColumnBlock];  // sums of absolute values
+};
+
 template <class T>
 DPCGAN_INLINE double sq_norm_of_sum(const T* grads, int64_t numel, const int64_t* rows, int64_t count,
-                                    double (&sum)[kColumnBlock]) {
-  double total = 0;
+                                    ColumnSums& columns) {
+  double total = 0, total_sizes = 0;
+  double* sum = columns.sum;
+  double* sizes = columns.sizes;
   for (int64_t begin = 0; begin < numel; begin += kColumnBlock) {
     const int64_t size = std::min(kColumnBlock, numel - begin);
     const T* first = grads + rows[0] * numel + begin;
     for (int64_t i = 0; i < size; ++i) sum[i] = first[i];
-    for (int64_t r = 1; r < count; ++r) {
-      const T* row = grads + rows[r] * numel + begin;
-      for (int64_t i = 0; i < size; ++i) sum[i] += row[i];
+    if (count > 1) {
+      for (int64_t i = 0; i < size; ++i) sizes[i] = std::abs(sum[i]);
+      for (int64_t r = 1; r < count; ++r) {
+        const T* row = grads + rows[r] * numel + begin;
+        for (int64_t i = 0; i < size; ++i) {
+          sum[i] += row[i];
+          sizes[i] += std::abs(static_cast<double>(row[i]));
+        }
+      }
+      total_sizes += sum_of_squares(sizes, size);
     }
     total += sum_of_squares(sum, size);
   }
-  return total;
+  return at_least_share(total, total_sizes);
 }
 
 template <class T>
@@ -53,11 +69,11 @@ void add_rows_sq_norm(const T* grads, int64_t rows, int64_t numel, const int64_t
                       int64_t units, double* out) {
   const int64_t unit_work = units == 0 ? 0 : numel * ceil_div(rows, units);
   at::parallel_for(0, units, grain_size(unit_work), [&](int64_t begin, int64_t end) {
-    double sum[kColumnBlock];
+    ColumnSums columns;
     simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t count = order == nullptr ? 1 : offsets[u + 1] - offsets[u];
-        if (count > 0) out[u] += sq_norm_of_sum(grads, numel, order == nullptr ? &u : order + offsets[u], count, sum);
+        if (count > 0) out[u] += sq_norm_of_sum(grads, numel, order == nullptr ? &u : order + offsets[u], count, columns);
       }
     });
   });

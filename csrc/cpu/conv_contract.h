@@ -86,17 +86,30 @@ DPCGAN_INLINE void contract(const ConvGeometry& conv, const PackedRows<Sum>& pac
     }
 }
 
-// Gradient of the bias of one row, in double: the sum over positions of g or of x.
+// What the gradient of the bias sums over positions: g or x.
+template <class T>
+struct BiasSource {
+  const T* base;
+  OperandStrides strides;
+  int64_t length;
+
+  BiasSource(const ConvGeometry& conv, const ConvOperands<T>& data)
+      : base(conv.bias == BiasRole::kGrad ? data.g : data.x),
+        strides(conv.bias == BiasRole::kGrad ? data.g_strides : data.x_strides),
+        length(conv.bias == BiasRole::kGrad ? conv.g_length : conv.x_length) {}
+
+  const T* line(int64_t row, int64_t channel) const { return base + row * strides.row + channel * strides.channel; }
+};
+
+// Gradient of the bias of one row, in double.
 template <class T>
 DPCGAN_INLINE void add_bias_grad(const ConvGeometry& conv, const ConvOperands<T>& data, int64_t row, double factor,
                                  double* bias) {
-  const bool from_grad = conv.bias == BiasRole::kGrad;
-  const T* base = from_grad ? data.g + row * data.g_strides.row : data.x + row * data.x_strides.row;
-  const OperandStrides& strides = from_grad ? data.g_strides : data.x_strides;
-  const int64_t length = from_grad ? conv.g_length : conv.x_length;
+  const BiasSource<T> source(conv, data);
   for (int64_t c = 0; c < conv.bias_numel(); ++c) {
+    const T* line = source.line(row, c);
     double sum = 0;
-    for (int64_t t = 0; t < length; ++t) sum += base[c * strides.channel + t * strides.position];
+    for (int64_t t = 0; t < source.length; ++t) sum += line[t * source.strides.position];
     bias[c] += factor * sum;
   }
 }

@@ -27,13 +27,25 @@ struct UnitRows {
   int64_t count;
 };
 
+// sq_sizes: the squares of the sizes of its terms are added to it
 template <class T>
-double bias_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, UnitRows unit, std::vector<double>& bias) {
-  bias.assign(conv.bias_numel(), 0.0);
-  for (int64_t r = 0; r < unit.count; ++r) add_bias_grad(conv, data, unit.rows[r], 1.0, bias.data());
-  double sum = 0;
-  for (double b : bias) sum += b * b;
-  return sum;
+double bias_sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, UnitRows unit, double& sq_sizes) {
+  const BiasSource<T> source(conv, data);
+  double total = 0;
+  for (int64_t c = 0; c < conv.bias_numel(); ++c) {
+    double sum = 0, sizes = 0;
+    for (int64_t r = 0; r < unit.count; ++r) {
+      const T* line = source.line(unit.rows[r], c);
+      for (int64_t t = 0; t < source.length; ++t) {
+        const double value = line[t * source.strides.position];
+        sum += value;
+        sizes += std::abs(value);
+      }
+    }
+    total += sum * sum;
+    sq_sizes += sizes * sizes;
+  }
+  return total;
 }
 
 DPCGAN_INLINE double sum_of_squares(const auto* values, int64_t size) {
@@ -193,18 +205,20 @@ struct UnitMeter {
   const ConvOperands<T>& data;
   PackedRows<double> packed;
   GramScratch gram;
-  std::vector<double> bias;
 
   double sq_norm(UnitRows unit, bool use_gram) {
     if (use_gram && unit.count == 1 && is_outer_product(conv)) return outer_product_sq_norm(conv, data, unit.rows[0]);
-    double sum = conv.bias == BiasRole::kNone ? 0.0 : bias_sq_norm(conv, data, unit, bias);
+    double sq_sizes = 0;
+    double sum = conv.bias == BiasRole::kNone ? 0.0 : bias_sq_norm(conv, data, unit, sq_sizes);
     for (int64_t group = 0; group < conv.groups; ++group) {
       NormAndBound part = use_gram ? gram_sq_norm(conv, poly, data, unit, group, gram)
                                    : direct_sq_norm(conv, data, unit, group, packed);
-      if (use_gram && part.cancels(kGramCancellation)) part = direct_sq_norm(conv, data, unit, group, packed);
-      sum += part.sq_norm + part.rounding_sq_norm();
+      if (use_gram && part.cancels(gram_cancellation(conv.gram_terms())))
+        part = direct_sq_norm(conv, data, unit, group, packed);
+      sum += part.sq_norm;
+      sq_sizes += part.bound * part.bound;
     }
-    return sum;
+    return at_least_share(sum, sq_sizes);
   }
 };
 
@@ -216,7 +230,7 @@ void sq_norm(const ConvGeometry& conv, const ConvOperands<T>& data, bool gram, c
   const int64_t gram_work = conv.g_length * conv.g_length * (conv.x_channels * poly.phases + conv.g_channels);
   const int64_t row_work = gram ? gram_work * rows_per_unit : conv.g_length * conv.weight_numel();
   at::parallel_for(0, units, grain_size(rows_per_unit * row_work), [&](int64_t begin, int64_t end) {
-    UnitMeter<T> meter{conv, poly, data, {}, {}, {}};
+    UnitMeter<T> meter{conv, poly, data, {}, {}};
     for (int64_t u = begin; u < end; ++u) {
       const UnitRows unit =
           order == nullptr ? UnitRows{&u, 1} : UnitRows{order + offsets[u], offsets[u + 1] - offsets[u]};

@@ -158,11 +158,11 @@ DPCGAN_INLINE void fill_panel(const GramColumns& from, int64_t columns, int64_t 
   }
 }
 
-// out[a][b] = initial[a][b] + the products of columns a <= b, for the rows from first_lane on. initial: nothing, or a
-// matrix as wide as out.
+// out[a][b] = initial[a][b] + the products of columns a <= b < a + lags, for the rows from first_lane on; of others, some.
+// initial: nothing, or a matrix as wide as out.
 template <int kBytes>
-DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64_t first_lane, const double* initial,
-                                 const GramMatrix& out, double* panel) {
+DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64_t lags, int64_t first_lane,
+                                 const double* initial, const GramMatrix& out, double* panel) {
   constexpr int64_t kWide = VectorOf<double, kBytes>::kLanes, kTile = kGramTile<kBytes>;
   const int64_t row_step = out.columns * kWide;
   const int64_t depth = panel_depth(columns), stride = tile_stride<kBytes>(depth);
@@ -170,7 +170,7 @@ DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64
     const int64_t lines = std::min(depth, from.lines() - first);
     fill_panel<kBytes>(from, columns, first_lane, first, lines, stride, panel);
     for (int64_t a = 0; a < columns; a += kTile)
-      for (int64_t b = a; b < columns; b += kTile)
+      for (int64_t b = a; b < std::min(columns, a + kTile - 1 + lags); b += kTile)
         run_apart<kBytes>([&](auto) DPCGAN_INLINE_BODY {
           with_tile_size<kBytes>(std::min(kTile, columns - b), [&](auto width) DPCGAN_INLINE_BODY {
             constexpr int kColumns = decltype(width)::value;
@@ -210,11 +210,11 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
   const GramMatrix full = other_lines.phases > 0 ? GramMatrix{scratch.full.data(), poly.columns} : last;
   double* panel = scratch.panel.data();
   for (int64_t first_lane = 0; first_lane < kLanes; first_lane += kWide) {
-    gram_products<kBytes>(last_lines, poly.columns, first_lane, nullptr, last, panel);
+    gram_products<kBytes>(last_lines, poly.columns, positions, first_lane, nullptr, last, panel);
     // The last column has no further phases: there the tensor's margin may end.
     if (other_lines.phases > 0)
-      gram_products<kBytes>(other_lines, poly.columns - 1, first_lane, last.values, full, panel);
-    gram_products<kBytes>(grad_lines, positions, first_lane, nullptr, grads, panel);
+      gram_products<kBytes>(other_lines, poly.columns - 1, positions, first_lane, last.values, full, panel);
+    gram_products<kBytes>(grad_lines, positions, positions, first_lane, nullptr, grads, panel);
     Vector sq_norm{};
     NormAndBound result[kWide];
     for (int64_t a = 0; a < positions; ++a)
@@ -235,7 +235,7 @@ DPCGAN_INLINE void add_gram_norm(const ConvGeometry& conv, const LaneSource& x, 
     for (int64_t i = 0; i < kWide; ++i) {
       result[i].sq_norm = sq_norm[i];
       norms.cancelled[first_lane + i] |= result[i].cancels(kFloatCancellation);
-      norms.sq_norm[first_lane + i] += result[i].single_sq_norm(positions) + result[i].rounding_sq_norm();
+      norms.sq_norm[first_lane + i] += result[i].single_sq_norm(positions);
     }
   }
 }

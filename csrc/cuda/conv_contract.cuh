@@ -185,10 +185,24 @@ __device__ double weight_tile(const ContractProblem<T>& problem, const RowSpan& 
   return squares;
 }
 
+// Sum over the threads that share a channel of the bias, valid in the first of them. All threads must call it.
+template <class Tile>
+__device__ double bias_lanes_sum(double value, ContractShared<Tile>& shared) {
+  const int64_t lane = threadIdx.x % kBiasChannels;
+  __syncthreads();  // the sums of an earlier call have been read
+  shared.bias[threadIdx.x / kBiasChannels][lane] = value;
+  __syncthreads();
+  if (threadIdx.x >= kBiasChannels) return 0;
+  double total = 0;
+  for (int i = 0; i < Tile::kBiasLanes; ++i) total += shared.bias[i][lane];
+  return total;
+}
+
 // The same for kBiasChannels channels of the bias: a warp reads one position of each, and warps share the positions.
+// sq_sizes: with squares, those of the sums of absolute values are added to it
 template <class T, class Tile, Epilogue kEpilogue, class Out>
 __device__ double bias_tile(const ContractProblem<T>& problem, const RowSpan& rows, int64_t group, int64_t tile,
-                            Out* bias, ContractShared<Tile>& shared) {
+                            Out* bias, ContractShared<Tile>& shared, double* sq_sizes = nullptr) {
   const ConvGeometry& conv = problem.conv;
   const bool from_grad = conv.bias == BiasRole::kGrad;
   const OperandStrides strides = from_grad ? problem.data.g_strides : problem.data.x_strides;
@@ -197,7 +211,7 @@ __device__ double bias_tile(const ContractProblem<T>& problem, const RowSpan& ro
   const int64_t lane = threadIdx.x % kBiasChannels, first_position = threadIdx.x / kBiasChannels;
   const int64_t in_group = tile * kBiasChannels + lane;
   const int64_t channel = group * channels + in_group;
-  double sum = 0;
+  double sum = 0, sizes = 0;
   for (int64_t r = 0; in_group < channels && r < rows.count; ++r) {
     const int64_t row = rows.row(r);
     const double scale = row_scale(problem, row);
@@ -205,17 +219,19 @@ __device__ double bias_tile(const ContractProblem<T>& problem, const RowSpan& ro
     double row_sum = 0;
     if (row != kNoRow) {
       const T* line = (from_grad ? problem.data.g : problem.data.x) + row * strides.row + channel * strides.channel;
-      for (int64_t t = first_position; t < length; t += Tile::kBiasLanes) row_sum += line[t * strides.position];
+      for (int64_t t = first_position; t < length; t += Tile::kBiasLanes) {
+        const double value = line[t * strides.position];
+        row_sum += value;
+        if constexpr (kEpilogue == Epilogue::kSquare) sizes += fabs(value);
+      }
     }
     sum += scale * row_sum;
   }
-  __syncthreads();  // the sums of an earlier tile have been read
-  shared.bias[threadIdx.x / kBiasChannels][lane] = sum;
-  __syncthreads();
+  const double total = bias_lanes_sum<Tile>(sum, shared);
+  if constexpr (kEpilogue == Epilogue::kSquare) sizes = bias_lanes_sum<Tile>(sizes, shared);
   if (threadIdx.x >= kBiasChannels || in_group >= channels) return 0;
-  double total = 0;
-  for (int i = 0; i < Tile::kBiasLanes; ++i) total += shared.bias[i][lane];
   if constexpr (kEpilogue == Epilogue::kSquare) {
+    *sq_sizes += sizes * sizes;
     return total * total;
   } else {
     bias[channel] = static_cast<Out>(total);

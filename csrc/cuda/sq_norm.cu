@@ -39,7 +39,8 @@ static_assert(sizeof(TaskTable) <= 4096 - 128, "with the other arguments it must
 struct PartialNorm {
   double weights;
   double bias;
-  double bound;
+  double bound;     // of the weights
+  double sq_sizes;  // of the bias, or of rows in memory: squares of the sums of absolute values
 };
 
 union NormShared {
@@ -54,33 +55,37 @@ __device__ ConvOperands<T> typed(const ConvOperands<void>& data) {
 }
 
 template <class T>
-__device__ double rows_squares(const TaskEntry& entry, const RowSpan& rows, int64_t part) {
+__device__ PartialNorm rows_squares(const TaskEntry& entry, const RowSpan& rows, int64_t part) {
   const T* grad = static_cast<const T*>(entry.task.data.x);
-  double squares = 0;
+  PartialNorm result{0, 0, 0, 0};
   for (int64_t i = part * kTileThreads + threadIdx.x; i < entry.task.numel; i += entry.parts * kTileThreads) {
-    double sum = 0;
+    double sum = 0, sizes = 0;
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t row = rows.row(r);
-      sum += row == kNoRow ? kNan : static_cast<double>(grad[row * entry.task.numel + i]);
+      const double value = row == kNoRow ? kNan : static_cast<double>(grad[row * entry.task.numel + i]);
+      sum += value;
+      sizes += fabs(value);
     }
-    squares += sum * sum;
+    result.weights += sum * sum;
+    result.sq_sizes += sizes * sizes;
   }
-  return squares;
+  return result;
 }
 
-// The thread's share of the squares of every `parts`th tile, of the weights or of the bias. Not inlined, here and
+// The thread's share of the squares of every `parts`th tile, of the weights, or of the bias with bias_sizes. Not inlined, here and
 // below: together the forms and types would take so many registers that two blocks fill a multiprocessor.
 template <class T, class Tile>
 __device__ __noinline__ double tile_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows,
-                                            int64_t group, int64_t part, int64_t parts, bool bias,
+                                            int64_t group, int64_t part, int64_t parts, double* bias_sizes,
                                             ContractShared<Tile>& shared) {
   const ContractProblem<T> problem{entry.task.conv, typed<T>(entry.task.data), units, nullptr, parts};
   const TileCounts<Tile> tiles(entry.task.conv);
   double squares = 0;
-  if (bias) {
+  if (bias_sizes != nullptr) {
     for (int64_t tile = tiles.weight + part; tile < tiles.total; tile += parts)
       squares +=
-          bias_tile<T, Tile, Epilogue::kSquare, double>(problem, rows, group, tile - tiles.weight, nullptr, shared);
+          bias_tile<T, Tile, Epilogue::kSquare, double>(problem, rows, group, tile - tiles.weight, nullptr, shared,
+                                                        bias_sizes);
   } else {
     for (int64_t tile = part; tile < tiles.weight; tile += parts)
       squares +=
@@ -91,20 +96,17 @@ __device__ __noinline__ double tile_squares(const TaskEntry& entry, const RowOwn
 
 template <class T>
 __device__ double contract_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
-                                   int64_t part, int64_t parts, bool bias, NormShared& shared) {
-  return entry.large_tile ? tile_squares<T>(entry, units, rows, group, part, parts, bias, shared.large)
-                          : tile_squares<T>(entry, units, rows, group, part, parts, bias, shared.small);
+                                   int64_t part, int64_t parts, double* bias_sizes, NormShared& shared) {
+  return entry.large_tile ? tile_squares<T>(entry, units, rows, group, part, parts, bias_sizes, shared.large)
+                          : tile_squares<T>(entry, units, rows, group, part, parts, bias_sizes, shared.small);
 }
 
 // The thread's share of one item.
 template <class T>
 __device__ __noinline__ PartialNorm measure(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows,
                                             int64_t group, int64_t part, NormShared& shared) {
-  PartialNorm result{0, 0, 0};
-  if (entry.task.form == NormForm::kRows) {
-    result.weights = rows_squares<T>(entry, rows, part);
-    return result;
-  }
+  if (entry.task.form == NormForm::kRows) return rows_squares<T>(entry, rows, part);
+  PartialNorm result{0, 0, 0, 0};
   const ConvGeometry& conv = entry.task.conv;
   const bool gram = entry.task.form == NormForm::kGram;
   const GramProblem<T> problem{conv, PolyphaseGeometry(conv, kMaxFolds), typed<T>(entry.task.data), entry.column_lanes};
@@ -115,8 +117,8 @@ __device__ __noinline__ PartialNorm measure(const TaskEntry& entry, const RowOwn
     result.bound += one.bound;
   }
   __syncthreads();  // the forms share their memory
-  if (!gram) result.weights = contract_squares<T>(entry, units, rows, group, part, entry.parts, false, shared);
-  result.bias = contract_squares<T>(entry, units, rows, group, part, entry.parts, true, shared);
+  if (!gram) result.weights = contract_squares<T>(entry, units, rows, group, part, entry.parts, nullptr, shared);
+  result.bias = contract_squares<T>(entry, units, rows, group, part, entry.parts, &result.sq_sizes, shared);
   __syncthreads();
   return result;
 }
@@ -124,17 +126,19 @@ __device__ __noinline__ PartialNorm measure(const TaskEntry& entry, const RowOwn
 // Sums over the parts of one unit's share of one task and group, in their order. partial: of the whole launch
 __device__ PartialNorm gather(const TaskEntry& entry, const PartialNorm* partial, int64_t unit, int64_t group) {
   const PartialNorm* first = partial + entry.first_item + (unit * entry.groups() + group) * entry.parts;
-  PartialNorm sum{0, 0, 0};
+  PartialNorm sum{0, 0, 0, 0};
   for (int64_t part = 0; part < entry.parts; ++part) {
     sum.weights += first[part].weights;
     sum.bias += first[part].bias;
     sum.bound += first[part].bound;
+    sum.sq_sizes += first[part].sq_sizes;
   }
   return sum;
 }
 
 __device__ bool untrusted(const TaskEntry& entry, const PartialNorm& sum) {
-  return entry.task.form == NormForm::kGram && NormAndBound{sum.weights, sum.bound}.cancels(kGramCancellation);
+  return entry.task.form == NormForm::kGram &&
+         NormAndBound{sum.weights, sum.bound}.cancels(gram_cancellation(entry.task.conv.gram_terms()));
 }
 
 // Calls body with a value of the type that the task's operands have.
@@ -154,7 +158,7 @@ __device__ double direct_again(const TaskEntry& entry, const RowOwners& units, c
                                NormShared& shared) {
   double squares = 0;
   with_element(entry, [&](auto element) {
-    squares = contract_squares<decltype(element)>(entry, units, rows, group, 0, 1, false, shared);
+    squares = contract_squares<decltype(element)>(entry, units, rows, group, 0, 1, nullptr, shared);
   });
   return squares;
 }
@@ -162,7 +166,7 @@ __device__ double direct_again(const TaskEntry& entry, const RowOwners& units, c
 // The squared norm of one unit over all tasks, in every thread. All threads must call it.
 __device__ __noinline__ double unit_sq_norm(const TaskTable& table, const PartialNorm* partial, const RowOwners& units,
                                             int64_t unit, NormShared& shared) {
-  double sum = 0;
+  double sum = 0, sq_sizes = 0;
   int64_t turn = threadIdx.x;  // the pairs of task and group are dealt to the threads
   bool again = false;
   for (int t = 0; t < table.tasks; ++t) {
@@ -171,7 +175,8 @@ __device__ __noinline__ double unit_sq_norm(const TaskTable& table, const Partia
       const PartialNorm part = gather(entry, partial, unit, turn);
       const bool redo = untrusted(entry, part);
       again = again || redo;
-      sum += (redo ? 0.0 : part.weights) + part.bias + NormAndBound{0, part.bound}.rounding_sq_norm();
+      sum += (redo ? 0.0 : part.weights) + part.bias;
+      sq_sizes += part.bound * part.bound + part.sq_sizes;
     }
     turn -= entry.groups();
   }
@@ -181,7 +186,8 @@ __device__ __noinline__ double unit_sq_norm(const TaskTable& table, const Partia
         if (untrusted(table.entry[t], gather(table.entry[t], partial, unit, group)))
           sum += direct_again(table.entry[t], units, units.span(unit), group, shared);
   }
-  return block_sum<kTileThreads>(sum);
+  sum = block_sum<kTileThreads>(sum);
+  return at_least_share(sum, block_sum<kTileThreads>(sq_sizes));
 }
 
 struct NormResult {
@@ -216,6 +222,7 @@ __global__ void __launch_bounds__(kTileThreads)
     found.weights = block_sum<kTileThreads>(found.weights);
     found.bias = block_sum<kTileThreads>(found.bias);
     found.bound = block_sum<kTileThreads>(found.bound);
+    found.sq_sizes = block_sum<kTileThreads>(found.sq_sizes);
     if (threadIdx.x == 0) {
       partial[item] = found;
       __threadfence();  // what the block found is seen by whoever sees it arrive

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from dpcgan_fast.engine.backward import reached_uses
 from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
 from dpcgan_fast.engine.norm_picker import NormPicker
-from dpcgan_fast.engine.recorded import RecordedModule, reached_uses
+from dpcgan_fast.engine.recorded import RecordedModule
 from dpcgan_fast.engine.recorder import ForwardCall, tensors_in
 from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixing_modules
@@ -111,14 +112,12 @@ class BatchedModule:
         row_losses: Callable[[dict[str, nn.Parameter]], Tensor],
         rows: int,
         groups: UnitGroups | None,
-        units_given: bool,
         total: GradientSum,
     ) -> tuple[Tensor, Tensor, StepReport]:
         """Adds the clipped gradients of some rows to `total`, in float64.
 
         row_losses:  the losses (B,) of parameters, by vmap
         groups:      as in `add_clipped_sum`
-        units_given: whether units were given, also where each has one row
 
         Returns losses (B,), clip factors (U,) float64, and the engine's report. Raises ValueError, whose text says why,
         if the function is not one that this can run.
@@ -136,8 +135,10 @@ class BatchedModule:
 
         def summed() -> tuple[Tensor, StepReport]:
             recorded = self._recorder()
-            reached, _ = reached_uses(self._calls, [losses], [torch.ones_like(losses)], recorded.trainable)
-            named = recorded.gradients(reached, rows, units_given)
+            early = recorded.early(rows, groups is not None)
+            ones = torch.ones_like(losses)
+            reached, _ = reached_uses(self._calls, [losses], [ones], recorded.trainable, early=early)
+            named = recorded.gradients(reached, rows, groups is not None)
             clipped = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total)
             return clipped.factor(), recorded.report(clipped.layers, {})
 

@@ -229,9 +229,7 @@ class DPGrad:
                 return torch.func.vmap(self._row_loss, in_dims=chunk.dims, randomness="different")(*args)
 
             groups = None if chunk.units is None else ops.group_units(chunk.units, chunk.rows)
-            chunk_losses, factor, report = batched.add_clipped(
-                row_losses, chunk.rows, groups, chunk.units is not None, total
-            )
+            chunk_losses, factor, report = batched.add_clipped(row_losses, chunk.rows, groups, total)
             losses.append(chunk_losses)
             factors.append(factor)
         info = GradInfo(

@@ -39,7 +39,9 @@ def step_figure(results: dict[str, Any], jax: dict[str, Any] | None = None) -> b
         places = [p + (i - (len(by_name) - 1) / 2) * height for p, row in enumerate(rows) if row["net"] in ratios]
         widths = [ratios[row["net"]] for row in rows if row["net"] in ratios]
         bars = axes.barh(places, widths, height, label=name, color=_COLOURS[name])
-        axes.bar_label(bars, [f"{width:.2f}" for width in widths], padding=2, fontsize=6.5)
+        labels = axes.bar_label(bars, [f"{width:.2f}" for width in widths], padding=2, fontsize=6.5, zorder=3)
+        for label in labels:  # above the lines of the targets
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     for place, row in enumerate(rows):
         must = row["verdicts"]["plain"]["must"]
         label = "target of dpcgan_fast" if place == 0 else None

@@ -113,7 +113,7 @@ def step_markdown(results: dict[str, Any], jax: dict[str, Any] | None = None) ->
         f"Peaks of this machine: {peaks['gflop_per_s']:.0f} GFLOP/s (float32 matrix product), {peaks['gb_per_s']:.1f} "
         "GB/s (c = a + s b beyond the caches). GFLOP and MB are what an op must do, from shapes: layer norms, "
         "activations and noise cost time and count no FLOPs. The roof is the least time that the peaks allow; above "
-        "100 % the data stayed in a cache.\n",
+        "100 % the data stayed in a cache. These times are of runs of their own, in which every op is timed.\n",
         roofline_markdown(results),
     ]
     return "\n".join(parts)

@@ -4,13 +4,14 @@ A multiply-add is 2 FLOPs, and taps that read padding count, as in torch.utils.f
 channels times taps counts: not biases, norms of layers, activations or noise, which cost time all the same.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from dpcgan_fast import ops
 
 Mode = Literal["direct", "gram", "materialise"]
 
@@ -55,8 +56,7 @@ class ConvShape:
         """
         if mode != "gram":
             return self.pass_flops + 2 * self.weights
-        phases = min(self.stride, self.kernel_size) if self.dilation == 1 else self.kernel_size
-        folds = math.ceil(self.kernel_size / phases)
+        phases, folds = ops.gram_phases(self.positions, self.kernel_size, self.stride, self.dilation)
         pairs = self.positions * (self.positions + 1) // 2
         column_pairs = pairs + self.positions * (folds - 1)  # those whose distance is below T
         inputs = 2 * column_pairs * phases * self.channels // self.groups + pairs * (folds - 1)

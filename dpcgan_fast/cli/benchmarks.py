@@ -12,9 +12,17 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis.fitting import pick_device
 
 SUITES = ("step", "train", "sample")
+_OF_SUITES = {  # parameter -> its option, and the suites that have a use for it
+    "repeat": ("--repeat", ("step", "train")),
+    "nets": ("--nets", ("step",)),
+    "calls": ("--calls", ("step",)),
+    "compiled": ("--compile", ("step",)),
+    "steps": ("--steps", ("train",)),
+}
 
 
 def bench(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="JSON file to write: every timing, with the machine's description.")],
     suite: Annotated[str, typer.Option(help=f"One of {', '.join(SUITES)}.")] = "step",
     device: Device = "cpu",
@@ -22,7 +30,7 @@ def bench(
         int, typer.Option(help="Separate runs, of which the spread is shown (suites step and train).", min=1)
     ] = 1,
     nets: Annotated[
-        str, typer.Option(help="Nets to time, by their places (0,2) or a part of their names (suite step).")
+        str, typer.Option(help="Nets to time, by their places from 0 on (0,2) or a part of their names (suite step).")
     ] = "",
     calls: Annotated[int, typer.Option(help="Timed calls of each contender in a run (suite step).", min=1)] = 15,
     compiled: Annotated[
@@ -41,6 +49,11 @@ def bench(
     """
     if suite not in SUITES:
         raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")
+    for parameter, (option, suites) in _OF_SUITES.items():
+        source = context.get_parameter_source(parameter)
+        if suite not in suites and source is not None and source.name == "COMMANDLINE":
+            how = f"Leave it out, or choose --suite {' or '.join(suites)}."
+            raise InputError(f"Suite {suite} has no use for it", option, how)
     if out.suffix != ".json" or not out.parent.is_dir():
         how = "Use a name that ends in .json, in a folder that exists."
         raise InputError("The results cannot be written there", f"--out {out}", how)

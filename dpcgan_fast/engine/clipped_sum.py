@@ -95,22 +95,21 @@ def add_clipped_sum(
         return Clipped(only.reports(name, pick(only, False)), lambda: ops.clip_factor(sq_norm, max_grad_norm))
     gradients: list[tuple[LayerGradient, NormMode]] = []
     reports: list[LayerReport] = []
-    formed: list[MaterialisedGradient] = []
+    lent: list[MaterialisedGradient] = []
     for name, gradient in named:
         choice = pick(gradient, units is not None)
         reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
-            given = gradient
             gradient = _form(gradient, choice.reason)
-            if gradient.grads is not getattr(given, "grads", None):
-                formed.append(gradient)  # here, and so for this sum alone
+            if gradient.lent:
+                lent.append(gradient)
         gradients.append((gradient, choice.mode))
     if not gradients:
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
     factor = _clip_factor(gradients, max_grad_norm, units, valid)
     row_factor = factor if units is None else factor[units.unit_of_row]
     sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
-    ops.give_back(grad for kept in formed for grad in kept.grads.values())
+    ops.give_back(grad for kept in lent for grad in kept.grads.values())
     for layer_sum in sums:  # all or none: after an error the same rows may be given again
         add_to(total, layer_sum)
     return Clipped(tuple(reports), lambda: factor)
@@ -118,9 +117,11 @@ def add_clipped_sum(
 
 def _form(gradient: LayerGradient, reason: str) -> MaterialisedGradient:
     """The gradient row by row."""
+    if isinstance(gradient, MaterialisedGradient):
+        return gradient
     if isinstance(gradient, WindowGradient):
         return gradient.materialised(reason)
-    return MaterialisedGradient(gradient.rule, reason, gradient.per_sample())
+    return MaterialisedGradient(gradient.rule, reason, gradient.per_sample(), lent=True)
 
 
 def _clip_factor(

@@ -86,7 +86,7 @@ class FusedRun:
     measure: bool
     refused: str = ""
     numbers: list[tuple[int, float]] = field(default_factory=list)  # `_identities` when it was made
-    _nets: dict[tuple[int, ...], FusedNet] = field(default_factory=dict)
+    _nets: dict[tuple[int, ...], FusedNet | str] = field(default_factory=dict)  # by a row's shape; or why there is none
     _reports: dict[int, tuple[LayerReport, ...]] = field(default_factory=dict)  # by the net's identity
 
     def usable(self) -> bool:
@@ -148,8 +148,14 @@ class FusedRun:
 
     def _net(self, shape: tuple[int, ...]) -> FusedNet:
         if shape not in self._nets:
-            self._nets[shape] = fused_net(self.modules, shape)
-        return self._nets[shape]
+            try:
+                self._nets[shape] = fused_net(self.modules, shape)
+            except NotFusedError as reason:
+                self._nets[shape] = str(reason)
+        net = self._nets[shape]
+        if isinstance(net, str):
+            raise NotFusedError(net)
+        return net
 
 
 class _Graph(torch.autograd.Function):
@@ -283,7 +289,7 @@ class FusedGradient:
         norms: dict[int, Tensor] = {}
         for row in cancelled.nonzero().flatten().tolist():
             again = layers_again(self.use, self.grad_out, slice(row, row + 1))
-            self._exact[row] = [layer_gradient(use, grads, self.trainable, 1) for use, grads in again]
+            self._exact[row] = [layer_gradient(of.use, of.grads, self.trainable, 1) for of in again]
             norms[row] = torch.stack([_direct_sq_norm(gradient) for gradient in self._exact[row]]).sum(0)
         return norms
 
@@ -311,7 +317,7 @@ def layers_again(use: LayerUse, grad_out: Tensor, rows: Tensor | slice) -> list[
         output = run.module(use.args[0].detach()[rows])
     edges = [edge for again in call.uses for edge in again.edges]
     found = iter(torch.autograd.grad(output, edges, grad_outputs=grad_out[rows]))  # type: ignore[arg-type]
-    return [(again, tuple(next(found) for _ in again.edges)) for again in call.uses]
+    return [Reached(again, tuple(next(found) for _ in again.edges)) for again in call.uses]
 
 
 def _run_form(name: str, module: nn.Module, trainable: set[nn.Parameter], measure: bool) -> FusedRun:

@@ -52,12 +52,14 @@ class MaterialisedGradient:
     """A gradient that exists row by row: of small affine pairs, most convolutions of images, layers without a rule.
 
     row_sq_norm: (B,) float64, the squared norms of the rows over all of `grads`, where they were taken on the way
+    lent:        whether `grads` were formed for one sum alone, and their memory is given back after it
     """
 
     rule: str
     reason: str
     grads: PerSample
     row_sq_norm: Tensor | None = None
+    lent: bool = False
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that there are gradients for."""

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
+from dpcgan_fast.engine.backward import losses_mix_rows, reached_uses
 from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
-from dpcgan_fast.engine.recorded import RecordedModule, reached_uses
+from dpcgan_fast.engine.recorded import RecordedModule
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
 from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.settings import noise_std
@@ -82,6 +83,7 @@ class PrivateStep:
         not_timed = timing_refused(self._noise_std, self._noise_key.seeded)
         self._pick = NormPicker(norm_mode, expected_batch_size, not_timed)
         self._debug = debug
+        self._losses_known_apart = False
         self.last: StepReport | None = None
         self._reset()
 
@@ -106,19 +108,25 @@ class PrivateStep:
     def backward(self, losses: Tensor, units: Tensor | None = None, private: bool = True) -> None:
         """Clips the gradients of one batch, or of one chunk of it, and adds them up.
 
-        losses:  (B,), one a row, not reduced
+        losses:  (B,), one a row, not reduced; each depends on its own row alone
         units:   (B,) int64; rows with one id are one unit, whose gradients add before clipping. All rows of a unit
                  must be in one call. None: every row is a unit of its own
         private: False for rows that touch no data: each is clipped to max_grad_norm, they are averaged over their own
                  number, which must be public, and get no noise
 
         Raises ValueError if the losses are of another shape, do not come from a forward of this step, or come from
-        one that was used before; if a unit returns in a later chunk; or if a parameter is used outside of the layers.
+        one that was used before; if, in the first batch, a loss depends on another row; if a unit returns in a later
+        chunk; or if a parameter is used outside of the layers.
         """
-        if losses.dim() != 1:
+        if losses.dim() == 0:
             raise ValueError(
-                f"Expected losses of shape (B,), one a row, got {losses.dim()} dimensions; a loss that is already "
-                "reduced over rows has no per-unit gradient. Use reduction='none'."
+                "Expected losses of shape (B,), one a row, got one number; a loss that is already reduced over rows has "
+                "no per-unit gradient. Use reduction='none'."
+            )
+        if losses.dim() > 1:
+            raise ValueError(
+                f"Expected losses of shape (B,), one a row, got {losses.dim()} dimensions. Add up or average the "
+                "others: losses.flatten(1).sum(1)."
             )
         if units is not None and not private:
             raise ValueError("Expected no units for rows that touch no data (private=False): each is clipped alone.")
@@ -128,7 +136,7 @@ class PrivateStep:
         if rows > 0:
             self._chunks += 1
             total = self._private_sum if private else self._public_sum
-            self.last = self._accumulate(losses, groups, total, units_given=units is not None)
+            self.last = self._accumulate(losses, groups, total)
         if not private:
             self._public_rows += rows
 
@@ -138,11 +146,10 @@ class PrivateStep:
         groups: ops.UnitGroups | None,
         total: GradientSum,
         valid: Tensor | None = None,
-        units_given: bool = False,
     ) -> StepReport:
         """Adds the clipped gradients of one batch to `total`; of its first `valid` rows, () int64 on the device."""
         rows = losses.shape[0]
-        named = self._recorded.gradients(self._uses(losses), rows, units_given)
+        named = self._recorded.gradients(self._uses(losses, groups is not None), rows, groups is not None)
         clipped = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total, valid)
         return self._recorded.report(clipped.layers, {"rows": rows, "chunks": self._chunks} if self._debug else {})
 
@@ -159,11 +166,13 @@ class PrivateStep:
         self._seen_units.append(units.detach().clone())
         return groups
 
-    def _uses(self, losses: Tensor) -> list[Reached]:
+    def _uses(self, losses: Tensor, units: bool) -> list[Reached]:
         """Layer uses that the losses depend on, each with the gradients of its outputs."""
         reached: list[Reached] = []
         if losses.requires_grad and any(call.uses for call in self._calls):
-            reached, _ = reached_uses(self._calls, [losses], [torch.ones_like(losses)], self._trainable)
+            self._check_first_losses(losses)
+            early = self._recorded.early(losses.shape[0], units)
+            reached, _ = reached_uses(self._calls, [losses], [torch.ones_like(losses)], self._trainable, early=early)
             self._calls = [call for call in self._calls if not call.used]
         if not reached:
             raise ValueError(
@@ -171,6 +180,17 @@ class PrivateStep:
                 "its rows would count twice. Run the module as step(x) anew for every backward, with gradients enabled."
             )
         return reached
+
+    def _check_first_losses(self, losses: Tensor) -> None:
+        if self._losses_known_apart or len(losses) < 2:
+            return
+        if losses_mix_rows(self._calls, losses):
+            raise ValueError(
+                "A loss depends on another row, as where losses are compared with their mean: the gradients of one "
+                "unit would then be in the loss of another, and the epsilon reported would be wrong. Let each loss "
+                "depend on its own row alone."
+            )
+        self._losses_known_apart = True
 
     def step(self) -> None:
         """Adds noise once, divides by the public expected batch size, updates the parameters, clears the gradients.

@@ -4,14 +4,14 @@ What is common to `PrivateStep` and the adapters for other libraries' loops.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
+from dpcgan_fast.engine.backward import FormEarly
 from dpcgan_fast.engine.fallback import per_sample_fallback
 from dpcgan_fast.engine.fused import FusedGradient, FusedRun, fused_runs, layers_again
 from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient
@@ -19,8 +19,6 @@ from dpcgan_fast.engine.recorder import (
     ForwardCall,
     LayerUse,
     Reached,
-    check_graph,
-    mark_used,
     recorded_layers,
     recording,
     tensors_in,
@@ -28,54 +26,21 @@ from dpcgan_fast.engine.recorder import (
 from dpcgan_fast.engine.report import LayerReport, StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixed_second_rows, refuse_mixing_modules
 from dpcgan_fast.engine.rules import check_rows, layer_gradient
+from dpcgan_fast.engine.rules_conv import kept_early
 from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
 from dpcgan_fast.ops import NormMode
 
 # Layers that take every position alike, so that rows may be their second dimension.
 _POSITION_WISE = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
 
+_ALL_FUSED = "every layer has a fused form"
+_IMAGES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 def rows_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], dim: int = 0) -> int:
     """Rows of a call, from its first tensor."""
     tensors = tensors_in(args, kwargs)
     return tensors[0].shape[dim] if tensors and tensors[0].dim() > dim else 0
-
-
-def reached_uses(
-    calls: Sequence[ForwardCall],
-    outputs: Sequence[Tensor],
-    grad_outputs: Sequence[Tensor],
-    trainable: dict[nn.Parameter, str],
-    inputs: Sequence[Tensor] = (),
-) -> tuple[list[Reached], list[Tensor | None]]:
-    """The uses of layers that outputs depend on, with the gradients of what the layers gave; one backward pass.
-
-    calls:        of forwards; those that were reached are marked as used
-    outputs:      of the graph, such as losses
-    grad_outputs: one for each, of its shape
-    inputs:       tensors whose gradients are asked for as well
-
-    Returns the uses in the order of the forwards, and the gradients of the inputs, None where nothing depends on them.
-    Raises ValueError for outputs that depend on a forward that was used before, or on a parameter outside of its layer.
-    """
-    pending = [(call, use) for call in calls for use in call.uses]
-    edges = [edge for _, use in pending for edge in use.edges if edge is not None]
-    check_graph(outputs, [use for _, use in pending], trainable)
-    for _, use in pending:
-        if use.fused is not None:
-            use.fused.measured = None  # another pass through the graph, with other gradients, does not count
-    wanted: list[Any] = [*edges, *inputs]  # its stubs know no mixed sequences
-    found = iter(torch.autograd.grad(outputs, wanted, grad_outputs=grad_outputs, allow_unused=True))
-    reached: list[Reached] = []
-    for call, use in pending:
-        grads = tuple(None if edge is None else next(found) for edge in use.edges)
-        if any(grad is not None for grad in grads):
-            reached.append((use, grads))
-            call.used = True
-    for call in calls:
-        if call.used:
-            mark_used(call)
-    return reached, [next(found) for _ in inputs]
 
 
 class RecordedModule:
@@ -111,13 +76,14 @@ class RecordedModule:
         self._why = "rows do not lead" if row_dim else "fused=False" if not fused else f"norm_mode={norm_mode!r}"
         if fused and norm_mode == "auto" and row_dim == 0:
             self._runs, why = fused_runs(module, set(trainable), measure)
-            self._why = why or "every layer has a fused form"
+            self._why = why or _ALL_FUSED
+        self._norm_mode = norm_mode
         self._layerwise_next = False
 
     def begin_step(self) -> None:
         """Makes what was found out during a step hold from the next one on: all chunks of a step go one way."""
-        if self._layerwise_next:
-            self._runs = {}
+        if self._layerwise_next and self._runs:
+            self._runs, self._why = {}, f"in an earlier step, {self._why}"
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
         """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
@@ -133,35 +99,50 @@ class RecordedModule:
     def gradients(self, reached: list[Reached], rows: int, units: bool) -> list[tuple[str, LayerGradient]]:
         """(layer name, gradient) of each use.
 
-        units: whether units were given, which is public; not whether two rows of this batch share one
+        units: whether units were given, which is public
         """
         return [
-            (use.name, self._gradient(use, grads, rows)) for use, grads in self._unfused_where_needed(reached, units)
+            (use.name, self._gradient(use, grads, rows) if formed is None else formed)
+            for use, grads, formed in self._unfused_where_needed(reached, units)
         ]
+
+    def early(self, rows: int, units: bool) -> FormEarly:
+        """What forms gradients of images during the backward pass, where they will be kept row by row.
+
+        rows, units: as in `gradients`
+        """
+
+        def form_early(use: LayerUse) -> Callable[[Tensor], LayerGradient] | None:
+            if units or self._norm_mode != "auto" or self._row_dim > 0 or not isinstance(use.module, _IMAGES):
+                return None
+            return lambda grad: kept_early(self._gradient(use, (grad,), rows))
+
+        return form_early
 
     def report(self, layers: tuple[LayerReport, ...], debug: dict[str, int]) -> StepReport:
         """What a step says of its path."""
         path = "fused" if all(x.fused for x in layers) else "mixed" if any(x.fused for x in layers) else "layerwise"
         refused = next((run.refused for run in self._runs.values() if run.refused), "")
-        return StepReport(path, refused or self._why, ops.backend(), layers, debug=debug)
+        why = _ALL_FUSED if path == "fused" else refused or self._why
+        return StepReport(path, why, ops.backend(), layers, debug=debug)
 
     def _unfused_where_needed(self, reached: list[Reached], units: bool) -> list[Reached]:
         """Uses of fused runs that must be taken layer by layer are run again so: their gradients add across rows of a
         unit, or across uses of the same parameters, before the norm. From then on all go layer by layer."""
-        if len(reached) == 1 and not units:
+        if all(of.use.fused is None for of in reached) or (len(reached) == 1 and not units):
             return reached
-        uses = Counter(p for use, _ in reached for p in use.module.parameters())
+        uses = Counter(p for of in reached for p in of.use.module.parameters())
 
         def fits(use: LayerUse) -> bool:
             return use.fused is None or (not units and all(uses[p] == 1 for p in use.fused.run.parameters))
 
-        if all(fits(use) for use, _ in reached):
+        if all(fits(of.use) for of in reached):
             return reached
         self._layerwise_next = True  # not at once: all chunks of a step are taken alike, whichever rows they hold
         self._why = "rows are grouped into units" if units else "several forwards share a loss"
         again: list[Reached] = []
-        for use, grads in reached:
-            again += [(use, grads)] if fits(use) else layers_again(use, grads[0], slice(None))  # type: ignore[arg-type]
+        for of in reached:
+            again += [of] if fits(of.use) else layers_again(of.use, of.grads[0], slice(None))  # type: ignore[arg-type]
         return again
 
     def _gradient(self, use: LayerUse, grads: tuple[Tensor | None, ...], rows: int) -> LayerGradient:

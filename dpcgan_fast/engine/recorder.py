@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -42,7 +42,16 @@ class LayerUse:
             )
 
 
-Reached = tuple[LayerUse, tuple[Tensor | None, ...]]  # a use that losses depend on, and the gradients of its outputs
+class Reached(NamedTuple):
+    """A use that losses depend on.
+
+    grads:  of its outputs
+    formed: the layer's gradient, if it was formed during the backward pass; `grads` are let go then
+    """
+
+    use: LayerUse
+    grads: tuple[Tensor | None, ...]
+    formed: Any = None
 
 
 class FusedForward(Protocol):

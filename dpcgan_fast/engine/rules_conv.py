@@ -106,7 +106,7 @@ class WindowGradient:
         sq_norm = formed.sq_norm
         if sq_norm is not None and bias:
             sq_norm = sq_norm + ops.rows_sq_norm(list(bias.values()))
-        return MaterialisedGradient(self.rule, reason, {self.weight: formed.weight, **bias}, sq_norm)
+        return MaterialisedGradient(self.rule, reason, {self.weight: formed.weight, **bias}, sq_norm, lent=True)
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
         """Norms without per-sample gradients of the weight."""
@@ -129,6 +129,14 @@ class WindowGradient:
     def _bias_rows(self) -> PerSample:
         """Per-sample gradients of the bias, (B, channels), where it is trained."""
         return {} if self.bias is None else {self.bias: ops.sum_positions(self.x if self.transposed else self.g)}
+
+
+def kept_early(gradient: LayerGradient) -> LayerGradient:
+    """The gradient of images row by row, if it will be kept so, which frees the gradient of the layer's output."""
+    if not isinstance(gradient, WindowGradient) or not gradient.problem.in_registers(gradient.x):
+        return gradient
+    choice = gradient.choose("auto")
+    return gradient.materialised(choice.reason) if choice.mode == "materialise" else gradient
 
 
 def _explicit_padding(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:

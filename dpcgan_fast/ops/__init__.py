@@ -36,6 +36,7 @@ from dpcgan_fast.ops._modes import NormChoice as NormChoice
 from dpcgan_fast.ops._modes import NormMode as NormMode
 from dpcgan_fast.ops._modes import NormProblem as NormProblem
 from dpcgan_fast.ops._modes import check_norm_mode as check_norm_mode
+from dpcgan_fast.ops._modes import gram_phases as gram_phases
 from dpcgan_fast.ops._modes import near_norm_modes as near_norm_modes
 from dpcgan_fast.ops._modes import pick_norm_mode as pick_norm_mode
 from dpcgan_fast.ops._noise import KEY_BYTES as KEY_BYTES

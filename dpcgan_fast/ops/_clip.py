@@ -48,6 +48,4 @@ def clip_and_sum(
     row_factor = factor if groups is None else factor[groups.unit_of_row]
     sums = [rows_weighted_sum(grad, row_factor).to(dtype or grad.dtype) for grad in grads]
     norms = sq_norm.sqrt().to(dtype or grads[0].dtype)
-    if units is not None and groups is None:
-        norms = norms[torch.argsort(units)]
     return sums, norms

@@ -88,10 +88,11 @@ def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, 
 
 
 def sum_positions(g: Tensor) -> Tensor:
-    """(B, C, ...) -> (B, C) in the same dtype, float32 or float64: per-sample gradients of a bias."""
-    if g.shape[0] * g.shape[1] == 1:  # torch splits one sum alone among threads, and rounds it otherwise
-        return sum_positions(torch.cat([g, g]))[:1]
-    return g.flatten(2).sum(2)
+    """(B, C, ...) -> (B, C) in the same dtype, float32 or float64: per-sample gradients of a bias.
+
+    In double, since torch adds up in an order that depends on the number of rows.
+    """
+    return g.flatten(2).sum(2, dtype=torch.float64).to(g.dtype)
 
 
 def rows_sq_norm(grads: Sequence[Tensor], units: UnitGroups | None = None) -> Tensor:

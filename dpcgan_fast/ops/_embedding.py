@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpcgan_fast.ops._reference import at_least_share
 from dpcgan_fast.ops._units import UnitGroups
 
 _AT_A_TIME = 2**22  # elements of g that are turned into doubles at a time
@@ -73,9 +74,11 @@ def _sq_norms(ids: Tensor, g: Tensor, vocabulary: int, owner: Tensor, owners: in
     torch.cumsum(keys[1:] != keys[:-1], 0, out=run[1:])
     run_of_token = torch.empty_like(run)
     run_of_token[order] = run
-    sums = torch.zeros(len(keys), g.shape[2], dtype=torch.float64, device=g.device)
-    sums.index_add_(0, run_of_token, g.flatten(0, 1).double())
+    tokens = g.flatten(0, 1).double()
+    sums, sizes = torch.zeros(2, len(keys), g.shape[2], dtype=torch.float64, device=g.device)
+    sums.index_add_(0, run_of_token, tokens)
+    sizes.index_add_(0, run_of_token, tokens.abs())
     owner_of_run = torch.zeros_like(run)
     owner_of_run[run] = keys // vocabulary
     norms = torch.zeros(owners, dtype=torch.float64, device=g.device)
-    return norms.index_add_(0, owner_of_run, sums.square().sum(1))
+    return norms.index_add_(0, owner_of_run, at_least_share(sums.square().sum(1), sizes.square().sum(1)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpcgan_fast.ops._backend import native_module
+from dpcgan_fast.ops._modes import gram_phases
 
 Kind = Literal["conv1d", "conv_transpose1d", "group_norm", "leaky_relu", "tanh", "sigmoid", "silu"]
 
@@ -52,6 +53,16 @@ class FusedLayer:
         """Whether it has a weight that is shared among positions."""
         return self.kind in ("conv1d", "conv_transpose1d")
 
+    @property
+    def positions(self) -> int:
+        """Positions that share the weight, of a convolution."""
+        return self.length if self.kind == "conv1d" else self.in_length
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight, of a convolution."""
+        return self.in_channels * self.channels // self.groups * self.kernel_size
+
     @cached_property
     def norm_mode(self) -> tuple[Literal["materialise", "gram"], str]:
         """How rows are measured, and why: by the cost of both ways in cycles for a vector of rows."""
@@ -60,14 +71,13 @@ class FusedLayer:
         forward = self.kind == "conv1d"
         x_channels = (self.in_channels if forward else self.channels) // self.groups
         g_channels = (self.channels if forward else self.in_channels) // self.groups
-        positions = self.length if forward else self.in_length
-        weights = x_channels * g_channels * self.kernel_size
-        phases = min(self.stride, self.kernel_size) if self.dilation == 1 else self.kernel_size
-        columns = positions + math.ceil(self.kernel_size / phases) - 1
-        pairs, column_pairs = positions * (positions + 1) / 2, columns * (columns + 1) / 2
+        positions, weights = self.positions, self.weights // self.groups
+        phases, folds = gram_phases(positions, self.kernel_size, self.stride, self.dilation)
+        pairs = positions * (positions + 1) / 2
+        column_pairs = pairs + positions * (folds - 1)
         gram = _GRAM_CYCLES * (column_pairs * x_channels * phases + pairs * g_channels)
         gram += _SUM_CYCLES * weights
-        kept = (_KEPT_CYCLES if weights * self.groups <= _NEAR_WEIGHTS else _FAR_CYCLES) * weights
+        kept = (_KEPT_CYCLES if self.weights <= _NEAR_WEIGHTS else _FAR_CYCLES) * weights
         if gram < kept:
             return "gram", f"{gram:.0f} cycles of Gram are fewer than {kept:.0f} of keeping {weights} gradients"
         return "materialise", f"{kept:.0f} cycles of keeping {weights} gradients are at most {gram:.0f} of Gram"

@@ -6,9 +6,10 @@ engine may time those (`engine/norm_picker.py`).
 With C input channels, O output channels, k taps, stride s, L input and T output positions, p = C O k weights:
   materialise  forms each sample's gradient and keeps it; the clipped sum then only reads it again
   direct       forms each sample's gradient in registers, squares and drops it: 2 T p
-  gram         never forms it; T^2 (C min(s, k) + O) with the polyphase view of x
+  gram         never forms it; T^2 (C q + O) with q phases of x: s where kernels overlap on many positions, else k
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,14 @@ class NormProblem:
     kernel_size: int
     stride: int
     dilation: int
+
+
+def gram_phases(positions: int, kernel_size: int, stride: int, dilation: int) -> tuple[int, int]:
+    """Phases and folds of the polyphase view that a Gram norm takes, as in `csrc/common/conv_geometry.h`."""
+    folds = math.ceil(kernel_size / stride)
+    columns = positions + folds - 1
+    fewer = columns * (columns + 1) * stride < positions * (positions + 1) * kernel_size
+    return (stride, folds) if dilation == 1 and stride < kernel_size and fewer else (kernel_size, 1)
 
 
 def check_norm_mode(mode: str) -> None:
@@ -84,7 +93,7 @@ def _activations(problem: NormProblem) -> int:
 
 
 def _gram(problem: NormProblem) -> int:
-    phases = min(problem.stride, problem.kernel_size) if problem.dilation == 1 else problem.kernel_size
+    phases, _ = gram_phases(problem.out_length, problem.kernel_size, problem.stride, problem.dilation)
     return problem.out_length**2 * (problem.in_channels * phases + problem.out_channels)
 
 

@@ -16,6 +16,7 @@ BIAS_NONE, BIAS_FROM_GRAD, BIAS_FROM_INPUT = 0, 1, 2
 CLIP_SHRINK = 1.0 - 2.0**-20
 GRID_BITS = 20
 NORMALS_PER_BLOCK = 8
+LEAST_SHARE = 2.0**-16  # of the sizes that are added up, which a gradient is taken to be at least
 # Layout of `UpdateControl` in csrc/common/update_rule.h.
 CONTROL = np.dtype(
     [
@@ -31,6 +32,15 @@ def _unfolded_taps(x: Tensor, positions: int, kernel_size: int, stride: int, pad
     padded = F.pad(x.double(), (padding, max(0, reach - padding - x.shape[2])))
     taps = [padded[:, :, dilation * j :][:, :, : stride * (positions - 1) + 1 : stride] for j in range(kernel_size)]
     return torch.stack(taps, dim=2)  # (B, C, k, T)
+
+
+def at_least_share(sq_norm: Tensor, sq_sizes: Tensor) -> Tensor:
+    """Squared norms of sums, taken to be at least a share of what was added up (csrc/common/cancellation.h).
+
+    sq_sizes: squared norms of the sums of the terms' absolute values
+    """
+    least = LEAST_SHARE**2 * sq_sizes
+    return torch.where(sq_norm < least, least, sq_norm)
 
 
 def _grad_dtype(x: Tensor) -> torch.dtype:
@@ -76,8 +86,9 @@ def conv_sq_norm(
     """Squared norm of each unit's weight and bias gradient, whatever the mode."""
     if mode not in ("direct", "gram"):
         raise RuntimeError(f"conv_sq_norm: expected mode direct or gram, got {mode}")
-    grads = _conv_grads(x, g, kernel_size, stride, padding, dilation, groups, bias_role)
-    return rows_sq_norm(list(grads), row_order, unit_offsets)
+    geometry = (kernel_size, stride, padding, dilation, groups, bias_role)
+    sums, sizes = _conv_grads(x, g, *geometry), _conv_grads(x.abs(), g.abs(), *geometry)
+    return _units_sq_norm(list(sums), list(sizes), row_order, unit_offsets)
 
 
 def conv_per_sample_grad(
@@ -125,18 +136,27 @@ def layer_norm_per_sample_grad(x: Tensor, g: Tensor, eps: float) -> tuple[Tensor
 
 def rows_sq_norm(grads: list[Tensor], row_order: Tensor | None = None, unit_offsets: Tensor | None = None) -> Tensor:
     """Squared norm over all tensors of each unit's sum of rows, (U,) float64."""
-    total: Tensor | None = None
-    for grad in grads:
-        rows = grad.double().reshape(grad.shape[0], math.prod(grad.shape[1:]))
-        if row_order is not None and unit_offsets is not None:
-            bounds = [int(offset) for offset in unit_offsets]
-            units = [rows[row_order[a:b]].sum(0) for a, b in pairwise(bounds)]
-            rows = torch.stack(units) if units else rows[:0]
-        squares = rows.square().sum(1)
-        total = squares if total is None else total + squares
-    if total is None:
+    if not grads:
         raise RuntimeError("rows_sq_norm: expected at least one per-sample gradient, got an empty list")
-    return total
+    return _units_sq_norm(grads, [grad.abs() for grad in grads], row_order, unit_offsets)
+
+
+def _units_sq_norm(
+    sums: list[Tensor], sizes: list[Tensor], row_order: Tensor | None, unit_offsets: Tensor | None
+) -> Tensor:
+    """Squared norms of gradients, (B, ...), added up by unit; sizes: of the terms that each row's gradient adds up."""
+
+    def by_unit(rows: Tensor) -> Tensor:
+        rows = rows.double().reshape(rows.shape[0], math.prod(rows.shape[1:]))
+        if row_order is None or unit_offsets is None:
+            return rows
+        units = [rows[row_order[a:b]].sum(0) for a, b in pairwise(int(offset) for offset in unit_offsets)]
+        return torch.stack(units) if units else rows[:0]
+
+    sq_norm, sq_sizes = (
+        torch.stack([by_unit(part).square().sum(1) for part in parts]).sum(0) for parts in (sums, sizes)
+    )
+    return at_least_share(sq_norm, sq_sizes)
 
 
 def rows_weighted_sum(grad: Tensor, factor: Tensor) -> Tensor:
@@ -167,10 +187,11 @@ def step_clip_factor(
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared norms over all layers and materialised gradients, and clip factors; both 0 from unit `valid` on."""
-    per_sample = list(grads)
+    sums, sizes = list(grads), [grad.abs() for grad in grads]
     for i, (x_role, g_role) in enumerate(zip(x, g, strict=True)):
-        per_sample += _conv_grads(x_role, g_role, *geometry[7 * i : 7 * i + 6])
-    sq_norm = rows_sq_norm(per_sample, row_order, unit_offsets)
+        sums += _conv_grads(x_role, g_role, *geometry[7 * i : 7 * i + 6])
+        sizes += _conv_grads(x_role.abs(), g_role.abs(), *geometry[7 * i : 7 * i + 6])
+    sq_norm = _units_sq_norm(sums, sizes, row_order, unit_offsets)
     if valid is not None:
         sq_norm = torch.where(torch.arange(len(sq_norm), device=sq_norm.device) < valid, sq_norm, 0.0)
     return sq_norm, clip_factor(sq_norm, max_grad_norm, valid)

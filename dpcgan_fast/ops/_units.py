@@ -22,15 +22,16 @@ class UnitGroups:
     unit_offsets: Tensor
 
 
-def group_units(units: Tensor, rows: int) -> UnitGroups | None:
-    """Groups rows by unit id, or None if every row is a unit of its own, in which case rows are units in row order.
+def group_units(units: Tensor, rows: int) -> UnitGroups:
+    """Groups rows by unit id, also where every row is a unit of its own: which way sums are rounded must not tell
+    whether two rows share a unit.
 
     units: (B,) int64
 
-    In a traced graph, whose shapes must not depend on the ids, it is never None.
-
-    Raises ValueError for another shape or dtype.
+    Raises ValueError for anything else.
     """
+    if not isinstance(units, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  users give lists
+        raise ValueError(f"Expected units as a tensor (B,) of int64, got a {type(units).__name__}: torch.tensor(units).")
     if units.dtype != torch.int64 or units.shape != (rows,):
         raise ValueError(
             f"Expected units of dtype int64 and shape (B,), one a row of the losses, got {units.dtype} of "
@@ -38,8 +39,6 @@ def group_units(units: Tensor, rows: int) -> UnitGroups | None:
             "apart and its privacy loss under-reported."
         )
     unit_ids, unit_of_row, counts = _distinct(units)
-    if not torch.compiler.is_compiling() and unit_ids.numel() == rows:
-        return None
     offsets = torch.nn.functional.pad(torch.cumsum(counts, 0), (1, 0))
     return UnitGroups(unit_ids, unit_of_row, torch.argsort(unit_of_row, stable=True), offsets)
 

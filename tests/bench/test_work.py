@@ -57,7 +57,9 @@ def test_a_linear_layer_on_a_sequence_is_a_convolution_of_one_tap():
 
 def gram_flops_one_by_one(c: int, o: int, t: int, k: int, s: int, dilation: int) -> int:
     """The polyphase Gram norm, operation by operation, of one row and one group."""
-    phases = min(s, k) if dilation == 1 else k
+    columns = t + -(-k // s) - 1
+    shared = dilation == 1 and s < k and columns * (columns + 1) / 2 * s < t * (t + 1) / 2 * k  # fewer products
+    phases = s if shared else k
     folds = -(-k // phases)
     flops = 0
     columns_done = set()

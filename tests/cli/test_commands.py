@@ -241,6 +241,14 @@ def test_bench_repeats_runs_in_processes_of_their_own(tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.parametrize(
+    ("suite", "option"), [("train", ["--nets", "1"]), ("sample", ["--repeat", "2"]), ("step", ["--steps", "3"])]
+)
+def test_bench_refuses_options_of_another_suite(tmp_path, capsys, suite, option):
+    assert run(["bench", "--out", str(tmp_path / "b.json"), "--suite", suite, *option]) == 2
+    assert option[0] in capsys.readouterr().err
+
+
 def test_bench_refuses_nets_that_are_not_there(tmp_path, capsys):
     assert run(["bench", "--out", str(tmp_path / "b.json"), "--nets", "nothing"]) == 2
     assert "There is no such net" in capsys.readouterr().err

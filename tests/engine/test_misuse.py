@@ -195,3 +195,36 @@ class TestMisuse:
         module = linear_critic().requires_grad_(False)
         with pytest.raises(ValueError, match="no parameter of the module that requires a gradient"):
             sgd_step(module)
+
+
+class TestLossesThatMixRows:
+    @pytest.mark.parametrize("fused", [True, False])
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda out: (out - out.mean()).square(),
+            lambda out: out / out.detach().norm() * out.sum(),
+            lambda out: out.flip(0),
+        ],
+        ids=["centred", "scaled by a sum", "of another row"],
+    )
+    def test_are_refused_at_the_first_batch(self, loss, fused):
+        net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(12, 1))
+        step = PrivateStep(net, torch.optim.SGD(net.parameters()), 1.0, 1.0, 4.0, fused=fused)
+        with pytest.raises(ValueError, match="A loss depends on another row"):
+            step.backward(loss(step(torch.rand(4, 1, 8)).squeeze(1)))
+
+    def test_rows_that_are_not_finite_are_no_sign_of_it(self):
+        net = nn.Sequential(nn.Linear(3, 1))
+        step = PrivateStep(net, torch.optim.SGD(net.parameters()), 1.0, 1.0, 4.0)
+        x = torch.rand(4, 3)
+        x[1:] = torch.tensor([[float("nan")], [float("inf")], [-float("inf")]])
+        step.backward(step(x).squeeze(1).exp())
+
+    def test_several_dimensions_are_told_apart_from_a_reduced_loss(self):
+        net = nn.Sequential(nn.Linear(3, 1))
+        step = PrivateStep(net, torch.optim.SGD(net.parameters()), 1.0, 1.0, 4.0)
+        with pytest.raises(ValueError, match=r"losses.flatten\(1\).sum\(1\)"):
+            step.backward(step(torch.rand(4, 3)))
+        with pytest.raises(ValueError, match="reduction='none'"):
+            step.backward(step(torch.rand(4, 3)).mean())

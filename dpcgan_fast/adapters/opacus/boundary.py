@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from dpcgan_fast.engine.recorded import RecordedModule, reached_uses, rows_of_call
+from dpcgan_fast.engine.backward import reached_uses
+from dpcgan_fast.engine.recorded import RecordedModule, rows_of_call
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
 
 
@@ -108,7 +109,11 @@ class Boundary:
         if not pairs:
             return [None] * len(forward.inputs)
         outputs, given = (list(side) for side in zip(*pairs, strict=True))
-        reached, input_grads = reached_uses([forward.call], outputs, given, forward.recorded.trainable, forward.inputs)
+        recorded = forward.recorded
+        early = recorded.early(forward.rows, units=False)
+        reached, input_grads = reached_uses(
+            [forward.call], outputs, given, recorded.trainable, forward.inputs, early
+        )
         forward.call.used = True
         self._reached.append((forward, reached))
         return input_grads

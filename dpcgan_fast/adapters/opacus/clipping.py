@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
@@ -26,9 +27,8 @@ def _bound(max_grad_norm: float, batch: Batch) -> float:
 
 
 def _add_scaled(total: GradientSum, own: GradientSum, scale: int) -> None:
-    if scale != 1:
-        for part in own.values():
-            part.mul_(scale)
+    if scale != 1 and own:
+        torch._foreach_mul_(list(own.values()), scale)
     add_to(total, own)
 
 

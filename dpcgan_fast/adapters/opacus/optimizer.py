@@ -84,9 +84,10 @@ class DPOptimizer(OpacusDPOptimizer):
     @property
     def accumulated_iterations(self) -> int:
         """Backward passes in this step that stand for a batch each; 1 for Poisson draws, which `charged` covers."""
-        forbidden = any(module.accumulation_forbidden for module in self.modules)
-        waiting = sum(module.waiting for module in self.modules)
-        return 1 if forbidden else max(1, self._uses, waiting)
+        modules = self.modules
+        if any(module.accumulation_forbidden for module in modules):
+            return 1
+        return max(1, self._uses, sum(module.waiting for module in modules))
 
     def attach_step_hook(self, fn: StepHook) -> None:
         """Has `fn` called after noise was added; it is given the noise multiplier that the step is to be charged for.
@@ -95,22 +96,26 @@ class DPOptimizer(OpacusDPOptimizer):
         """
 
         def charged(_: OpacusDPOptimizer) -> None:
-            uses = max(1, self._uses) if self.accumulated_iterations == 1 else 1
-            fn(
-                SimpleNamespace(
-                    noise_multiplier=self.noise_multiplier / uses,
-                    accumulated_iterations=self.accumulated_iterations,
-                )
-            )
+            batches = self.accumulated_iterations
+            uses = max(1, self._uses) if batches == 1 else 1
+            fn(SimpleNamespace(noise_multiplier=self.noise_multiplier / uses, accumulated_iterations=batches))
 
         super().attach_step_hook(charged)
 
     def clip_and_accumulate(self) -> None:
-        """Clips and adds the rows of all backward passes since the last call.
+        """Clips and adds the rows of all backward passes since the last call; `p.summed_grad` shows the sums.
 
         Raises ValueError if there was none, if gradients were not cleared since the last step, or if the optimizer
         lacks a trained parameter; no row then enters the sums.
         """
+        self._accumulate()
+        self._show_sums()
+
+    def _show_sums(self) -> None:
+        for parameter in self.params:
+            parameter.summed_grad = self._sums[parameter].to(parameter.dtype)  # type: ignore[attr-defined]
+
+    def _accumulate(self) -> None:
         if self._needs_clearing:
             raise ValueError(
                 "Gradients haven't been cleared since the last optimizer step. In order to obtain privacy guarantees "
@@ -125,7 +130,8 @@ class DPOptimizer(OpacusDPOptimizer):
                 "Per sample gradient is not initialized. Not updated in backward pass? Call the model in train mode, "
                 "and loss.backward(), before optimizer.step()."
             )
-        trained = set(self.params)
+        params = self.params
+        trained = set(params)
         if not all(parameter in trained for batch in batches for parameter in batch.recorded.trainable):
             raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
         try:
@@ -140,10 +146,9 @@ class DPOptimizer(OpacusDPOptimizer):
             raise
         self._uses = max(self._uses, sum(not batch.public for batch in batches))
         self._needs_clearing = True
-        for parameter in self.params:
+        for parameter in params:
             if parameter not in self._sums:
                 self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
-            parameter.summed_grad = self._sums[parameter].to(parameter.dtype)  # type: ignore[attr-defined]
 
     def _take(self, batch: Batch) -> None:
         if batch.rows == 0:
@@ -183,13 +188,14 @@ class DPOptimizer(OpacusDPOptimizer):
 
     def add_noise(self) -> None:
         """Adds noise to the clipped sums, and leaves them in `p.grad`; no other gradient, and no sum, stays."""
-        sums = [self._sums[parameter].contiguous() for parameter in self.params]
+        params = self.params
+        sums = [self._sums[parameter].contiguous() for parameter in params]
         std = self._noise_std()
         self._sums, self._clipped_to = {}, 0.0
         if std > 0:
             ops.gaussian_noise_(sums, std, self._key)
-        for parameter, total in zip(self.params, sums, strict=True):
-            parameter.grad = total.to(parameter.dtype).view_as(parameter)
+        for parameter, total in zip(params, sums, strict=True):
+            parameter.grad = total.to(parameter.dtype)
             parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
         self._drop_other_gradients()
 
@@ -204,9 +210,7 @@ class DPOptimizer(OpacusDPOptimizer):
         """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
         if self.loss_reduction == "mean":
             count = (self.expected_batch_size or 1) * self.accumulated_iterations
-            for parameter in self.params:
-                assert parameter.grad is not None
-                parameter.grad /= count
+            torch._foreach_div_([parameter.grad for parameter in self.params], count)
         divisor = max(1, self._public_rows) if self.loss_reduction == "mean" else 1
         for parameter, total in self._public_sums.items():
             assert parameter.grad is not None
@@ -218,7 +222,7 @@ class DPOptimizer(OpacusDPOptimizer):
         if not self.params:
             self._drop_other_gradients()
             return True
-        self.clip_and_accumulate()
+        self._accumulate()
         if self._check_skip_next_step():
             if not self.parts_of_one_draw and any(module.accumulation_forbidden for module in self.modules):
                 self.drop_unfinished()
@@ -226,6 +230,7 @@ class DPOptimizer(OpacusDPOptimizer):
                     "A step over several Poisson draws, in each of which a row may be, would be charged as one over a "
                     "single draw. For parts of one draw, use BatchMemoryManager of dpcgan_fast.adapters.opacus."
                 )
+            self._show_sums()
             self._is_last_step_skipped = True
             return False
         self.add_noise()
