@@ -73,7 +73,8 @@ void add_rows_sq_norm(const T* grads, int64_t rows, int64_t numel, const int64_t
     simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
       for (int64_t u = begin; u < end; ++u) {
         const int64_t count = order == nullptr ? 1 : offsets[u + 1] - offsets[u];
-        if (count > 0) out[u] += sq_norm_of_sum(grads, numel, order == nullptr ? &u : order + offsets[u], count, columns);
+        if (count > 0)
+          out[u] += sq_norm_of_sum(grads, numel, order == nullptr ? &u : order + offsets[u], count, columns);
       }
     });
   });

@@ -158,8 +158,8 @@ DPCGAN_INLINE void fill_panel(const GramColumns& from, int64_t columns, int64_t 
   }
 }
 
-// out[a][b] = initial[a][b] + the products of columns a <= b < a + lags, for the rows from first_lane on; of others, some.
-// initial: nothing, or a matrix as wide as out.
+// out[a][b] = initial[a][b] + the products of columns a <= b < a + lags, for the rows from first_lane on; of others,
+// some. initial: nothing, or a matrix as wide as out.
 template <int kBytes>
 DPCGAN_INLINE void gram_products(const GramColumns& from, int64_t columns, int64_t lags, int64_t first_lane,
                                  const double* initial, const GramMatrix& out, double* panel) {

@@ -118,9 +118,9 @@ DPCGAN_INLINE void store_some(T* to, const Vector& lanes, int64_t count) {
   std::memcpy(to, &lanes, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
 }
 
-// A line of all channels, channel_step apart, to (size, channels).
+// A line of all channels, channel_step apart, to (size, channels). end: of the memory that may be read
 template <int kBytes, class T>
-DPCGAN_INLINE void copy_line(const T* line, int64_t channels, int64_t channel_step, int64_t size, T* to) {
+DPCGAN_INLINE void copy_line(const T* line, const T* end, int64_t channels, int64_t channel_step, int64_t size, T* to) {
   using Vector = typename VectorOf<T, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
   if (channels == 1) {
@@ -136,7 +136,11 @@ DPCGAN_INLINE void copy_line(const T* line, int64_t channels, int64_t channel_st
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t width = std::min(kLanes, size - k), depth = std::min(kLanes, channels - c);
       Vector square[kLanes] = {};
-      for (int64_t r = 0; r < depth; ++r) square[r] = load_some<Vector>(line + (c + r) * channel_step + k, width);
+      for (int64_t r = 0; r < depth; ++r) {
+        const T* from = line + (c + r) * channel_step + k;
+        // What is read beyond the line is not stored; to read less takes several times as long.
+        square[r] = load_some<Vector>(from, end - from >= kLanes ? kLanes : width);
+      }
       transpose_lanes<static_cast<int>(kLanes)>(square);
       for (int64_t r = 0; r < width; ++r) store_some(to + (k + r) * channels + c, square[r], depth);
     }
@@ -147,25 +151,26 @@ template <int kBytes, class T>
 DPCGAN_INLINE void copy_channels_last(const WindowGeometry& w, const T* x, T* copied) {
   const Extents padded = w.padded();
   const int64_t channels = w.group_channels();
+  const T* end = x + channels * count_of(w.size);
   for (int64_t i = 0; i < w.size[0]; ++i)
     for (int64_t j = 0; j < w.size[1]; ++j)
-      copy_line<kBytes>(x + (i * w.size[1] + j) * w.size[2], channels, count_of(w.size), w.size[2],
+      copy_line<kBytes>(x + (i * w.size[1] + j) * w.size[2], end, channels, count_of(w.size), w.size[2],
                         copied + at_padded(padded, i + w.padding[0], j + w.padding[1], w.padding[2]) * channels);
 }
 
 // What each position sees, run after run. copied: channels last.
 template <int kBytes, class T>
 DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* records) {
-  using Vector = typename VectorOf<T, kBytes>::type;
-  constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
+  if constexpr (kBytes > 16)  // short runs leave most of a vector to be overwritten, across two cache lines
+    if (plan.run_length * static_cast<int64_t>(sizeof(T)) <= kBytes / 2)
+      return pack_windows<kBytes / 2>(plan, copied, records);
+  constexpr int64_t kLanes = kBytes / sizeof(T);
   for (int64_t t = 0; t < plan.positions(); ++t) {
     T* to = records + plan.read_offsets[t];
     for (const int64_t start : plan.run_starts) {
       const T* from = copied + plan.position_offsets[t] + start;
       for (int64_t c = 0; c < plan.run_length; c += kLanes) {  // the next run overwrites what is too much
-        Vector lanes;
-        std::memcpy(&lanes, from + c, kBytes);
-        std::memcpy(to + c, &lanes, kBytes);
+        std::memcpy(to + c, from + c, kBytes);
       }
       to += plan.run_length;
     }

@@ -72,8 +72,9 @@ __device__ PartialNorm rows_squares(const TaskEntry& entry, const RowSpan& rows,
   return result;
 }
 
-// The thread's share of the squares of every `parts`th tile, of the weights, or of the bias with bias_sizes. Not inlined, here and
-// below: together the forms and types would take so many registers that two blocks fill a multiprocessor.
+// The thread's share of the squares of every `parts`th tile, of the weights, or of the bias with bias_sizes. Not
+// inlined, here and below: together the forms and types would take so many registers that two blocks fill a
+// multiprocessor.
 template <class T, class Tile>
 __device__ __noinline__ double tile_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows,
                                             int64_t group, int64_t part, int64_t parts, double* bias_sizes,
@@ -83,9 +84,8 @@ __device__ __noinline__ double tile_squares(const TaskEntry& entry, const RowOwn
   double squares = 0;
   if (bias_sizes != nullptr) {
     for (int64_t tile = tiles.weight + part; tile < tiles.total; tile += parts)
-      squares +=
-          bias_tile<T, Tile, Epilogue::kSquare, double>(problem, rows, group, tile - tiles.weight, nullptr, shared,
-                                                        bias_sizes);
+      squares += bias_tile<T, Tile, Epilogue::kSquare, double>(problem, rows, group, tile - tiles.weight, nullptr,
+                                                               shared, bias_sizes);
   } else {
     for (int64_t tile = part; tile < tiles.weight; tile += parts)
       squares +=

@@ -8,7 +8,6 @@ from torch import nn
 
 from dpcgan_fast.ops import FusedLayer, FusedNet
 
-
 # Weights of layers with one position, such as Linear, that fused kernels sum no slower than products of matrices do;
 # measured at 128 to 1024 rows. More are, where the other layers take at least half as many products.
 _MOST_DENSE = 2**14

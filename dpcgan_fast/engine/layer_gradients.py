@@ -94,6 +94,8 @@ def operands(x: Tensor, g: Tensor, by_kernels: bool = True) -> tuple[Tensor, Ten
     by_kernels: whether only this project's ops read them. Kernels sum in double, also where they read bfloat16, and
                 round no product of clip factor and gradient; torch would store gradients in bfloat16
     """
+    if x.dtype == g.dtype == torch.float32:
+        return x, g
     if by_kernels and x.dtype == g.dtype == torch.bfloat16 and ops.gpu_ops(x.device):
         return x, g
     dtype = torch.promote_types(torch.promote_types(x.dtype, g.dtype), torch.float32)

@@ -120,8 +120,8 @@ class PrivateStep:
         """
         if losses.dim() == 0:
             raise ValueError(
-                "Expected losses of shape (B,), one a row, got one number; a loss that is already reduced over rows has "
-                "no per-unit gradient. Use reduction='none'."
+                "Expected losses of shape (B,), one a row, got one number; a loss that is already reduced over rows "
+                "has no per-unit gradient. Use reduction='none'."
             )
         if losses.dim() > 1:
             raise ValueError(

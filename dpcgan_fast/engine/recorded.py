@@ -82,8 +82,8 @@ class RecordedModule:
 
     def begin_step(self) -> None:
         """Makes what was found out during a step hold from the next one on: all chunks of a step go one way."""
-        if self._layerwise_next and self._runs:
-            self._runs, self._why = {}, f"in an earlier step, {self._why}"
+        if self._layerwise_next:
+            self._runs = {}
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
         """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
@@ -139,7 +139,8 @@ class RecordedModule:
         if all(fits(of.use) for of in reached):
             return reached
         self._layerwise_next = True  # not at once: all chunks of a step are taken alike, whichever rows they hold
-        self._why = "rows are grouped into units" if units else "several forwards share a loss"
+        what = "rows are grouped into units" if units else "several forwards share a loss"
+        self._why = f"{what}, now or in an earlier backward"
         again: list[Reached] = []
         for of in reached:
             again += [of] if fits(of.use) else layers_again(of.use, of.grads[0], slice(None))  # type: ignore[arg-type]

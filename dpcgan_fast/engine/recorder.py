@@ -27,7 +27,6 @@ class LayerUse:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: tuple[Tensor, ...]  # detached: shapes only
     edges: tuple[GradientEdge | None, ...]
     input_nodes: tuple[Any, ...]  # graph nodes that produced the inputs
     versions: tuple[int, ...]  # of the tensor inputs, to notice a change in place
@@ -136,7 +135,6 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
                 module,
                 args,
                 kwargs,
-                tuple(out.detach() for out in outputs),
                 tuple(get_gradient_edge(out) if out.requires_grad else None for out in outputs),
                 tuple(x.grad_fn for x in inputs if x.grad_fn is not None),
                 tuple(x._version for x in inputs),

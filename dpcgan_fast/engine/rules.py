@@ -91,7 +91,9 @@ def layer_gradient(use: LayerUse, grads: tuple[Tensor | None, ...], trainable: A
     Raises ValueError if the layer's leading dimension is not the rows, or if it has no rule and cannot be vectorised.
     """
     use.check_unchanged()
-    own: dict[str, nn.Parameter] = {name: p for name, p in use.module.named_parameters() if p in trainable}
+    module = use.module
+    named = module.named_parameters() if module._modules else module._parameters.items()
+    own: dict[str, nn.Parameter] = {name: p for name, p in named if p is not None and p in trainable}
     gradient = gradient_by_rule(use, grads, own, rows)
     if gradient is not None:
         return gradient

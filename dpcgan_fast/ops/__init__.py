@@ -17,6 +17,7 @@ from dpcgan_fast.ops._backend import gpu_ops as gpu_ops
 from dpcgan_fast.ops._backend import has_cuda_kernels as has_cuda_kernels
 from dpcgan_fast.ops._backend import native
 from dpcgan_fast.ops._backend import native_module as native_module
+from dpcgan_fast.ops._backend import same_backend as same_backend
 from dpcgan_fast.ops._clip import clip_and_sum as clip_and_sum
 from dpcgan_fast.ops._clip import rows_weighted_sum as rows_weighted_sum
 from dpcgan_fast.ops._conv import ConvProblem as ConvProblem

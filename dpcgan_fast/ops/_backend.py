@@ -49,12 +49,29 @@ def _asked(variable: str, allowed: tuple[str, ...], default: str) -> str:
     return value
 
 
+_kept: str | None = None  # inside of `same_backend`
+
+
+class same_backend:  # noqa: N801  used as a function, for which contextlib's takes as long as a small op
+    """While it runs, `backend` is not asked of the environment for every op anew."""
+
+    def __enter__(self) -> None:
+        global _kept
+        _kept = backend()
+
+    def __exit__(self, *_: object) -> None:
+        global _kept
+        _kept = None
+
+
 def backend() -> str:
     """Name of the implementation that the ops use: `native` or `reference`.
 
     Raises ImportError if the native extension is wanted and cannot be loaded, and InputError, a ValueError, for an
     unknown name in the environment variables `DPCGAN_BACKEND` and `DPCGAN_SIMD`.
     """
+    if _kept is not None:
+        return _kept
     name = _asked("DPCGAN_BACKEND", _BACKENDS, "native")
     _asked("DPCGAN_SIMD", _SIMD_LEVELS, "avx512")  # the extension reads it, and knows no way to say what is wrong
     if name == "native":

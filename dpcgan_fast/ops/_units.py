@@ -31,7 +31,7 @@ def group_units(units: Tensor, rows: int) -> UnitGroups:
     Raises ValueError for anything else.
     """
     if not isinstance(units, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  users give lists
-        raise ValueError(f"Expected units as a tensor (B,) of int64, got a {type(units).__name__}: torch.tensor(units).")
+        raise ValueError(f"Expected units as a tensor (B,) of int64, got a {type(units).__name__}: torch.tensor(ids).")
     if units.dtype != torch.int64 or units.shape != (rows,):
         raise ValueError(
             f"Expected units of dtype int64 and shape (B,), one a row of the losses, got {units.dtype} of "

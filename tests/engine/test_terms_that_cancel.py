@@ -121,7 +121,8 @@ class TestRowsWhosePositionsCancel:
         assert moved(module, tuple(sides), (zeros, zeros), bound=1e-9, at=0) <= 1 + 1e-6
 
 
-def test_a_row_of_the_fused_path_that_is_taken_again(simd_level):
+@pytest.mark.usefixtures("simd_level")
+def test_a_row_of_the_fused_path_that_is_taken_again():
     half, large, bound = 29, 2.0**53 - 2.0**29, 4.02
     module = nn.Sequential(
         nn.Conv1d(256, 256, 1, bias=False), nn.Flatten(), nn.Linear(256 * (2 * half + 2), 1, bias=False)

@@ -46,7 +46,7 @@ def _sampler(otherwise: Sampler | None) -> Sampler:
         if not own:
             return {}
         args = tuple(activations)
-        use = LayerUse("", module, args, {}, (backprops,), (None,), (), tuple(x._version for x in args))
+        use = LayerUse("", module, args, {}, (None,), (), tuple(x._version for x in args))
         gradient = gradient_by_rule(use, (backprops,), own, backprops.shape[0])
         if gradient is not None:
             return {

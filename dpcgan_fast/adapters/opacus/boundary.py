@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from dpcgan_fast import ops
 from dpcgan_fast.engine.backward import reached_uses
 from dpcgan_fast.engine.recorded import RecordedModule, rows_of_call
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
@@ -77,22 +78,31 @@ class Boundary:
 
     def run(self, recorded: RecordedModule, args: tuple[Any, ...], kwargs: dict[str, Any], public: bool) -> Any:
         """The module's output. Raises ValueError for modules that mix rows."""
-        leaves, structure = tree_flatten((args, kwargs))
-        outer = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        inner = {id(leaf): leaf.detach().requires_grad_() for leaf in outer}
-        own_args, own_kwargs = tree_unflatten([inner.get(id(leaf), leaf) for leaf in leaves], structure)
-        output, call = recorded.forward(own_args, own_kwargs)
+        rows = rows_of_call(args, kwargs, self._row_dim)
+        outer: list[Tensor] = []  # inputs whose gradients the caller needs, and what stands for them
+        inner: list[Tensor] = []
+        if kwargs or not all(isinstance(arg, Tensor) and not arg.requires_grad for arg in args):
+            leaves, structure = tree_flatten((args, kwargs))
+            outer = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+            within = {id(leaf): leaf.detach().requires_grad_() for leaf in outer}
+            inner = [within[id(leaf)] for leaf in outer]
+            args, kwargs = tree_unflatten([within.get(id(leaf), leaf) for leaf in leaves], structure)
+        output, call = recorded.forward(args, kwargs)
+        if isinstance(output, Tensor) and output.requires_grad:
+            return self._end(_Forward(recorded, call, rows, public, inner, [output]), outer)[0]
         found, shape = tree_flatten(output)
         ends = [leaf for leaf in found if isinstance(leaf, Tensor) and leaf.requires_grad]
         if not ends:
             return output
-        rows = rows_of_call(args, kwargs, self._row_dim)
-        forward = _Forward(recorded, call, rows, public, [inner[id(leaf)] for leaf in outer], ends)
-        # The empty tensor is there so that the outputs need a gradient even if no input does.
-        given = iter(_End.apply(self, forward, torch.empty(0, requires_grad=True), *outer))
+        given = iter(self._end(_Forward(recorded, call, rows, public, inner, ends), outer))
         return tree_unflatten(
             [next(given) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf for leaf in found], shape
         )
+
+    def _end(self, forward: _Forward, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs, as the caller gets them."""
+        # The empty tensor is there so that the outputs need a gradient even if no input does.
+        return _End.apply(self, forward, torch.empty(0, requires_grad=True), *inputs)  # type: ignore[no-any-return]
 
     def backward(self, forward: _Forward, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Takes the gradients of the outputs on through the forward's graph; returns those of its inputs."""
@@ -111,9 +121,10 @@ class Boundary:
         outputs, given = (list(side) for side in zip(*pairs, strict=True))
         recorded = forward.recorded
         early = recorded.early(forward.rows, units=False)
-        reached, input_grads = reached_uses(
-            [forward.call], outputs, given, recorded.trainable, forward.inputs, early
-        )
+        with ops.same_backend():
+            reached, input_grads = reached_uses(
+                [forward.call], outputs, given, recorded.trainable, forward.inputs, early
+            )
         forward.call.used = True
         self._reached.append((forward, reached))
         return input_grads

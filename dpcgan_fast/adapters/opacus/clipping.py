@@ -28,7 +28,7 @@ def _bound(max_grad_norm: float, batch: Batch) -> float:
 
 def _add_scaled(total: GradientSum, own: GradientSum, scale: int) -> None:
     if scale != 1 and own:
-        torch._foreach_mul_(list(own.values()), scale)
+        torch._foreach_mul_(list(own.values()), scale)  # pyright: ignore[reportPrivateImportUsage]
     add_to(total, own)
 
 
@@ -40,11 +40,13 @@ def add_flat(
     Returns which path was taken, and a function that gives the clip factors, (B,).
     """
     batch.check_parameters()
-    named = batch.recorded.gradients(batch.reached, batch.rows, units=False)
     own: GradientSum = {}
-    clipped = add_clipped_sum(named, _bound(max_grad_norm, batch), None, pick, own)
+    with ops.same_backend():
+        named = batch.recorded.gradients(batch.reached, batch.rows, units=False)
+        clipped = add_clipped_sum(named, _bound(max_grad_norm, batch), None, pick, own)
+        report = batch.recorded.report(clipped.layers, {})
     _add_scaled(total, own, batch.scale)
-    return batch.recorded.report(clipped.layers, {}), clipped.factor
+    return report, clipped.factor
 
 
 def _by_parameter(gradient: LayerGradient) -> list[LayerGradient]:

@@ -35,6 +35,16 @@ def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
     _OWNERS[key] = weakref.ref(parameter, lambda _: _OWNERS.pop(key, None)), weakref.ref(owner)
 
 
+def _trainable_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Trainable parameters, those that are shared more than once; asked before every forward, so not by their names."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.requires_grad:
+            yield parameter
+    for below in module._modules.values():
+        if below is not None:
+            yield from _trainable_of(below)
+
+
 class GradSampleHooks(AbstractGradSampleHooks):
     """Records the forwards of a module that stays as it is, so that `loss.backward()` leaves what can be clipped.
 
@@ -175,9 +185,9 @@ class GradSampleHooks(AbstractGradSampleHooks):
 
     def _recorded(self) -> RecordedModule | None:
         """The recording of what is trainable now; layers may be frozen and thawed between forwards."""
-        trainable = {p: name for name, p in self._module.named_parameters() if p.requires_grad}
-        key = tuple(trainable)
+        key = tuple(_trainable_of(self._module))
         if key not in self._recordings:
+            trainable = {p: name for name, p in self._module.named_parameters() if p.requires_grad}
             if not trainable:
                 return None
             recorded = RecordedModule(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer as OpacusDPOptimizer
+from torch import nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
@@ -188,15 +189,19 @@ class DPOptimizer(OpacusDPOptimizer):
 
     def add_noise(self) -> None:
         """Adds noise to the clipped sums, and leaves them in `p.grad`; no other gradient, and no sum, stays."""
-        params = self.params
-        sums = [self._sums[parameter].contiguous() for parameter in params]
         std = self._noise_std()
-        self._sums, self._clipped_to = {}, 0.0
-        if std > 0:
-            ops.gaussian_noise_(sums, std, self._key)
-        for parameter, total in zip(params, sums, strict=True):
-            parameter.grad = total.to(parameter.dtype)
+        sums, self._sums, self._clipped_to = self._sums, {}, 0.0
+        alike: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+        for parameter in self.params:
+            alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
             parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
+        for (_, dtype), params in alike.items():  # as one vector: a call for each of many small ones costs more
+            whole = torch.cat([sums[parameter].flatten() for parameter in params])
+            if std > 0:
+                ops.gaussian_noise_([whole], std, self._key)
+            parts = whole.to(dtype).split([parameter.numel() for parameter in params])
+            for parameter, part in zip(params, parts, strict=True):
+                parameter.grad = part.view(parameter.shape)
         self._drop_other_gradients()
 
     def _drop_other_gradients(self) -> None:
@@ -210,7 +215,8 @@ class DPOptimizer(OpacusDPOptimizer):
         """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
         if self.loss_reduction == "mean":
             count = (self.expected_batch_size or 1) * self.accumulated_iterations
-            torch._foreach_div_([parameter.grad for parameter in self.params], count)
+            grads = [parameter.grad for parameter in self.params]
+            torch._foreach_div_(grads, count)  # pyright: ignore
         divisor = max(1, self._public_rows) if self.loss_reduction == "mean" else 1
         for parameter, total in self._public_sums.items():
             assert parameter.grad is not None
