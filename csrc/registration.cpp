@@ -26,11 +26,11 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def(
       "window_per_sample_grad_(Tensor(a!) out, Tensor(b!) sq_norm, Tensor(c!)? bias, Tensor x, Tensor g, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) -> ()");
-  // The norms alone, and sum_n factor[n] G_n; rows of factor 0 are not read.  factor: (B,) float64
-  // returns (B,) float64, and (O, C/groups, *kernel_size) float64
+  // The norms alone, with `bias` the sums of g as well, and sum_n factor[n] G_n; rows of factor 0 are not read.
+  // factor: (B,) float64  returns (B,) float64 and (B, O or 0), and (O, C/groups, *kernel_size) float64
   m.def(
       "window_sq_norm(Tensor x, Tensor g, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
-      "int groups) -> Tensor");
+      "int groups, bool bias) -> (Tensor, Tensor)");
   m.def(
       "window_weighted_grad(Tensor x, Tensor g, Tensor factor, int[] kernel_size, int[] stride, int[] padding, "
       "int[] dilation, int groups) -> Tensor");

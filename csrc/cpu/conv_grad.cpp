@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "../checks.h"
@@ -117,11 +118,20 @@ at::Tensor scaled_rows(const T* side, const OperandStrides& strides, int64_t row
   const at::Tensor scaled = at::empty({rows, channels}, at::kDouble);
   double* out = scaled.mutable_data_ptr<double>();
   at::parallel_for(0, rows, grain_size(channels), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const double by = scale ? factor[n] : 1.0;
-      for (int64_t c = 0; c < channels; ++c)
-        out[n * channels + c] = factor[n] != 0 ? by * side[n * strides.row + c * strides.channel] : 0.0;
-    }
+    simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
+      for (int64_t n = begin; n < end; ++n) {
+        const double by = scale ? factor[n] : 1.0;
+        const T* from = side + n * strides.row;
+        double* to = out + n * channels;
+        if (factor[n] == 0) {
+          std::fill_n(to, channels, 0.0);
+        } else if (strides.channel == 1) {
+          for (int64_t c = 0; c < channels; ++c) to[c] = by * from[c];
+        } else {
+          for (int64_t c = 0; c < channels; ++c) to[c] = by * from[c * strides.channel];
+        }
+      }
+    });
   });
   return scaled;
 }

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "../checks.h"
@@ -82,7 +83,8 @@ struct Operands {
     return g.const_data_ptr<T>() + (row * w.groups + group) * w.group_outputs() * count_of(w.positions);
   }
   int64_t row_work() const { return w.outputs * w.taps() * count_of(w.positions); }
-  int64_t copy_numel() const { return w.padded_numel() + kLanes; }  // vectors reach beyond the end
+  // Vectors reach beyond both ends; what is packed begins at a cache line.
+  int64_t copy_numel() const { return ceil_div(w.padded_numel() + 2 * kLanes, kLanes) * kLanes; }
   // Elements of the memory that a row's input is loaded to.
   int64_t loaded_numel() const { return copy_numel() + plan.packed_numel(kLanes); }
   // Such memory for some rows: zeros, as margins are.
@@ -91,9 +93,10 @@ struct Operands {
   template <int kBytes>
   DPCGAN_INLINE const T* load(int64_t row, int64_t group, T* to) const {
     const T* from = x.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
-    copy_channels_last<kBytes>(w, from, to);
-    if (!plan.packed) return to;
-    pack_windows<kBytes>(plan, to, to + copy_numel());
+    T* copied = to + kLanes;
+    copy_channels_last<kBytes>(w, from, copied);
+    if (!plan.packed) return copied;
+    pack_windows<kBytes>(plan, copied, to + copy_numel());
     return to + copy_numel();
   }
   void dispatch(auto body) const { lanes_dispatch(bytes / static_cast<int64_t>(sizeof(float)), body); }
@@ -236,17 +239,20 @@ void window_per_sample_grad_cpu(at::Tensor out, at::Tensor sq_norm, const std::o
   });
 }
 
-at::Tensor window_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g, c10::IntArrayRef kernel_size,
-                              c10::IntArrayRef stride, c10::IntArrayRef padding, c10::IntArrayRef dilation,
-                              int64_t groups) {
+std::tuple<at::Tensor, at::Tensor> window_sq_norm_cpu(const at::Tensor& x, const at::Tensor& g,
+                                                      c10::IntArrayRef kernel_size, c10::IntArrayRef stride,
+                                                      c10::IntArrayRef padding, c10::IntArrayRef dilation,
+                                                      int64_t groups, bool bias) {
   constexpr const char* op = "window_sq_norm";
   const WindowGeometry windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
   at::Tensor sq_norm = at::zeros({windows.rows}, x.options().dtype(at::kDouble));
-  if (count_of(windows.positions) == 0) return sq_norm;
+  at::Tensor sums = at::zeros({windows.rows, bias ? windows.outputs : 0}, x.options());
+  if (count_of(windows.positions) == 0) return {sq_norm, sums};
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
-    form<scalar_t>(windows, x, g, {nullptr, nullptr, sq_norm.mutable_data_ptr<double>()});
+    scalar_t* biases = bias ? sums.mutable_data_ptr<scalar_t>() : nullptr;
+    form<scalar_t>(windows, x, g, {nullptr, biases, sq_norm.mutable_data_ptr<double>()});
   });
-  return sq_norm;
+  return {sq_norm, sums};
 }
 
 at::Tensor window_weighted_grad_cpu(const at::Tensor& x, const at::Tensor& g, const at::Tensor& factor,

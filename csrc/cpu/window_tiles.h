@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "../common/conv_geometry.h"
@@ -42,6 +43,16 @@ inline int64_t at_padded(const Extents& padded, int64_t i, int64_t j, int64_t k)
 // A vector of a run: where it begins for the first position, where its gradient goes, and how many of its lanes count.
 struct RunVector {
   int64_t from, to, count;
+};
+
+// Lanes of a packed vector that one run fills, from first_lane on; lane i is at from + i of the copied input.
+struct RunPiece {
+  int64_t from, first_lane;
+};
+
+// Pieces [begin, end) of a packed vector.
+struct PackedVector {
+  int64_t begin, end;
 };
 
 // What is the same for all rows: which vectors there are, and how far each position is from the first.
@@ -79,6 +90,8 @@ class WindowPlan {
   std::vector<int64_t> position_offsets;  // likewise, of each position
   std::vector<RunVector> vectors;         // in what tiles read
   std::vector<int64_t> read_offsets;      // likewise, of each position
+  std::vector<PackedVector> packed_vectors;
+  std::vector<RunPiece> pieces;  // of all packed vectors
 
  private:
   static bool one_run_a_line(const WindowGeometry& w) { return w.dilation[2] == 1; }
@@ -92,6 +105,12 @@ class WindowPlan {
   void list_records(int64_t taps, int64_t lanes) {
     for (int64_t tap = 0; tap < taps; tap += lanes) vectors.push_back({tap, tap, std::min(lanes, taps - tap)});
     for (int64_t t = 0; t < positions(); ++t) read_offsets.push_back(t * record_length);
+    for (int64_t tap = 0; tap < taps; tap += lanes) {
+      const int64_t begin = static_cast<int64_t>(pieces.size());
+      for (int64_t run = tap / run_length; run * run_length < std::min(tap + lanes, taps); ++run)
+        pieces.push_back({run_starts[run] + tap - run * run_length, std::max<int64_t>(0, run * run_length - tap)});
+      packed_vectors.push_back({begin, static_cast<int64_t>(pieces.size())});
+    }
   }
   void list_runs(int64_t lanes) {
     int64_t to = 0;
@@ -158,21 +177,27 @@ DPCGAN_INLINE void copy_channels_last(const WindowGeometry& w, const T* x, T* co
                         copied + at_padded(padded, i + w.padding[0], j + w.padding[1], w.padding[2]) * channels);
 }
 
-// What each position sees, run after run. copied: channels last.
+// What each position sees, run after run. copied: channels last, behind as many elements as a vector has
 template <int kBytes, class T>
 DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* records) {
-  if constexpr (kBytes > 16)  // short runs leave most of a vector to be overwritten, across two cache lines
-    if (plan.run_length * static_cast<int64_t>(sizeof(T)) <= kBytes / 2)
-      return pack_windows<kBytes / 2>(plan, copied, records);
-  constexpr int64_t kLanes = kBytes / sizeof(T);
+  using Vector = typename VectorOf<T, kBytes>::type;
+  using Lane = std::conditional_t<sizeof(T) == sizeof(float), int32_t, int64_t>;
+  using Lanes = decltype(Vector{} < Vector{});
+  constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
+  Lanes number;
+  for (int64_t i = 0; i < kLanes; ++i) number[i] = static_cast<Lane>(i);
   for (int64_t t = 0; t < plan.positions(); ++t) {
+    const T* from = copied + plan.position_offsets[t];
     T* to = records + plan.read_offsets[t];
-    for (const int64_t start : plan.run_starts) {
-      const T* from = copied + plan.position_offsets[t] + start;
-      for (int64_t c = 0; c < plan.run_length; c += kLanes) {  // the next run overwrites what is too much
-        std::memcpy(to + c, from + c, kBytes);
+    for (const PackedVector& vector : plan.packed_vectors) {
+      Vector lanes = load_some<Vector>(from + plan.pieces[vector.begin].from, kLanes);
+      for (int64_t p = vector.begin + 1; p < vector.end; ++p) {
+        const RunPiece& piece = plan.pieces[p];
+        const Vector next = load_some<Vector>(from + piece.from, kLanes);
+        lanes = number >= static_cast<Lane>(piece.first_lane) ? next : lanes;
       }
-      to += plan.run_length;
+      store_some(to, lanes, kLanes);
+      to += kLanes;
     }
   }
 }

@@ -110,12 +110,15 @@ class WindowGradient:
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
         """Norms without per-sample gradients of the weight."""
-        bias = list(self._bias_rows.values())
         self._in_registers = mode == "direct" and units is None and self.problem.in_registers(self.x)
         if self._in_registers:
-            sq_norm = self.problem.register_sq_norm(self.x, self.g)
+            from_grad = self.bias is not None and not self.transposed
+            sq_norm, sums = self.problem.register_sq_norm(self.x, self.g, from_grad)
+            if self.bias is not None and from_grad:
+                self._bias_rows = {self.bias: sums}
         else:
             sq_norm = self.problem.sq_norm(self.x, self.g, mode, units)
+        bias = list(self._bias_rows.values())
         return sq_norm + ops.rows_sq_norm(bias, units) if bias else sq_norm
 
     def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:

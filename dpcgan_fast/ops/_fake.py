@@ -36,8 +36,8 @@ def register() -> None:
         return None
 
     @register_fake("dpcgan_fast::window_sq_norm")
-    def _(x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
-        return x.new_empty(x.shape[0], dtype=torch.float64)
+    def _(x, g, kernel_size, stride, padding, dilation, groups, bias):  # noqa: ARG001
+        return x.new_empty(x.shape[0], dtype=torch.float64), x.new_empty(x.shape[0], g.shape[1] if bias else 0)
 
     @register_fake("dpcgan_fast::window_weighted_grad")
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001

@@ -94,9 +94,12 @@ class WindowProblem:
             total += self._pointwise.weighted_grad(windows, grad, factor[part])[0].view_as(total)
         return total
 
-    def register_sq_norm(self, x: Tensor, g: Tensor) -> Tensor:
-        """Squared norms of what `formed` would store, (B,) float64; only where gradients are formed `in_registers`."""
-        return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry)
+    def register_sq_norm(self, x: Tensor, g: Tensor, bias: bool = False) -> tuple[Tensor, Tensor]:
+        """Squared norms of what `formed` would store, (B,) float64; only where gradients are formed `in_registers`.
+
+        bias: whether the sums of g over positions are wanted, too; they are (B, O), or else (B, 0)
+        """
+        return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry, bias)
 
     def register_weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
         """As `weighted_grad`, of what `formed` would store, and so of what `register_sq_norm` measures."""

@@ -69,7 +69,8 @@ def window_per_sample_grad_(rows, device):
 
 def window_sq_norm(rows, device):
     for sides, geometry in zip(window_operands(rows, device), WINDOWS, strict=True):
-        yield *sides, *geometry
+        yield *sides, *geometry, True
+        yield *sides, *geometry, False
 
 
 def window_weighted_grad(rows, device):

@@ -83,7 +83,9 @@ def test_what_is_measured_and_summed_without_storing_is_what_is_stored(case, lev
     factor = torch.rand(x.shape[0], dtype=torch.float64)
     with at_simd_level(level):
         stored = problem.formed(x, g)
-        assert torch.equal(problem.register_sq_norm(x, g), stored.sq_norm)
+        sq_norm, sums = problem.register_sq_norm(x, g, bias=True)
+        assert torch.equal(sq_norm, stored.sq_norm)
+        assert torch.equal(sums, problem.formed(x, g, bias=True).bias)
         total = problem.register_weighted_grad(x, g, factor)
     expected = torch.einsum("n,n...->...", factor, stored.weight.double())
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
@@ -107,7 +109,7 @@ def test_nothing_to_form_is_nothing(empty, dilation):
     x, g = torch.randn(rows, inputs, 6, 6), torch.randn(rows, outputs, 6, 8 - 2 * dilation)
     formed = problem.formed(x, g, bias=True)
     assert formed.weight.shape == (rows, outputs, inputs, 3, 3)
-    assert formed.sq_norm.tolist() == problem.register_sq_norm(x, g).tolist() == [0.0] * rows
+    assert formed.sq_norm.tolist() == problem.register_sq_norm(x, g)[0].tolist() == [0.0] * rows
     torch.testing.assert_close(formed.bias, g.sum((2, 3)))
     total = problem.register_weighted_grad(x, g, torch.ones(rows, dtype=torch.float64))
     assert total.shape == (outputs, inputs, 3, 3)
