@@ -17,11 +17,11 @@ namespace dpcgan {
 // changes its length.
 constexpr double kFloatCancellation = 1e4;
 
-// The same of a Gram norm in double, whose relative error is at most 2^-53 ratio for each of the terms that it adds up:
-// 2^-22 in all.
-DPCGAN_HOST_DEVICE double gram_cancellation(int64_t terms) {
+// The same of a Gram norm in double, whose relative error is at most 2^-53 ratio for each addition that a product goes
+// through: 2^-22 in all.
+DPCGAN_HOST_DEVICE double gram_cancellation(int64_t depth) {
   constexpr double kMost = 1e8;
-  const double ratio = 0x1p31 / static_cast<double>(terms > 0 ? terms : 1);
+  const double ratio = 0x1p31 / static_cast<double>(depth > 0 ? depth : 1);
   return ratio < kMost ? ratio : kMost;
 }
 

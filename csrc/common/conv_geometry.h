@@ -37,8 +37,11 @@ struct ConvGeometry {
   DPCGAN_HOST_DEVICE int64_t bias_numel() const {
     return bias == BiasRole::kNone ? 0 : bias == BiasRole::kGrad ? g_channels : x_channels;
   }
-  // Terms that a Gram norm adds up one after another: its rounding grows with them.
-  DPCGAN_HOST_DEVICE int64_t gram_terms() const { return taps() + g_group_channels() + g_length; }
+  // Additions on the way from a product to the Gram norm of so many rows together: over channels and taps, positions
+  // and lags, the rows of a pair. Its rounding grows with them.
+  DPCGAN_HOST_DEVICE int64_t gram_depth(int64_t rows_together) const {
+    return taps() + g_group_channels() + 3 * g_length + 2 * rows_together;
+  }
   // Position in x that tap j reads at t; outside [0, x_length) it is padding, that is, zero.
   DPCGAN_HOST_DEVICE int64_t x_position(int64_t t, int64_t j) const { return stride * t + dilation * j - padding; }
   DPCGAN_HOST_DEVICE bool inside(int64_t position) const { return position >= 0 && position < x_length; }

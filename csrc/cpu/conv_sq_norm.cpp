@@ -119,6 +119,7 @@ DPCGAN_INLINE void add_gram_pair(const ConvGeometry& conv, const PolyphaseGeomet
   const int64_t channels = conv.x_group_channels();
   const int64_t last_lines = poly.last_phases * channels;
   const int64_t lines = poly.phases * channels;
+  double all_lags = 0;
   for (int64_t lag = same ? 0 : 1 - conv.g_length; lag < conv.g_length; ++lag) {
     const int64_t skip = std::max<int64_t>(0, -lag);  // first position of a whose partner lies inside b
     const int64_t pairs = conv.g_length - std::abs(lag);
@@ -142,8 +143,9 @@ DPCGAN_INLINE void add_gram_pair(const ConvGeometry& conv, const PolyphaseGeomet
       sum += inputs * scratch.grads[t];
       if (same && lag == 0) result.bound += std::sqrt(inputs * scratch.grads[t]);
     }
-    result.sq_norm += (same && lag == 0 ? 1.0 : 2.0) * sum;
+    all_lags += (same && lag == 0 ? 1.0 : 2.0) * sum;
   }
+  result.sq_norm += all_lags;
 }
 
 template <class T>
@@ -153,9 +155,13 @@ NormAndBound gram_sq_norm(const ConvGeometry& conv, const PolyphaseGeometry& pol
   NormAndBound result;
   for (int64_t i = 0; i < unit.count; ++i) load_gram_row(conv, poly, data, unit.rows[i], group, scratch.rows[i]);
   simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
-    for (int64_t i = 0; i < unit.count; ++i)
+    for (int64_t i = 0; i < unit.count; ++i) {
+      NormAndBound row;  // apart, so that rounding grows with the rows and not with their pairs
       for (int64_t j = i; j < unit.count; ++j)
-        add_gram_pair(conv, poly, scratch.rows[i], scratch.rows[j], i == j, scratch, result);
+        add_gram_pair(conv, poly, scratch.rows[i], scratch.rows[j], i == j, scratch, row);
+      result.sq_norm += row.sq_norm;
+      result.bound += row.bound;
+    }
   });
   return result;
 }
@@ -213,7 +219,7 @@ struct UnitMeter {
     for (int64_t group = 0; group < conv.groups; ++group) {
       NormAndBound part = use_gram ? gram_sq_norm(conv, poly, data, unit, group, gram)
                                    : direct_sq_norm(conv, data, unit, group, packed);
-      if (use_gram && part.cancels(gram_cancellation(conv.gram_terms())))
+      if (use_gram && part.cancels(gram_cancellation(conv.gram_depth(unit.count))))
         part = direct_sq_norm(conv, data, unit, group, packed);
       sum += part.sq_norm;
       sq_sizes += part.bound * part.bound;

@@ -125,15 +125,19 @@ template <class T>
 __device__ NormAndBound gram_lag(const GramProblem<T>& problem, const RowSpan& rows, int64_t group, int64_t lag,
                                  bool bound_only, GramShared& shared) {
   NormAndBound result;
-  for (int64_t i = 0; i < rows.count; ++i)
+  for (int64_t i = 0; i < rows.count; ++i) {
+    NormAndBound row;  // apart, so that rounding grows with the rows and not with their pairs
     for (int64_t j = bound_only ? i : 0; j < (bound_only ? i + 1 : rows.count); ++j) {
       const GramPair pair{rows.row(i), rows.row(j), group, lag};
       if (pair.first_row == kNoRow || pair.second_row == kNoRow) {
-        result.sq_norm = kNan;
+        row.sq_norm = kNan;
       } else {
-        add_pair(problem, pair, shared, result);
+        add_pair(problem, pair, shared, row);
       }
     }
+    result.sq_norm += row.sq_norm;
+    result.bound += row.bound;
+  }
   // Ordered pairs of rows at lags > 0 stand for the lags < 0 of the swapped pair too.
   if (lag > 0) result.sq_norm *= 2;
   return result;

@@ -136,9 +136,9 @@ __device__ PartialNorm gather(const TaskEntry& entry, const PartialNorm* partial
   return sum;
 }
 
-__device__ bool untrusted(const TaskEntry& entry, const PartialNorm& sum) {
+__device__ bool untrusted(const TaskEntry& entry, const PartialNorm& sum, int64_t rows) {
   return entry.task.form == NormForm::kGram &&
-         NormAndBound{sum.weights, sum.bound}.cancels(gram_cancellation(entry.task.conv.gram_terms()));
+         NormAndBound{sum.weights, sum.bound}.cancels(gram_cancellation(entry.task.conv.gram_depth(rows)));
 }
 
 // Calls body with a value of the type that the task's operands have.
@@ -166,6 +166,7 @@ __device__ double direct_again(const TaskEntry& entry, const RowOwners& units, c
 // The squared norm of one unit over all tasks, in every thread. All threads must call it.
 __device__ __noinline__ double unit_sq_norm(const TaskTable& table, const PartialNorm* partial, const RowOwners& units,
                                             int64_t unit, NormShared& shared) {
+  const RowSpan rows = units.span(unit);
   double sum = 0, sq_sizes = 0;
   int64_t turn = threadIdx.x;  // the pairs of task and group are dealt to the threads
   bool again = false;
@@ -173,7 +174,7 @@ __device__ __noinline__ double unit_sq_norm(const TaskTable& table, const Partia
     const TaskEntry& entry = table.entry[t];
     for (; turn < entry.groups(); turn += kTileThreads) {
       const PartialNorm part = gather(entry, partial, unit, turn);
-      const bool redo = untrusted(entry, part);
+      const bool redo = untrusted(entry, part, rows.count);
       again = again || redo;
       sum += (redo ? 0.0 : part.weights) + part.bias;
       sq_sizes += part.bound * part.bound + part.sq_sizes;
@@ -183,8 +184,8 @@ __device__ __noinline__ double unit_sq_norm(const TaskTable& table, const Partia
   if (__syncthreads_or(again)) {
     for (int t = 0; t < table.tasks; ++t)
       for (int64_t group = 0; group < table.entry[t].groups(); ++group)
-        if (untrusted(table.entry[t], gather(table.entry[t], partial, unit, group)))
-          sum += direct_again(table.entry[t], units, units.span(unit), group, shared);
+        if (untrusted(table.entry[t], gather(table.entry[t], partial, unit, group), rows.count))
+          sum += direct_again(table.entry[t], units, rows, group, shared);
   }
   sum = block_sum<kTileThreads>(sum);
   return at_least_share(sum, block_sum<kTileThreads>(sq_sizes));

@@ -21,6 +21,8 @@ from dpcgan_fast.engine.recorder import ForwardCall, LayerUse, Reached, check_gr
 # that wait until the end of the pass.
 FormEarly = Callable[[LayerUse], Callable[[Tensor], LayerGradient] | None]
 
+_SPLITS = 3  # of a batch, by which losses are seen to mix rows
+
 
 def reached_uses(
     calls: Sequence[ForwardCall],
@@ -99,18 +101,29 @@ def _leads_on(node: Any, ends: set[Any]) -> bool:
     return False
 
 
-def losses_mix_rows(calls: Sequence[ForwardCall], losses: Tensor) -> bool:
-    """Whether the first loss depends on what layers gave for other rows. One backward pass, which leaves the graph.
+def losses_mix_rows(calls: Sequence[ForwardCall], losses: Tensor) -> bool | None:
+    """Whether the losses of half of the rows depend on what layers gave for the others; None if they depend on nothing.
 
     losses: (B,) with B > 1
+
+    Looks at both halves of a few splits, by a backward pass each, which leave the graph; a row that depends on one
+    other row alone may be missed, and so is a dependence that was detached from the graph.
     """
-    of_first = torch.zeros_like(losses)
-    of_first[0] = 1
     # Of what a layer gives beside its output, such as a final state, rows need not be the first dimension.
     edges: list[Any] = [use.edges[0] for call in calls for use in call.uses if use.edges[0] is not None]
     if not edges:
-        return False
-    found = torch.autograd.grad([losses], edges, grad_outputs=[of_first], retain_graph=True, allow_unused=True)
-    # 0 times infinity is NaN, and no sign of a dependence.
-    others = [grad[1:] for grad in found if grad is not None and grad.shape[:1] == losses.shape]
-    return any(bool(((grad != 0) & grad.isfinite()).any()) for grad in others)
+        return None
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.rand(losses.shape, generator=draw) + 0.5  # no two alike: what they add must not cancel
+    halves = [torch.randperm(len(losses), generator=draw) < len(losses) // 2 for _ in range(_SPLITS)]
+    depend = False
+    for own in [side for half in halves for side in (half, ~half)]:
+        given = torch.where(own, weights, 0.0).to(losses)
+        found = torch.autograd.grad([losses], edges, grad_outputs=[given], retain_graph=True, allow_unused=True)
+        by_row = [grad.flatten(1) for grad in found if grad is not None and grad.shape[:1] == losses.shape]
+        # 0 times infinity is NaN, and no sign of a dependence.
+        moved = [((grad != 0) & grad.isfinite()).any(1).cpu() for grad in by_row]
+        if any(bool(rows[~own].any()) for rows in moved):
+            return True
+        depend = depend or any(bool(rows[own].any()) for rows in moved)
+    return False if depend else None

@@ -157,6 +157,7 @@ class GraphedBackward:
         self._inputs = tuple(x.detach()[torch.arange(owner._rows) % x.shape[0]].to(device) for x in example)
         self._report: StepReport | None = None
         self._modes = self._training()
+        self._check_losses()  # not while capturing, since it waits for the device
         owner._valid.zero_()  # what runs while capturing adds nothing
         self._replay = owner._capture(self._add)
 
@@ -178,6 +179,13 @@ class GraphedBackward:
         if not self._is_private:
             self._owner._public_rows += count
         self._owner._base.last = self._report
+
+    def _check_losses(self) -> None:
+        base = self._owner._base
+        losses = self._loss(*self._inputs)
+        if losses.shape == (self._owner._rows,):  # else `_add` says so
+            base._check_first_losses(losses, self._is_private)
+        base._calls = []
 
     def _add(self) -> None:
         base, owner = self._owner._base, self._owner

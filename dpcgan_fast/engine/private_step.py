@@ -83,7 +83,7 @@ class PrivateStep:
         not_timed = timing_refused(self._noise_std, self._noise_key.seeded)
         self._pick = NormPicker(norm_mode, expected_batch_size, not_timed)
         self._debug = debug
-        self._losses_known_apart = False
+        self._losses_known_apart: set[bool] = set()  # of private rows, and of public ones
         self.last: StepReport | None = None
         self._reset()
 
@@ -108,7 +108,7 @@ class PrivateStep:
     def backward(self, losses: Tensor, units: Tensor | None = None, private: bool = True) -> None:
         """Clips the gradients of one batch, or of one chunk of it, and adds them up.
 
-        losses:  (B,), one a row, not reduced; each depends on its own row alone
+        losses:  (B,), one a row, not reduced; each depends on its own row alone, also in what is detached
         units:   (B,) int64; rows with one id are one unit, whose gradients add before clipping. All rows of a unit
                  must be in one call. None: every row is a unit of its own
         private: False for rows that touch no data: each is clipped to max_grad_norm, they are averaged over their own
@@ -136,6 +136,7 @@ class PrivateStep:
         if rows > 0:
             self._chunks += 1
             total = self._private_sum if private else self._public_sum
+            self._check_first_losses(losses, private)
             self.last = self._accumulate(losses, groups, total)
         if not private:
             self._public_rows += rows
@@ -170,7 +171,6 @@ class PrivateStep:
         """Layer uses that the losses depend on, each with the gradients of its outputs."""
         reached: list[Reached] = []
         if losses.requires_grad and any(call.uses for call in self._calls):
-            self._check_first_losses(losses)
             early = self._recorded.early(losses.shape[0], units)
             reached, _ = reached_uses(self._calls, [losses], [torch.ones_like(losses)], self._trainable, early=early)
             self._calls = [call for call in self._calls if not call.used]
@@ -181,16 +181,20 @@ class PrivateStep:
             )
         return reached
 
-    def _check_first_losses(self, losses: Tensor) -> None:
-        if self._losses_known_apart or len(losses) < 2:
+    def _check_first_losses(self, losses: Tensor, private: bool) -> None:
+        """Raises ValueError if losses mix rows. Private and public rows may have other losses, and are looked at once
+        each."""
+        if private in self._losses_known_apart or len(losses) < 2 or not losses.requires_grad:
             return
-        if losses_mix_rows(self._calls, losses):
+        mixed = losses_mix_rows(self._calls, losses)
+        if mixed:
             raise ValueError(
                 "A loss depends on another row, as where losses are compared with their mean: the gradients of one "
                 "unit would then be in the loss of another, and the epsilon reported would be wrong. Let each loss "
                 "depend on its own row alone."
             )
-        self._losses_known_apart = True
+        if mixed is False:
+            self._losses_known_apart.add(private)
 
     def step(self) -> None:
         """Adds noise once, divides by the public expected batch size, updates the parameters, clears the gradients.

@@ -90,8 +90,11 @@ def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, 
 def sum_positions(g: Tensor) -> Tensor:
     """(B, C, ...) -> (B, C) in the same dtype, float32 or float64: per-sample gradients of a bias.
 
-    In double, since torch adds up in an order that depends on the number of rows.
+    In double, where the order in which torch adds up matters least. One sum alone it splits among threads, and rounds
+    otherwise than several; so it is never alone.
     """
+    if g.shape[0] * g.shape[1] == 1:
+        return sum_positions(torch.cat([g, g]))[:1]
     return g.flatten(2).sum(2, dtype=torch.float64).to(g.dtype)
 
 

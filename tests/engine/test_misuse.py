@@ -205,14 +205,27 @@ class TestLossesThatMixRows:
             lambda out: (out - out.mean()).square(),
             lambda out: out / out.detach().norm() * out.sum(),
             lambda out: out.flip(0),
+            lambda out: torch.cat([out[:1], out[1:] - out[:-1]]),
+            lambda out: torch.arange(4) * (out - out.mean()),
         ],
-        ids=["centred", "scaled by a sum", "of another row"],
+        ids=["centred", "scaled by a sum", "of another row", "of the row before", "but for the first"],
     )
-    def test_are_refused_at_the_first_batch(self, loss, fused):
+    @pytest.mark.parametrize("public_rows_first", [True, False])
+    def test_are_refused_at_the_first_batch(self, loss, fused, public_rows_first):
         net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(12, 1))
         step = PrivateStep(net, torch.optim.SGD(net.parameters()), 1.0, 1.0, 4.0, fused=fused)
+        if public_rows_first:
+            step.backward(step(torch.rand(4, 1, 8)).squeeze(1), private=False)
         with pytest.raises(ValueError, match="A loss depends on another row"):
             step.backward(loss(step(torch.rand(4, 1, 8)).squeeze(1)))
+
+    def test_a_batch_without_gradients_settles_nothing(self):
+        net = nn.Sequential(nn.Linear(3, 1))
+        step = PrivateStep(net, torch.optim.SGD(net.parameters()), 1.0, 1.0, 4.0)
+        step.backward(0 * step(torch.rand(4, 3)).squeeze(1))
+        out = step(torch.rand(4, 3)).squeeze(1)
+        with pytest.raises(ValueError, match="A loss depends on another row"):
+            step.backward(out - out.mean())
 
     def test_rows_that_are_not_finite_are_no_sign_of_it(self):
         net = nn.Sequential(nn.Linear(3, 1))

@@ -173,3 +173,29 @@ def test_a_gram_norm_of_many_channels_sees_the_small_ones():
     total = Sum(Weighted(nn.Linear(channels, 64, bias=False)), bound, norm_mode="gram")
     total.step.backward(total.step(x, weights))
     assert float(total.take().norm()) <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("rows", [512, 4096])
+def test_a_gram_norm_of_many_rows_together(rows):
+    """Its additions all round one way where the rows of a unit repeat each other."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(1, 8, generator=generator) + 1).expand(rows, 8).contiguous()
+    values = torch.rand(8, generator=generator) + 1
+    weights = torch.cat([values.expand(rows // 2, 8), (-values * (1 - 2.05e-4)).expand(rows // 2, 8)])
+    module = Weighted(nn.Linear(8, 8, bias=False))
+    got = clipped_sum(module, x, weights, units=torch.zeros(rows, dtype=torch.long), norm_mode="gram")
+    assert float(got.norm()) <= 1 + 1e-6
+
+
+def test_the_sum_of_a_bias_alone_is_that_beside_others():
+    """torch splits one long sum among threads, and rounds it otherwise than several."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(2**16, generator=generator) * 2.0 ** torch.randint(-60, 60, (2**16,), generator=generator)
+    row = torch.cat([half, -half[torch.randperm(2**16, generator=generator)]]).view(1, 1, -1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        alone, beside = ops.sum_positions(row), ops.sum_positions(torch.cat([row, torch.zeros_like(row)]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, beside[:1])

@@ -83,7 +83,7 @@ class Boundary:
         inner: list[Tensor] = []
         if kwargs or not all(isinstance(arg, Tensor) and not arg.requires_grad for arg in args):
             leaves, structure = tree_flatten((args, kwargs))
-            outer = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+            outer = list({id(x): x for x in leaves if isinstance(x, Tensor) and x.requires_grad}.values())
             within = {id(leaf): leaf.detach().requires_grad_() for leaf in outer}
             inner = [within[id(leaf)] for leaf in outer]
             args, kwargs = tree_unflatten([within.get(id(leaf), leaf) for leaf in leaves], structure)
