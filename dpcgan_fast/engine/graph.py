@@ -182,10 +182,13 @@ class GraphedBackward:
 
     def _check_losses(self) -> None:
         base = self._owner._base
-        losses = self._loss(*self._inputs)
-        if losses.shape == (self._owner._rows,):  # else `_add` says so
-            base._check_first_losses(losses, self._is_private)
-        base._calls = []
+        before, base._calls = base._calls, []
+        try:
+            losses = self._loss(*self._inputs)
+            if losses.shape == (self._owner._rows,):  # else `_add` says so
+                base._check_first_losses(losses, self._is_private)
+        finally:
+            base._calls = before
 
     def _add(self) -> None:
         base, owner = self._owner._base, self._owner

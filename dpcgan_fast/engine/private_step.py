@@ -150,9 +150,10 @@ class PrivateStep:
     ) -> StepReport:
         """Adds the clipped gradients of one batch to `total`; of its first `valid` rows, () int64 on the device."""
         rows = losses.shape[0]
-        named = self._recorded.gradients(self._uses(losses, groups is not None), rows, groups is not None)
-        clipped = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total, valid)
-        return self._recorded.report(clipped.layers, {"rows": rows, "chunks": self._chunks} if self._debug else {})
+        with ops.same_backend():
+            named = self._recorded.gradients(self._uses(losses, groups is not None), rows, groups is not None)
+            clipped = add_clipped_sum(named, self._max_grad_norm, groups, self._pick, total, valid)
+            return self._recorded.report(clipped.layers, {"rows": rows, "chunks": self._chunks} if self._debug else {})
 
     def _grouped(self, units: Tensor | None, rows: int) -> ops.UnitGroups | None:
         if units is None:

@@ -306,3 +306,24 @@ def test_after_a_replay_that_failed_among_others_it_takes_no_step(monkeypatch):
     for go_on in (whole.step, lambda: real(x)):
         with pytest.raises(ValueError, match="would count twice"):
             go_on()
+
+
+def test_a_capture_leaves_a_forward_that_waits_for_its_backward():
+    step = private_step(net())
+    losses = row_losses(step(torch.rand(3, 1, 21)))
+    graphed(step)
+    step.backward(losses)
+    assert step.last is not None
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_losses_that_mix_rows_are_refused_before_the_capture(private):
+    step = private_step(net())
+    whole = GraphedStep(step, ROWS, capture=RunAgain())
+
+    def centred(x):
+        losses = row_losses(step(x))
+        return losses - losses.mean()
+
+    with pytest.raises(ValueError, match="A loss depends on another row"):
+        whole.backward_of(centred, (torch.rand(3, 1, 21),), private=private)

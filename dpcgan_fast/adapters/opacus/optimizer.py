@@ -21,6 +21,7 @@ from dpcgan_fast.engine.settings import noise_std
 from dpcgan_fast.ops import NoiseKey
 
 StepHook = Callable[[Any], None]
+_SMALL = 2**16  # elements of a parameter
 
 
 def _noise_key(generator: torch.Generator | None) -> NoiseKey:
@@ -191,12 +192,15 @@ class DPOptimizer(OpacusDPOptimizer):
         """Adds noise to the clipped sums, and leaves them in `p.grad`; no other gradient, and no sum, stays."""
         std = self._noise_std()
         sums, self._sums, self._clipped_to = self._sums, {}, 0.0
-        alike: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
+        # Small ones are taken as one vector: a call for each costs more. Of large ones that would be another copy.
+        together: dict[tuple[torch.device, torch.dtype, int], list[nn.Parameter]] = {}
         for parameter in self.params:
-            alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+            alone = id(parameter) if parameter.numel() > _SMALL else 0
+            together.setdefault((parameter.device, parameter.dtype, alone), []).append(parameter)
             parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
-        for (_, dtype), params in alike.items():  # as one vector: a call for each of many small ones costs more
-            whole = torch.cat([sums[parameter].flatten() for parameter in params])
+        for (_, dtype, _alone), params in together.items():
+            flat = [sums[parameter].flatten() for parameter in params]
+            whole = flat[0] if len(flat) == 1 else torch.cat(flat)
             if std > 0:
                 ops.gaussian_noise_([whole], std, self._key)
             parts = whole.to(dtype).split([parameter.numel() for parameter in params])
