@@ -2,8 +2,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -12,6 +10,7 @@
 
 #include "../checks.h"
 #include "conv_contract.h"
+#include "outer_products.h"
 #include "parallel.h"
 
 namespace dpcgan::cpu {
@@ -105,44 +104,22 @@ void weighted_grad(const ConvGeometry& conv, const ConvOperands<T>& data, const 
   }
 }
 
-// A linear layer without positions: one product of matrices in double, which the library does best.
+// A linear layer without positions.
 bool is_matrix_product(const ConvGeometry& conv) {
   return conv.g_length == 1 && conv.x_length == 1 && conv.kernel_size == 1 && conv.padding == 0 && conv.groups == 1 &&
          conv.bias != BiasRole::kInput;
 }
 
-// (rows, channels) times each row's scale, in double; rows of factor 0 become zeros: 0 times NaN is NaN.
-template <class T>
-at::Tensor scaled_rows(const T* side, const OperandStrides& strides, int64_t rows, int64_t channels,
-                       const double* factor, bool scale) {
-  const at::Tensor scaled = at::empty({rows, channels}, at::kDouble);
-  double* out = scaled.mutable_data_ptr<double>();
-  at::parallel_for(0, rows, grain_size(channels), [&](int64_t begin, int64_t end) {
-    simd_dispatch([&](auto) DPCGAN_INLINE_BODY {
-      for (int64_t n = begin; n < end; ++n) {
-        const double by = scale ? factor[n] : 1.0;
-        const T* from = side + n * strides.row;
-        double* to = out + n * channels;
-        if (factor[n] == 0) {
-          std::fill_n(to, channels, 0.0);
-        } else if (strides.channel == 1) {
-          for (int64_t c = 0; c < channels; ++c) to[c] = by * from[c];
-        } else {
-          for (int64_t c = 0; c < channels; ++c) to[c] = by * from[c * strides.channel];
-        }
-      }
-    });
-  });
-  return scaled;
-}
-
 template <class T>
 std::tuple<at::Tensor, at::Tensor> weighted_matrix_product(const ConvGeometry& conv, const ConvOperands<T>& data,
                                                            const double* factor) {
-  const at::Tensor g = scaled_rows(data.g, data.g_strides, conv.rows, conv.g_channels, factor, true);
-  const at::Tensor x = scaled_rows(data.x, data.x_strides, conv.rows, conv.x_channels, factor, false);
-  const at::Tensor bias = conv.bias == BiasRole::kGrad ? g.sum(0) : at::zeros({0}, g.options());
-  return {at::mm(g.t(), x).unsqueeze(2), bias};
+  at::Tensor weight = at::empty({conv.g_channels, conv.x_channels, 1}, at::kDouble);
+  at::Tensor bias = at::empty({conv.bias_numel()}, at::kDouble);
+  simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
+    sum_outer_products<decltype(width)::value>(conv, data, factor, weight.mutable_data_ptr<double>(),
+                                               conv.bias_numel() > 0 ? bias.mutable_data_ptr<double>() : nullptr);
+  });
+  return {weight, bias};
 }
 
 }  // namespace
@@ -168,14 +145,14 @@ std::tuple<at::Tensor, at::Tensor> conv_weighted_grad_cpu(const at::Tensor& x, c
   const ConvGeometry conv =
       check_conv("conv_weighted_grad", x, g, kernel_size, stride, padding, dilation, groups, bias_role);
   check_row_factor("conv_weighted_grad", factor, conv.rows, x.device());
+  if (is_matrix_product(conv))
+    return AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "conv_weighted_grad", [&] {
+      return weighted_matrix_product(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>());
+    });
   const at::TensorOptions options = x.options().dtype(at::kDouble);
   at::Tensor weight = at::zeros({conv.g_channels, conv.x_group_channels(), kernel_size}, options);
   at::Tensor bias = at::zeros({conv.bias_numel()}, options);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "conv_weighted_grad", [&] {
-    if (is_matrix_product(conv)) {
-      std::tie(weight, bias) = weighted_matrix_product(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>());
-      return;
-    }
     weighted_grad(conv, operands<scalar_t>(x, g), factor.const_data_ptr<double>(), weight.mutable_data_ptr<double>(),
                   bias.mutable_data_ptr<double>());
   });

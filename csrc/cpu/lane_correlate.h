@@ -61,6 +61,19 @@ DPCGAN_INLINE typename VectorOf<double, kBytes>::type load_wide(const float* fro
   return __builtin_convertvector(half, typename VectorOf<double, kBytes>::type);
 }
 
+// The same of a register.
+template <int kBytes>
+DPCGAN_INLINE typename VectorOf<double, kBytes>::type widen(typename VectorOf<float, kBytes / 2>::type half) {
+#if defined(__x86_64__)
+  if constexpr (kBytes == 64) {
+    typename VectorOf<double, kBytes>::type wide;
+    asm("vcvtps2pd %1, %0" : "=v"(wide) : "v"(half));
+    return wide;
+  }
+#endif
+  return __builtin_convertvector(half, typename VectorOf<double, kBytes>::type);
+}
+
 // Up to kBlockOutputs channels of output at equally spaced positions. Offsets and strides are in floats.
 struct CorrelateBlock {
   const float* in;    // what tap 0 reads for position 0 in channel 0

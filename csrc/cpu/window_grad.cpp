@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -107,7 +108,7 @@ template <class T>
 struct Formed {
   T* weights;       // (B, outputs, taps)
   T* biases;        // (B, outputs): sums of g over positions
-  double* sq_norm;  // (B,), of the weights; added to
+  double* sq_norm;  // (B,), of both; added to
 };
 
 template <int kBytes, class T>
@@ -119,8 +120,11 @@ DPCGAN_INLINE void form_rows(const Operands<T>& of, const Formed<T>& out, T* loa
     for (int64_t group = 0; group < w.groups; ++group) {
       const WindowRow<T> row{of.template load<kBytes>(n, group, loaded), of.grads(n, group)};
       const int64_t first = (n * w.groups + group) * outputs;  // output
-      for (int64_t o = 0; out.biases != nullptr && o < outputs; ++o)
-        out.biases[first + o] = sum_of_line<kBytes>(row.grads + o * positions, positions);
+      if (out.biases != nullptr) {
+        T* biases = out.biases + first;
+        sum_lines<kBytes>(row.grads, of.grads(w.rows, 0), outputs, positions, biases);
+        for (int64_t o = 0; o < outputs; ++o) sq_norms[0] += static_cast<double>(biases[o]) * biases[o];
+      }
       T* weights = out.weights == nullptr ? nullptr : out.weights + first * taps;
       each_tile<kBytes, T>(of.plan, outputs, [&](auto tile) DPCGAN_INLINE_BODY {
         tile.sum(of.plan, row);
@@ -180,24 +184,41 @@ DPCGAN_INLINE void add_rows(const Operands<T>& of, const double* factor, double*
     }
 }
 
+// out, (outputs, channels, taps of a channel), from the workers' sums, which have channels last.
+void add_up_channels_first(const WindowGeometry& w, const double* sums, int64_t workers, double* out) {
+  const int64_t channels = w.group_channels(), kernel = count_of(w.kernel), numel = w.outputs * w.taps();
+  at::parallel_for(0, w.outputs, grain_size(w.taps() * workers), [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < kernel; ++k) {
+          double sum = 0;
+          for (int64_t worker = 0; worker < workers; ++worker)
+            sum += sums[worker * numel + o * w.taps() + k * channels + c];
+          out[o * w.taps() + c * kernel + k] = sum;
+        }
+  });
+}
+
 template <class T>
 void weighted_grad(const WindowGeometry& w, const at::Tensor& x, const at::Tensor& g, const double* factor,
-                   at::Tensor& out) {
+                   double* out) {
   const Operands<T> of(w, x, g);
   const int64_t workers = std::clamp<int64_t>(w.rows / grain_size(of.row_work()), 1, at::get_num_threads());
-  const int64_t numel = out.numel();
-  const at::Tensor sums = workers == 1 ? out : at::zeros({workers, numel}, out.options());
+  const int64_t numel = w.outputs * w.taps();
+  const std::unique_ptr<double[]> sums(new double[workers * numel]);
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
     const at::Tensor loaded = of.allocate(rows_at_a_time(of));
-    for (int64_t worker = begin; worker < end; ++worker)
+    for (int64_t worker = begin; worker < end; ++worker) {
+      double* own = sums.get() + worker * numel;
+      std::fill_n(own, numel, 0.0);
       of.dispatch([&](auto width) DPCGAN_INLINE_BODY {
-        add_rows<decltype(width)::value>(of, factor, sums.mutable_data_ptr<double>() + worker * numel,
-                                         loaded.mutable_data_ptr<T>(), worker * w.rows / workers,
+        add_rows<decltype(width)::value>(of, factor, own, loaded.mutable_data_ptr<T>(), worker * w.rows / workers,
                                          (worker + 1) * w.rows / workers);
       });
+    }
   });
-  if (workers > 1) out.copy_(sums.sum(0).view_as(out));
+  add_up_channels_first(w, sums.get(), workers, out);
 }
 
 std::vector<int64_t> channels_last_shape(const WindowGeometry& w, c10::IntArrayRef kernel_size) {
@@ -261,11 +282,14 @@ at::Tensor window_weighted_grad_cpu(const at::Tensor& x, const at::Tensor& g, co
   constexpr const char* op = "window_weighted_grad";
   const WindowGeometry windows = check_windows(op, x, g, kernel_size, stride, padding, dilation, groups);
   check_row_factor(op, factor, windows.rows, x.device());
-  at::Tensor sums = at::zeros(channels_last_shape(windows, kernel_size), x.options().dtype(at::kDouble));
+  std::vector<int64_t> shape{windows.outputs, windows.group_channels()};
+  shape.insert(shape.end(), kernel_size.begin(), kernel_size.end());
+  at::Tensor out = at::zeros(shape, x.options().dtype(at::kDouble));
   if (windows.rows > 0 && count_of(windows.positions) > 0)
-    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op,
-                               [&] { weighted_grad<scalar_t>(windows, x, g, factor.const_data_ptr<double>(), sums); });
-  return sums.movedim(-1, 1).contiguous();
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), op, [&] {
+      weighted_grad<scalar_t>(windows, x, g, factor.const_data_ptr<double>(), out.mutable_data_ptr<double>());
+    });
+  return out;
 }
 
 }  // namespace dpcgan::cpu

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../common/conv_geometry.h"
@@ -154,7 +155,8 @@ DPCGAN_INLINE void copy_line(const T* line, const T* end, int64_t channels, int6
   for (int64_t k = 0; k < size; k += kLanes)
     for (int64_t c = 0; c < channels; c += kLanes) {
       const int64_t width = std::min(kLanes, size - k), depth = std::min(kLanes, channels - c);
-      Vector square[kLanes] = {};
+      Vector square[kLanes];
+      for (int64_t r = depth; r < kLanes; ++r) square[r] = Vector{};
       for (int64_t r = 0; r < depth; ++r) {
         const T* from = line + (c + r) * channel_step + k;
         // What is read beyond the line is not stored; to read less takes several times as long.
@@ -186,19 +188,29 @@ DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* reco
   constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
   Lanes number;
   for (int64_t i = 0; i < kLanes; ++i) number[i] = static_cast<Lane>(i);
-  for (int64_t t = 0; t < plan.positions(); ++t) {
-    const T* from = copied + plan.position_offsets[t];
-    T* to = records + plan.read_offsets[t];
-    for (const PackedVector& vector : plan.packed_vectors) {
-      Vector lanes = load_some<Vector>(from + plan.pieces[vector.begin].from, kLanes);
-      for (int64_t p = vector.begin + 1; p < vector.end; ++p) {
-        const RunPiece& piece = plan.pieces[p];
-        const Vector next = load_some<Vector>(from + piece.from, kLanes);
-        lanes = number >= static_cast<Lane>(piece.first_lane) ? next : lanes;
-      }
-      store_some(to, lanes, kLanes);
-      to += kLanes;
+  const int64_t count = plan.positions(), record = plan.record_length;
+  const int64_t* offsets = plan.position_offsets.data();
+  for (const PackedVector& vector : plan.packed_vectors) {
+    // One vector of all positions at a time: which lanes come from where stays in registers.
+    const RunPiece first = plan.pieces[vector.begin];
+    const RunPiece second = vector.end - vector.begin > 1 ? plan.pieces[vector.begin + 1] : RunPiece{first.from, 0};
+    const Lanes in_second = number >= static_cast<Lane>(second.first_lane);
+    for (int64_t t = 0; t < count; ++t) {
+      const T* from = copied + offsets[t];
+      const Vector low = load_some<Vector>(from + first.from, kLanes);
+      const Vector high = load_some<Vector>(from + second.from, kLanes);
+      store_some(records + t * record, in_second ? high : low, kLanes);
     }
+    for (int64_t p = vector.begin + 2; p < vector.end; ++p) {
+      const RunPiece piece = plan.pieces[p];
+      const Lanes in_piece = number >= static_cast<Lane>(piece.first_lane);
+      for (int64_t t = 0; t < count; ++t) {
+        const Vector next = load_some<Vector>(copied + offsets[t] + piece.from, kLanes);
+        const Vector before = load_some<Vector>(records + t * record, kLanes);
+        store_some(records + t * record, in_piece ? next : before, kLanes);
+      }
+    }
+    records += kLanes;
   }
 }
 
@@ -265,16 +277,17 @@ struct WindowTile {
 
   // Adds their squares to a vector of sums; in double, but for those of a few vectors.
   DPCGAN_INLINE void measure(double* sums) const {
-    Wide sum = load_doubles<kBytes>(sums);
+    Wide sum[2] = {load_doubles<kBytes>(sums), {}};  // additions of one would wait for each other
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       if (begin + r >= end) break;
       Vector squares{};
 #pragma GCC unroll 8
       for (int q = 0; q < kColumns; ++q) squares += total[r][q] * total[r][q];
-      each_half(squares, [&](int, const Wide& half) DPCGAN_INLINE_BODY { sum += half; });
+      each_half(squares, [&](int lane, const Wide& half) DPCGAN_INLINE_BODY { sum[lane > 0] += half; });
     }
-    std::memcpy(sums, &sum, kBytes);
+    const Wide both = sum[0] + sum[1];
+    std::memcpy(sums, &both, kBytes);
   }
 
   // sums, kNumel of them, += factor times the gradients, in double.
@@ -306,27 +319,51 @@ struct WindowTile {
     if constexpr (sizeof(T) == sizeof(double)) {
       body(0, lanes);
     } else {
-      constexpr int kWide = VectorOf<double, kBytes>::kLanes;
-      alignas(kBytes) float single[2 * kWide];
-      store_lanes<kBytes>(single, lanes);
-      body(0, load_wide<kBytes>(single));
-      body(kWide, load_wide<kBytes>(single + kWide));
+      constexpr size_t kWide = VectorOf<double, kBytes>::kLanes;
+      body(0, lanes_from<0>(lanes, std::make_index_sequence<kWide>{}));
+      body(kWide, lanes_from<kWide>(lanes, std::make_index_sequence<kWide>{}));
     }
+  }
+  template <size_t kFirst, size_t... kLane>
+  DPCGAN_INLINE static Wide lanes_from(const Vector& lanes, std::index_sequence<kLane...>) {
+    return widen<kBytes>(__builtin_shufflevector(lanes, lanes, (kFirst + kLane)...));
   }
 };
 
-// The sum of a line, in partial sums side by side.
+// The sums of lines, each in partial sums side by side. end: of the memory that may be read
 template <int kBytes, class T>
-DPCGAN_INLINE T sum_of_line(const T* line, int64_t size) {
+DPCGAN_INLINE void sum_lines(const T* lines, const T* end, int64_t count, int64_t size, T* sums) {
   using Vector = typename VectorOf<T, kBytes>::type;
+  using Lane = std::conditional_t<sizeof(T) == sizeof(float), int32_t, int64_t>;
+  using Lanes = decltype(Vector{} < Vector{});
   constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes, kParts = 4;
-  Vector part[kParts] = {};
-  for (int64_t i = 0; i < size; i += kLanes)
-    part[i / kLanes % kParts] += load_some<Vector>(line + i, std::min(kLanes, size - i));
-  const Vector total = (part[0] + part[1]) + (part[2] + part[3]);
-  T sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += total[i];
-  return sum;
+  Lanes number;
+  for (int64_t i = 0; i < kLanes; ++i) number[i] = static_cast<Lane>(i);
+  const Lanes in_last = number < static_cast<Lane>((size - 1) % kLanes + 1);
+  for (int64_t line = 0; line < count; line += kLanes) {
+    const int64_t depth = std::min(kLanes, count - line);
+    Vector square[kLanes] = {};
+    for (int64_t r = 0; r < depth; ++r) {
+      const T* from = lines + (line + r) * size;
+      Vector part[kParts] = {};
+      int64_t i = 0;
+      while (size - i > kLanes) {
+#pragma GCC unroll 4
+        for (int64_t p = 0; p < kParts; ++p)
+          if (size - i > kLanes) {
+            part[p] += load_some<Vector>(from + i, kLanes);
+            i += kLanes;
+          }
+      }
+      const Vector last = load_some<Vector>(from + i, end - from - i >= kLanes ? kLanes : size - i);
+      square[r] = (part[0] + part[1]) + (part[2] + part[3]) + (in_last ? last : Vector{});
+    }
+    transpose_lanes<static_cast<int>(kLanes)>(square);
+#pragma GCC unroll 5
+    for (int64_t step = kLanes / 2; step > 0; step /= 2)
+      for (int64_t r = 0; r < step; ++r) square[r] += square[r + step];
+    store_some(sums + line, square[0], depth);
+  }
 }
 
 // Calls body, as a function of its own, with every tile of outputs [begin, end).

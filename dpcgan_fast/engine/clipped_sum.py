@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,9 @@ def merge_shared(named: Sequence[tuple[str, LayerGradient]]) -> list[tuple[str, 
 
     Squared norms of the uses must not be added one by one: that would leave out the cross terms.
     """
+    every = [id(parameter) for _, gradient in named for parameter in gradient.parameters()]
+    if len(set(every)) == len(every):
+        return list(named)
     named = _joined(named)
     uses = Counter(p for _, gradient in named for p in gradient.parameters())
     alone, shared = [], []
@@ -75,41 +79,46 @@ def add_clipped_sum(
     pick: NormPicker,
     total: GradientSum,
     valid: Tensor | None = None,
+    scale: int = 1,
 ) -> Clipped:
-    """Adds the sum over units of min(1, max_grad_norm / norm_u) G_u to `total`, in float64.
+    """Adds the sum over units of scale min(1, max_grad_norm / norm_u) G_u to `total`, in float64.
 
     named: (layer name, gradient) pairs of one batch
     units: rows of one unit add before the norm; None if every row is a unit
     pick:  the norm mode of each layer
     valid: () int64 on the device: units from this number on add exactly zero; None: all count
+    scale: of losses that were divided by their number, what they were divided by
 
     Formal guarantees: the norm is over all layers together; a unit whose gradient is not finite adds exactly zero;
-    removing a unit moves the sum by at most max_grad_norm (1 + 1e-6).
+    removing a unit moves the sum by at most scale max_grad_norm (1 + 1e-6).
     Source: arXiv 1607.00133, algorithm 1; book-keeping of output gradients, arXiv 2210.00038.
     """
     named = merge_shared(named)
     name, only = named[0] if len(named) == 1 else ("", None)
     if isinstance(only, FusedGradient) and valid is None:
         sums, sq_norm = only.clipped_sum(max_grad_norm)
+        if scale != 1:
+            torch._foreach_mul_(list(sums.values()), scale)  # pyright: ignore[reportPrivateImportUsage]
         add_to(total, sums)
         return Clipped(only.reports(name, pick(only, False)), lambda: ops.clip_factor(sq_norm, max_grad_norm))
     gradients: list[tuple[LayerGradient, NormMode]] = []
     reports: list[LayerReport] = []
-    lent: list[MaterialisedGradient] = []
+    lent: list[Tensor] = []
     for name, gradient in named:
         choice = pick(gradient, units is not None)
         reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
             gradient = _form(gradient, choice.reason)
             if gradient.lent:
-                lent.append(gradient)
+                lent += gradient.grads.values()
         gradients.append((gradient, choice.mode))
     if not gradients:
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
     factor = _clip_factor(gradients, max_grad_norm, units, valid)
-    row_factor = factor if units is None else factor[units.unit_of_row]
+    scaled = factor if scale == 1 else factor * scale
+    row_factor = scaled if units is None else scaled[units.unit_of_row]
     sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
-    ops.give_back(grad for kept in lent for grad in kept.grads.values())
+    ops.give_back(lent)
     for layer_sum in sums:  # all or none: after an error the same rows may be given again
         add_to(total, layer_sum)
     return Clipped(tuple(reports), lambda: factor)
@@ -137,7 +146,7 @@ def _clip_factor(
         layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in gradients if isinstance(g, ConvGradient)]
         return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid)
     norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
-    return ops.clip_factor(torch.stack(norms).sum(0), max_grad_norm, valid)
+    return ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
 
 
 def add_to(total: GradientSum, grads: GradientSum) -> None:

@@ -70,7 +70,7 @@ def per_sample_fallback(
         remaining = iter(inputs)
         filled = [next(remaining).unsqueeze(row_dim) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = tree_unflatten(filled, structure)
-        outputs: list[Any] = tensors_in(torch.func.functional_call(use.module, parameters, args, kwargs))
+        outputs: list[Any] = tensors_in((torch.func.functional_call(use.module, parameters, args, kwargs),))
         products = [(outputs[i] * grad.unsqueeze(row_dim)).sum() for i, grad in zip(used, outer, strict=True)]
         return torch.stack(products).sum()
 

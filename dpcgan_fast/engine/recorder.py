@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -28,13 +29,13 @@ class LayerUse:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     edges: tuple[GradientEdge | None, ...]
-    input_nodes: tuple[Any, ...]  # graph nodes that produced the inputs
+    input_nodes: tuple[Any, ...]  # graph nodes that produced the inputs; None for those that no node did
     versions: tuple[int, ...]  # of the tensor inputs, to notice a change in place
     fused: Any = None  # what the fused path keeps, if the module is a run of layers that took it
 
     def check_unchanged(self) -> None:
         """Raises ValueError if an input was changed in place after the layer used it."""
-        if tuple(x._version for x in tensors_in(self.args, self.kwargs)) != self.versions:
+        if _versions(tensors_in(self.args, self.kwargs)) != self.versions:
             raise ValueError(
                 f"An input of module {self.name or '(root)'!r} was changed in place after the module used it, so its "
                 "per-sample gradient cannot be formed. Use the operation's out-of-place form."
@@ -75,17 +76,23 @@ class ForwardCall:
     used: bool = False
 
 
-def tensors_in(*trees: Any) -> list[Tensor]:
-    """All tensors in nested containers."""
-    found: list[Tensor] = []
-    for tree in trees:
-        if isinstance(tree, Tensor):
-            found.append(tree)
-        elif isinstance(tree, tuple) and all(isinstance(leaf, Tensor) for leaf in tree):
-            found += tree  # arguments of nearly every layer; the general way costs as much as a small layer
-        elif tree:
-            found += [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
-    return found
+def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any] = MappingProxyType({})) -> list[Tensor]:
+    """All tensors in the arguments of a call, also nested in containers."""
+    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        return list(args)  # arguments of nearly every layer; the general way costs as much as a small layer
+    return [leaf for leaf in tree_flatten((args, dict(kwargs)))[0] if isinstance(leaf, Tensor)]
+
+
+def _edges_of(output: Any) -> tuple[GradientEdge | None, ...]:
+    """The edge of each tensor in a layer's output, None where it has no gradient."""
+    if isinstance(output, Tensor):
+        return (get_gradient_edge(output) if output.requires_grad else None,)
+    outputs = tensors_in((output,))
+    return tuple(get_gradient_edge(out) if out.requires_grad else None for out in outputs)
+
+
+def _versions(tensors: list[Tensor]) -> tuple[int, ...]:
+    return tuple([x._version for x in tensors])
 
 
 def recorded_layers(
@@ -125,22 +132,12 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
     runs = {name: run for name, run in runs.items() if run.usable()}
 
     def record(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any, fused: Any = None) -> None:
-        outputs = tensors_in(output)
-        if not any(out.requires_grad for out in outputs):
+        edges = _edges_of(output)
+        if edges.count(None) == len(edges):
             return
         inputs = tensors_in(args, kwargs)
-        call.uses.append(
-            LayerUse(
-                name,
-                module,
-                args,
-                kwargs,
-                tuple(get_gradient_edge(out) if out.requires_grad else None for out in outputs),
-                tuple(x.grad_fn for x in inputs if x.grad_fn is not None),
-                tuple(x._version for x in inputs),
-                fused,
-            )
-        )
+        nodes = tuple([x.grad_fn for x in inputs])
+        call.uses.append(LayerUse(name, module, args, kwargs, edges, nodes, _versions(inputs), fused))
 
     handles: list[RemovableHandle] = []
 

@@ -38,6 +38,7 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
 }
+_PLAIN = {"weight", "bias"}  # parameters of a layer with a rule
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
@@ -63,7 +64,7 @@ def gradient_by_rule(
     """The gradient by the rule of the layer's kind; None if there is none, or not for this use."""
     module = use.module
     rule = _rule_of(type(module))
-    plain = set(module._parameters) <= {"weight", "bias"} and set(own) <= set(module._parameters)
+    plain = module._parameters.keys() <= _PLAIN and own.keys() <= module._parameters.keys()
     given = len(use.args)
     alone = given == 1 and not use.kwargs
     bag = isinstance(module, nn.EmbeddingBag) and given > 0  # weights of its tokens may come beside

@@ -102,10 +102,13 @@ class WindowGradient:
     def materialised(self, reason: str) -> MaterialisedGradient:
         """The gradient row by row, measured where that costs nothing beside it."""
         formed = self.problem.formed(self.x, self.g, bias=self.bias is not None and not self.transposed)
-        bias = self._bias_rows if formed.bias is None or self.bias is None else {self.bias: formed.bias}
         sq_norm = formed.sq_norm
-        if sq_norm is not None and bias:
-            sq_norm = sq_norm + ops.rows_sq_norm(list(bias.values()))
+        if formed.bias is not None and self.bias is not None:
+            bias = {self.bias: formed.bias}
+        else:
+            bias = self._bias_rows
+            if bias and sq_norm is not None:
+                sq_norm = sq_norm + ops.rows_sq_norm(list(bias.values()))
         return MaterialisedGradient(self.rule, reason, {self.weight: formed.weight, **bias}, sq_norm, lent=True)
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
@@ -116,6 +119,7 @@ class WindowGradient:
             sq_norm, sums = self.problem.register_sq_norm(self.x, self.g, from_grad)
             if self.bias is not None and from_grad:
                 self._bias_rows = {self.bias: sums}
+                return sq_norm
         else:
             sq_norm = self.problem.sq_norm(self.x, self.g, mode, units)
         bias = list(self._bias_rows.values())

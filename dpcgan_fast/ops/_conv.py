@@ -54,7 +54,7 @@ class ConvProblem:
 
         Not while a graph is traced: the product is taken some rows at a time, and the graph would be one for each size.
         """
-        plain = self.geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1
+        plain = x.shape[2] > 1 and self.geometry()[:5] == (1, 1, 0, 1, 1)
         return plain and not gpu_ops(x.device) and not torch.compiler.is_compiling()
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,8 +72,8 @@ class ConvProblem:
 
         factor: (B,) float64; rows of factor 0 are not read
         """
-        weights, activations = x.shape[1] * g.shape[1], x[:1].numel() + g[:1].numel()
-        if self._pointwise(x) and weights > activations:  # each position is a row: one product of matrices in double
+        weights, activations = x.shape[1] * g.shape[1], x.shape[1] * x.shape[2] + g.shape[1] * g.shape[2]
+        if weights > activations and self._pointwise(x):  # each position is a row: one product of matrices in double
             factor = factor.repeat_interleave(x.shape[2])
             x, g = (side.transpose(1, 2).reshape(len(factor), side.shape[1], 1) for side in (x, g))
         return op("conv_weighted_grad")(x, g, factor, *self.geometry())
@@ -203,6 +203,8 @@ def linear_sq_norm(x: Tensor, grad_out: Tensor, bias: bool = True, mode: NormMod
 
 def as_channels(features_last: Tensor) -> Tensor:
     """(B, ..., F) -> (B, F, positions), a view where possible: Linear as a convolution of kernel size 1."""
+    if features_last.dim() == 2:
+        return features_last.unsqueeze(2)
     rows, features = features_last.shape[0], features_last.shape[-1]
     positions = features_last.shape[1:-1].numel()
     return features_last.reshape(rows, positions, features).transpose(1, 2)

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,18 +30,19 @@ class NoiseKey:
     position: first block to use; only for a seeded key, to continue a reproducible run
     """
 
-    __slots__ = ("_key", "_lock", "_pid", "_position", "key_id", "seeded")
+    __slots__ = ("_lock", "_pid", "_position", "_words", "key_id", "seeded")
 
     def __init__(self, seed: int | None = None, position: int = 0):
         if seed is None and position != 0:
             raise ValueError("Expected position 0 for a key without a seed: a secret stream is never continued.")
         self.seeded: bool = seed is not None
         if seed is None:
-            self._key = secrets.token_bytes(KEY_BYTES)
+            key = secrets.token_bytes(KEY_BYTES)
             self.key_id: str = secrets.token_hex(8)
         else:
-            self._key = derive_key(str(seed).encode(), "seeded noise")
+            key = derive_key(str(seed).encode(), "seeded noise")
             self.key_id = SEEDED_KEY_ID
+        self._words = torch.frombuffer(bytearray(key), dtype=torch.int32)
         self._position = position
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -73,7 +73,7 @@ class NoiseKey:
             if not 0 <= blocks <= _LAST_COUNTER - first:
                 raise ValueError(f"Expected 0 <= blocks <= {_LAST_COUNTER - first}, got {blocks}.")
             self._position = first + blocks
-        return torch.as_tensor(np.frombuffer(self._key, dtype=np.int32).copy()), first
+        return self._words, first
 
     def __repr__(self) -> str:
         return f"NoiseKey(key_id={self.key_id!r}, position={self._position}, seeded={self.seeded})"

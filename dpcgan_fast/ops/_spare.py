@@ -39,8 +39,11 @@ def borrow(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def give_back(tensors: Iterable[Tensor]) -> None:
     """Keeps the memory of tensors that `borrow` gave and that nothing refers to any more; of others, nothing."""
+    large = [tensor for tensor in tensors if tensor.numel() * tensor.element_size() >= _LEAST_BYTES]
+    if not large:
+        return
     with _lock:
-        for tensor in tensors:
+        for tensor in large:
             storage = tensor.untyped_storage()
             lent = StorageWeakRef(storage)
             if lent in _lent:

@@ -33,7 +33,7 @@ class FormedWindows:
 
     weight:  (B, O, C / groups, *kernel_size) in the dtype of the operands, not always contiguous
     bias:    (B, O), the sums of g over positions, if they were asked for
-    sq_norm: (B,) float64, squared norms of the weight's gradients
+    sq_norm: (B,) float64, squared norms of the gradients of both
     """
 
     weight: Tensor
@@ -97,7 +97,7 @@ class WindowProblem:
     def register_sq_norm(self, x: Tensor, g: Tensor, bias: bool = False) -> tuple[Tensor, Tensor]:
         """Squared norms of what `formed` would store, (B,) float64; only where gradients are formed `in_registers`.
 
-        bias: whether the sums of g over positions are wanted, too; they are (B, O), or else (B, 0)
+        bias: whether the sums of g over positions are wanted and measured, too; they are (B, O), or else (B, 0)
         """
         return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry, bias)
 

@@ -83,6 +83,34 @@ def test_the_norm_of_an_outer_product_is_exact(device, rows, groups, sizes, bias
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@given(
+    rows=st.sampled_from([0, 1, 2, 255, 257, 600]),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 40)),
+    bias_role=st.sampled_from([ops.BIAS_NONE, ops.BIAS_FROM_GRAD]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    strided=st.booleans(),
+    level=st.sampled_from(available_simd_levels()),
+)
+def test_the_sum_of_outer_products_is_in_double(device, rows, sizes, bias_role, dtype, strided, level):
+    """A Linear without positions, by blocks of rows, inputs and outputs; rows of factor 0 are not read."""
+    inputs, outputs = sizes
+    x, g = (torch.randn(rows, size, 2 if strided else 1, dtype=dtype)[:, :, :1] for size in sizes)
+    x, g = (side.transpose(0, 1).contiguous().transpose(0, 1) if strided else side for side in (x, g))
+    factor = torch.rand(rows, dtype=torch.float64)
+    factor[::3] = 0
+    expected = torch.einsum("n,no,ni->oi", factor, g[:, :, 0].double(), x[:, :, 0].double())
+    x[::3], g[::3] = float("nan"), float("inf")
+    with at_simd_level(level):
+        weight, bias = kernels.conv_weighted_grad(
+            x.to(device), g.to(device), factor.to(device), 1, 1, 0, 1, 1, bias_role
+        )
+    torch.testing.assert_close(weight.cpu(), expected[:, :, None], rtol=1e-12, atol=1e-12)
+    used = factor != 0
+    summed = factor[used] @ g[used, :, 0].double()
+    torch.testing.assert_close(bias.cpu(), summed if bias_role else summed[:0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @given(case=conv_cases(), level=st.sampled_from(available_simd_levels()))
 def test_per_sample_gradients_and_weighted_sums_equal_the_float64_reference(device, case, level):
     x, g, geometry, _ = case

@@ -55,7 +55,8 @@ def test_each_row_is_torchs_gradient_of_that_row(case, level):
     expected = gradients_by_torch(problem, x, g)
     assert got.shape == expected.shape
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(sq_norm, got.double().flatten(1).square().sum(1), rtol=1e-6, atol=0.0)
+    squares = (part.double().flatten(1).square().sum(1) for part in (got, formed.bias))
+    torch.testing.assert_close(sq_norm, sum(squares), rtol=1e-6, atol=0.0)
     torch.testing.assert_close(formed.bias.double(), g.double().flatten(2).sum(2), rtol=1e-5, atol=1e-5)
 
 
@@ -82,10 +83,11 @@ def test_what_is_measured_and_summed_without_storing_is_what_is_stored(case, lev
     problem, x, g = case
     factor = torch.rand(x.shape[0], dtype=torch.float64)
     with at_simd_level(level):
-        stored = problem.formed(x, g)
+        stored = problem.formed(x, g, bias=True)
         sq_norm, sums = problem.register_sq_norm(x, g, bias=True)
         assert torch.equal(sq_norm, stored.sq_norm)
-        assert torch.equal(sums, problem.formed(x, g, bias=True).bias)
+        assert torch.equal(sums, stored.bias)
+        assert torch.equal(problem.register_sq_norm(x, g)[0], problem.formed(x, g).sq_norm)
         total = problem.register_weighted_grad(x, g, factor)
     expected = torch.einsum("n,n...->...", factor, stored.weight.double())
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
@@ -109,8 +111,9 @@ def test_nothing_to_form_is_nothing(empty, dilation):
     x, g = torch.randn(rows, inputs, 6, 6), torch.randn(rows, outputs, 6, 8 - 2 * dilation)
     formed = problem.formed(x, g, bias=True)
     assert formed.weight.shape == (rows, outputs, inputs, 3, 3)
-    assert formed.sq_norm.tolist() == problem.register_sq_norm(x, g)[0].tolist() == [0.0] * rows
+    assert problem.formed(x, g).sq_norm.tolist() == problem.register_sq_norm(x, g)[0].tolist() == [0.0] * rows
     torch.testing.assert_close(formed.bias, g.sum((2, 3)))
+    torch.testing.assert_close(formed.sq_norm, formed.bias.double().square().sum(1))
     total = problem.register_weighted_grad(x, g, torch.ones(rows, dtype=torch.float64))
     assert total.shape == (outputs, inputs, 3, 3)
     assert not total.any()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dpcgan_fast import ops
@@ -34,18 +34,17 @@ class Batch:
     rows: int
     scale: int
     public: bool
-    versions: dict[nn.Parameter, int] = field(init=False)
+    versions: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.versions = {p: p._version for p in self.recorded.trainable}
+        self.versions = [p._version for p in self.recorded.trainable]
 
     def check_parameters(self) -> None:
         """Raises ValueError if a parameter was moved after the backward: gradients would be those of other weights."""
-        for parameter, version in self.versions.items():
+        for (parameter, name), version in zip(self.recorded.trainable.items(), self.versions, strict=True):
             if parameter._version != version:
                 raise ValueError(
-                    f"Parameter {self.recorded.trainable[parameter]!r} was changed between backward and step. Call "
-                    "optimizer.step() first."
+                    f"Parameter {name!r} was changed between backward and step. Call optimizer.step() first."
                 )
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from dpcgan_fast import ops
@@ -26,12 +25,6 @@ def _bound(max_grad_norm: float, batch: Batch) -> float:
     return bound
 
 
-def _add_scaled(total: GradientSum, own: GradientSum, scale: int) -> None:
-    if scale != 1 and own:
-        torch._foreach_mul_(list(own.values()), scale)  # pyright: ignore[reportPrivateImportUsage]
-    add_to(total, own)
-
-
 def add_flat(
     batch: Batch, max_grad_norm: float, pick: NormPicker, total: GradientSum
 ) -> tuple[StepReport, Callable[[], Tensor]]:
@@ -40,13 +33,11 @@ def add_flat(
     Returns which path was taken, and a function that gives the clip factors, (B,).
     """
     batch.check_parameters()
-    own: GradientSum = {}
+    bound = _bound(max_grad_norm, batch)
     with ops.same_backend():
         named = batch.recorded.gradients(batch.reached, batch.rows, units=False)
-        clipped = add_clipped_sum(named, _bound(max_grad_norm, batch), None, pick, own)
-        report = batch.recorded.report(clipped.layers, {})
-    _add_scaled(total, own, batch.scale)
-    return report, clipped.factor
+        clipped = add_clipped_sum(named, bound, None, pick, total, scale=batch.scale)
+        return batch.recorded.report(clipped.layers, {}), clipped.factor
 
 
 def _by_parameter(gradient: LayerGradient) -> list[LayerGradient]:
@@ -76,6 +67,6 @@ def add_per_parameter(
         for part in _by_parameter(gradient):
             (parameter,) = part.parameters()
             bound = _bound(bounds[parameter], batch)
-            layers += add_clipped_sum([(name, part)], bound, None, pick, own).layers
-    _add_scaled(total, own, batch.scale)
+            layers += add_clipped_sum([(name, part)], bound, None, pick, own, scale=batch.scale).layers
+    add_to(total, own)
     return batch.recorded.report(layers, {})

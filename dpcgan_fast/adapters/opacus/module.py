@@ -35,14 +35,19 @@ def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
     _OWNERS[key] = weakref.ref(parameter, lambda _: _OWNERS.pop(key, None)), weakref.ref(owner)
 
 
-def _trainable_of(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Trainable parameters, those that are shared more than once; asked before every forward, so not by their names."""
-    for parameter in module._parameters.values():
-        if parameter is not None and parameter.requires_grad:
-            yield parameter
-    for below in module._modules.values():
-        if below is not None:
-            yield from _trainable_of(below)
+def _trainable_ids(module: nn.Module) -> tuple[int, ...]:
+    """Ids of trainable parameters, those that are shared more than once, in a fixed order.
+
+    Asked before every forward, so by no names, and not by torch's nested generators.
+    """
+    found: list[int] = []
+    pending: list[nn.Module | None] = [module]
+    while pending:
+        at = pending.pop()
+        if at is not None:
+            found += [id(p) for p in at._parameters.values() if p is not None and p.requires_grad]
+            pending += at._modules.values()
+    return tuple(found)
 
 
 class GradSampleHooks(AbstractGradSampleHooks):
@@ -85,7 +90,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
         self._pending: list[Batch] = []
         self._row_dim = 0 if batch_first else 1
         self._boundary = Boundary(loss_reduction == "mean", self._row_dim, self._receive)
-        self._recordings: dict[tuple[nn.Parameter, ...], RecordedModule] = {}
+        self._recordings: dict[tuple[int, ...], RecordedModule] = {}  # by ids of parameters, which they keep alive
         self._guards: list[RemovableHandle] = []
         for name, parameter in m.named_parameters():
             _own(parameter, self)
@@ -185,7 +190,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
 
     def _recorded(self) -> RecordedModule | None:
         """The recording of what is trainable now; layers may be frozen and thawed between forwards."""
-        key = tuple(_trainable_of(self._module))
+        key = _trainable_ids(self._module)
         if key not in self._recordings:
             trainable = {p: name for name, p in self._module.named_parameters() if p.requires_grad}
             if not trainable:

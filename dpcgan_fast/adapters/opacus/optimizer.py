@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from opacus.optimizers import DPOptimizer as OpacusDPOptimizer
-from torch import nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
@@ -21,7 +20,6 @@ from dpcgan_fast.engine.settings import noise_std
 from dpcgan_fast.ops import NoiseKey
 
 StepHook = Callable[[Any], None]
-_SMALL = 2**16  # elements of a parameter
 
 
 def _noise_key(generator: torch.Generator | None) -> NoiseKey:
@@ -133,8 +131,8 @@ class DPOptimizer(OpacusDPOptimizer):
                 "and loss.backward(), before optimizer.step()."
             )
         params = self.params
-        trained = set(params)
-        if not all(parameter in trained for batch in batches for parameter in batch.recorded.trainable):
+        trained = set(map(id, params))
+        if not all(trained.issuperset(map(id, batch.recorded.trainable)) for batch in batches):
             raise ValueError("A trained parameter of the module is not in the optimizer. Freeze it, or add it.")
         try:
             with ExitStack() as plain:
@@ -192,20 +190,13 @@ class DPOptimizer(OpacusDPOptimizer):
         """Adds noise to the clipped sums, and leaves them in `p.grad`; no other gradient, and no sum, stays."""
         std = self._noise_std()
         sums, self._sums, self._clipped_to = self._sums, {}, 0.0
-        # Small ones are taken as one vector: a call for each costs more. Of large ones that would be another copy.
-        together: dict[tuple[torch.device, torch.dtype, int], list[nn.Parameter]] = {}
-        for parameter in self.params:
-            alone = id(parameter) if parameter.numel() > _SMALL else 0
-            together.setdefault((parameter.device, parameter.dtype, alone), []).append(parameter)
+        noisy = [sums[parameter].contiguous() for parameter in self.params]
+        if std > 0:
+            for device in dict.fromkeys(total.device for total in noisy):
+                ops.gaussian_noise_([total for total in noisy if total.device == device], std, self._key)
+        for parameter, total in zip(self.params, noisy, strict=True):
+            parameter.grad = total.to(parameter.dtype)
             parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
-        for (_, dtype, _alone), params in together.items():
-            flat = [sums[parameter].flatten() for parameter in params]
-            whole = flat[0] if len(flat) == 1 else torch.cat(flat)
-            if std > 0:
-                ops.gaussian_noise_([whole], std, self._key)
-            parts = whole.to(dtype).split([parameter.numel() for parameter in params])
-            for parameter, part in zip(params, parts, strict=True):
-                parameter.grad = part.view(parameter.shape)
         self._drop_other_gradients()
 
     def _drop_other_gradients(self) -> None:
