@@ -24,7 +24,10 @@ Device = Annotated[
 
 
 def schema(
-    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed; separator , ; or tab) or Parquet.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="Table: CSV (also compressed; separator , ; tab), Parquet, or a folder of such files."),
+    ],
     out: Annotated[Path, typer.Option(help="Schema file to write.")],
 ) -> None:
     """Draft a schema file: names and types; bounds, lists and the unit are left for you to fill in.
@@ -45,7 +48,7 @@ def schema(
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed) or Parquet.")],
+    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed), Parquet, or a folder of such files.")],
     schema: Annotated[Path, typer.Option(help="Schema file; `dpcgan schema` drafts one.")],
     epsilon: Annotated[float, typer.Option(help="Privacy budget, > 0; inf trains the non-private baseline.")],
     delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],

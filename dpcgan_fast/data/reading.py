@@ -36,6 +36,9 @@ _TYPED_KINDS = "biuf"  # numpy's letters for booleans, integers and floats
 _SEPARATORS = ",;\t"
 _PARQUET_MAGIC = b"PAR1"
 _PARQUET_ENDINGS = (".parquet", ".pq")
+# Of the files in a folder; a file that is given by itself may have any ending.
+_SHARD = re.compile(r".+\.(parquet|pq|(csv|tsv)(\.(gz|bz2|zst|lz4|br))?)", re.IGNORECASE)
+_LEFT_BY_TOOLS = "._"  # first letters of names that tools leave beside data, such as _SUCCESS
 _LONGEST_HEADER = 1 << 26  # bytes
 # Cells in quotes may hold line breaks; quotes inside a cell are text. Possessive, so that the time is linear.
 _HEADER = re.compile(rb'((?:(?:"(?:[^"]++|"")*+")?+[^,;\t\r\n]*+[,;\t]?+)*+)[\r\n]')
@@ -57,8 +60,9 @@ class _Opened:
 def read_table(source: TableSource, wanted: Sequence[str]) -> tuple[pa.Table, tuple[str, ...]]:
     """Reads the wanted columns of a table, and names the columns that were left.
 
-    source: path of a CSV file (separator , ; or tab; compressed if its ending says so) or of a Parquet file, a pandas
-            DataFrame, a pyarrow Table, or another table with the Arrow stream interface
+    source: path of a CSV file (separator , ; or tab; compressed if its ending says so), of a Parquet file, or of a
+            folder of such files, which are one table in the order of their names; a pandas DataFrame, a pyarrow Table,
+            or another table with the Arrow stream interface
     wanted: names of columns, at least one
 
     Returns a table with exactly the wanted columns in that order, CSV cells as strings and all else as it is typed; and
@@ -87,7 +91,8 @@ def column_names(source: TableSource) -> tuple[str, ...]:
 
 def _open(source: TableSource) -> _Opened:
     if isinstance(source, (str, os.PathLike)):
-        opened = _open_file(Path(source))
+        path = Path(source)
+        opened = _open_folder(path) if path.is_dir() else _open_file(path)
     elif _is_frame(source):
         opened = _open_frame(source)
     else:
@@ -156,11 +161,51 @@ def _open_arrow(source: Any) -> _Opened:
 # ---- files
 
 
+def _open_folder(folder: Path) -> _Opened:
+    """All data files of a folder as one table, in the order of their names."""
+    how = "Give a folder that holds only CSV or Parquet files, all with the same columns."
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.name[0] not in _LEFT_BY_TOOLS)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    if not paths:
+        raise InputError("The folder holds no data file", str(folder), how)
+    for path in paths:
+        if not _SHARD.fullmatch(path.name):
+            raise InputError("The folder holds something that is neither CSV nor Parquet", str(path), how)
+    parts = [_open_file(path) for path in paths]
+    for part in parts:
+        _refuse_repeated_names(part)
+        if set(part.names) != set(parts[0].names):  # not named: without a header, names are a person's row
+            raise InputError(f"A file has other columns than {paths[0].name}", part.where, how)
+
+    def read(wanted: list[str]) -> pa.Table:
+        tables = [_without_dictionaries(part.read(wanted)) for part in parts]
+        for name in wanted:
+            try:
+                pa.unify_schemas([table.select([name]).schema for table in tables], promote_options="permissive")
+            except pa.ArrowException:
+                what, where = "A column has different types in the files of a folder", f"{folder}, column {name}"
+                raise InputError(what, where, "Write the files again, with one type for each column.") from None
+        return pa.concat_tables(tables, promote_options="permissive")
+
+    return _Opened(str(folder), parts[0].names, read)
+
+
+def _without_dictionaries(table: pa.Table) -> pa.Table:
+    """Plain columns, without metadata, so that those of two files fit."""
+    fields = [
+        pa.field(field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type)
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
 def _open_file(path: Path) -> _Opened:
     try:
         if path.exists() and not path.is_file():  # a pipe could not be read twice
             what = f"A {'folder' if path.is_dir() else 'pipe or device'} was given in place of a data file"
-            raise InputError(what, str(path), "Give the path of one file.")
+            raise InputError(what, str(path), "Give the path of a file, or of a folder of files.")
         with path.open("rb") as file:
             head = file.read(len(_PARQUET_MAGIC))
     except FileNotFoundError:

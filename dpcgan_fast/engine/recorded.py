@@ -6,6 +6,7 @@ What is common to `PrivateStep` and the adapters for other libraries' loops.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dpcgan_fast.engine.recorder import (
     ForwardCall,
     LayerUse,
     Reached,
+    modules_below,
     recorded_layers,
     recording,
     tensors_in,
@@ -63,11 +65,11 @@ class RecordedModule:
         measure: bool, row_dim: int = 0, containers: tuple[type[nn.Module], ...] = (),
         rows_lead: tuple[type[nn.Module], ...] = (),
     ):  # fmt: skip
-        refuse_wrapped_modules(module)
-        refuse_mixing_modules(module)
         self.module = module
         self.trainable = trainable
         self.rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
+        self._modules: list[nn.Module] = []  # that were looked at
+        self._refuse_by_name()
         self._layers = recorded_layers(module, set(trainable), containers)
         self._runs: dict[str, FusedRun] = {}
         self._row_dim = row_dim
@@ -80,6 +82,16 @@ class RecordedModule:
         self._norm_mode = norm_mode
         self._layerwise_next = False
 
+    def _refuse_by_name(self) -> None:
+        """Looks at all modules, anew if any was put in or replaced since: each by itself, and whether rows mix."""
+        modules = modules_below(self.module)
+        if len(modules) == len(self._modules) and all(map(is_, modules, self._modules)):
+            return
+        refuse_wrapped_modules(self.module)
+        refuse_mixing_modules(self.module)
+        self.rows_known_apart.clear()
+        self._modules = modules
+
     def begin_step(self) -> None:
         """Makes what was found out during a step hold from the next one on: all chunks of a step go one way."""
         if self._layerwise_next:
@@ -87,6 +99,7 @@ class RecordedModule:
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
         """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
+        self._refuse_by_name()
         training = self.module.training
         refuse = refuse_mixed_outputs if self._row_dim == 0 else refuse_mixed_second_rows
         rows = rows_of_call(args, kwargs, self._row_dim)

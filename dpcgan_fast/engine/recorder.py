@@ -95,6 +95,20 @@ def _versions(tensors: list[Tensor]) -> tuple[int, ...]:
     return tuple([x._version for x in tensors])
 
 
+def modules_below(root: nn.Module) -> list[nn.Module]:
+    """A module and all below it, each once, in a fixed order; asked before every forward, so without names."""
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    pending: list[nn.Module | None] = [root]
+    while pending:
+        module = pending.pop()
+        if module is not None and id(module) not in seen:
+            seen.add(id(module))
+            found.append(module)
+            pending += module._modules.values()
+    return found
+
+
 def recorded_layers(
     root: nn.Module, trainable: set[nn.Parameter], containers: tuple[type[nn.Module], ...] = ()
 ) -> dict[str, nn.Module]:

@@ -54,8 +54,9 @@ class ConvProblem:
 
         Not while a graph is traced: the product is taken some rows at a time, and the graph would be one for each size.
         """
-        plain = x.shape[2] > 1 and self.geometry()[:5] == (1, 1, 0, 1, 1)
-        return plain and not gpu_ops(x.device) and not torch.compiler.is_compiling()
+        if self.kernel_size != 1 or gpu_ops(x.device) or torch.compiler.is_compiling():
+            return False
+        return self.geometry()[:5] == (1, 1, 0, 1, 1) and x.shape[2] > 1
 
     def per_sample_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample gradients in the dtype of x, or float32 for bfloat16.
@@ -73,7 +74,7 @@ class ConvProblem:
         factor: (B,) float64; rows of factor 0 are not read
         """
         weights, activations = x.shape[1] * g.shape[1], x.shape[1] * x.shape[2] + g.shape[1] * g.shape[2]
-        if weights > activations and self._pointwise(x):  # each position is a row: one product of matrices in double
+        if self._pointwise(x) and weights > activations:  # each position is a row: one product of matrices in double
             factor = factor.repeat_interleave(x.shape[2])
             x, g = (side.transpose(1, 2).reshape(len(factor), side.shape[1], 1) for side in (x, g))
         return op("conv_weighted_grad")(x, g, factor, *self.geometry())

@@ -73,7 +73,7 @@ class NoiseKey:
             if not 0 <= blocks <= _LAST_COUNTER - first:
                 raise ValueError(f"Expected 0 <= blocks <= {_LAST_COUNTER - first}, got {blocks}.")
             self._position = first + blocks
-        return self._words, first
+        return self._words.clone(), first
 
     def __repr__(self) -> str:
         return f"NoiseKey(key_id={self.key_id!r}, position={self._position}, seeded={self.seeded})"

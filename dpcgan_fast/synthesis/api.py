@@ -75,7 +75,7 @@ class DPCGAN:
         self, data: TableSource, out: str | Path | None = None, *, resume: bool = False,
         hooks: fitting.FitHooks | None = None,
     ) -> "DPCGAN":  # fmt: skip
-        """Trains on a table: a path to CSV or Parquet, a DataFrame, or an Arrow table.
+        """Trains on a table: a path to CSV, Parquet or a folder, a DataFrame, or an Arrow table.
 
         out:    run folder; without it the run lives in a private temporary folder that `save` copies
         resume: go on with a stopped run in `out`; without `out`, with the one that this model began

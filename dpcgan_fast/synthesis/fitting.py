@@ -274,7 +274,7 @@ def _charge_torn_line(session: Session) -> None:
 
 def _name_of(source: TableSource) -> str:
     """A file's name, for a person to notice another table. A fingerprint of its content would tell who is in it."""
-    return Path(source).name if isinstance(source, (str, Path)) else "a table in memory"
+    return Path(source).absolute().name if isinstance(source, (str, Path)) else "a table in memory"
 
 
 def _check_same_run(

@@ -189,3 +189,12 @@ def test_a_parameter_that_nothing_reached_may_lie_channels_last():
     module(torch.rand(3, 2, 5, 5)).sum().backward()
     optimizer.step()
     assert bool((net.spare.weight != before).all())
+
+
+def test_a_module_that_mixes_rows_is_found_where_it_takes_the_place_of_another_later():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Identity(), nn.Linear(2, 1))
+    module, _ = made(net)
+    module(torch.rand(4, 2))
+    net[1] = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
+    with pytest.raises(ValueError, match="mixes rows"):
+        module(torch.rand(4, 2))

@@ -99,6 +99,25 @@ def test_parquet_keeps_its_types_whatever_its_ending(tmp_path):
     assert others == ("s",)
 
 
+def test_a_folder_of_files_is_one_table_in_the_order_of_their_names(tmp_path):
+    file(tmp_path, "a,b\n3,x\n", "part-2.csv")
+    file(tmp_path, gzip.compress(b"b;a\ny;1\nz;2\n"), "part-1.csv.gz")
+    file(tmp_path, "", "_SUCCESS")
+    file(tmp_path, "", ".part-2.csv.crc")
+    table, others = read_table(tmp_path, ["b", "a"])
+    assert table.to_pydict() == {"b": ["y", "z", "x"], "a": ["1", "2", "3"]}
+    assert others == ()
+
+
+def test_parquet_files_of_a_folder_may_differ_in_width_and_dictionaries(tmp_path):
+    pq.write_table(
+        pa.table({"a": pa.array([1], pa.int32()), "b": pa.array(["x"]).dictionary_encode()}), tmp_path / "1.pq"
+    )
+    pq.write_table(pa.table({"a": pa.array([None, 2.5]), "b": pa.array(["y", None])}), tmp_path / "2.parquet")
+    table, _ = read_table(tmp_path, ["a", "b"])
+    assert table.to_pydict() == {"a": [1.0, None, 2.5], "b": ["x", "y", None]}
+
+
 def test_a_data_frame_is_read_even_with_cells_of_mixed_types():
     frame = pd.DataFrame({"a": [1, "x", None], "b": [1.5, None, 2.0], 3: [True, False, True]})
     table, others = read_table(frame, ["b", "a"])
@@ -163,8 +182,31 @@ def test_a_missing_file_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "none.csv")
 
 
-def test_a_folder_is_refused(tmp_path):
-    assert "folder" in refusal(tmp_path)
+def test_a_folder_without_data_files_is_refused(tmp_path):
+    file(tmp_path, "", "_SUCCESS")
+    assert "holds no data file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "inner", "table.npz"])
+def test_a_folder_with_anything_else_is_refused_by_name(tmp_path, name):
+    file(tmp_path, "a,b\n1,2\n", "1.csv")
+    if name == "inner":
+        (tmp_path / name).mkdir()
+    else:
+        file(tmp_path, SENTINEL, name)
+    assert f"neither CSV nor Parquet ({tmp_path / name})" in refusal(tmp_path)
+
+
+def test_files_of_a_folder_with_other_columns_are_refused_by_name_alone(tmp_path):
+    file(tmp_path, "a,b\n1,2\n", "1.csv")
+    file(tmp_path, f"a,{SENTINEL}\n1,2\n", "2.csv")
+    assert f"A file has other columns than 1.csv ({tmp_path / '2.csv'})" in refusal(tmp_path)
+
+
+def test_a_column_that_is_text_in_one_file_and_numbers_in_another_is_refused_by_name(tmp_path):
+    pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": [1], "b": [SENTINEL]}), tmp_path / "2.parquet")
+    assert f"different types in the files of a folder ({tmp_path}, column b)" in refusal(tmp_path)
 
 
 def test_a_pipe_is_refused(tmp_path):

@@ -173,6 +173,16 @@ def test_found_in_eval_mode_although_training_mode_was_clean():
         step(torch.rand(5, 4))
 
 
+@pytest.mark.parametrize("mixing", [BatchCentred(), nn.BatchNorm1d(4, affine=False, track_running_stats=False)])
+def test_found_where_it_takes_the_place_of_another_module_later(mixing):
+    module = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 2))
+    step = step_of(module)
+    step(torch.rand(5, 4))
+    module[1] = mixing
+    with pytest.raises(ValueError, match="mixes rows"):
+        step(torch.rand(5, 4))
+
+
 def test_found_at_the_first_batch_that_has_two_rows():
     step = step_of(nn.Sequential(nn.Linear(4, 4), BatchCentred()))
     step(torch.rand(0, 4))

@@ -93,7 +93,6 @@ def test_the_norm_of_an_outer_product_is_exact(device, rows, groups, sizes, bias
 )
 def test_the_sum_of_outer_products_is_in_double(device, rows, sizes, bias_role, dtype, strided, level):
     """A Linear without positions, by blocks of rows, inputs and outputs; rows of factor 0 are not read."""
-    inputs, outputs = sizes
     x, g = (torch.randn(rows, size, 2 if strided else 1, dtype=dtype)[:, :, :1] for size in sizes)
     x, g = (side.transpose(0, 1).contiguous().transpose(0, 1) if strided else side for side in (x, g))
     factor = torch.rand(rows, dtype=torch.float64)

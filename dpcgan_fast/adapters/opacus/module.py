@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpcgan_fast.adapters.opacus.boundary import Batch, Boundary
 from dpcgan_fast.engine.recorded import RecordedModule
+from dpcgan_fast.engine.recorder import modules_below
 
 # id of a parameter -> weak references to it and to what records the forwards of its module. It is asked many times a
 # step, of all parameters, for which torch's dictionaries with weak keys are too slow.
@@ -36,18 +37,9 @@ def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
 
 
 def _trainable_ids(module: nn.Module) -> tuple[int, ...]:
-    """Ids of trainable parameters, those that are shared more than once, in a fixed order.
-
-    Asked before every forward, so by no names, and not by torch's nested generators.
-    """
-    found: list[int] = []
-    pending: list[nn.Module | None] = [module]
-    while pending:
-        at = pending.pop()
-        if at is not None:
-            found += [id(p) for p in at._parameters.values() if p is not None and p.requires_grad]
-            pending += at._modules.values()
-    return tuple(found)
+    """Ids of trainable parameters, those that are shared more than once, in a fixed order."""
+    own = [below._parameters.values() for below in modules_below(module)]
+    return tuple([id(p) for parameters in own for p in parameters if p is not None and p.requires_grad])
 
 
 class GradSampleHooks(AbstractGradSampleHooks):
