@@ -69,7 +69,7 @@ class RecordedModule:
         self.trainable = trainable
         self.rows_known_apart: set[bool] = set()  # training flags for which rows were seen not to mix
         self._modules: list[nn.Module] = []  # that were looked at
-        self._refuse_by_name()
+        self._refuse_by_name(modules_below(module))
         self._layers = recorded_layers(module, set(trainable), containers)
         self._runs: dict[str, FusedRun] = {}
         self._row_dim = row_dim
@@ -82,9 +82,8 @@ class RecordedModule:
         self._norm_mode = norm_mode
         self._layerwise_next = False
 
-    def _refuse_by_name(self) -> None:
+    def _refuse_by_name(self, modules: list[nn.Module]) -> None:
         """Looks at all modules, anew if any was put in or replaced since: each by itself, and whether rows mix."""
-        modules = modules_below(self.module)
         if len(modules) == len(self._modules) and all(map(is_, modules, self._modules)):
             return
         refuse_wrapped_modules(self.module)
@@ -97,9 +96,14 @@ class RecordedModule:
         if self._layerwise_next:
             self._runs = {}
 
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ForwardCall]:
-        """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows."""
-        self._refuse_by_name()
+    def forward(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], modules: list[nn.Module] | None = None
+    ) -> tuple[Any, ForwardCall]:
+        """The output, in the autograd graph, and the uses of layers. Raises ValueError for modules that mix rows.
+
+        modules: what `modules_below` gives now, where the caller has asked for it
+        """
+        self._refuse_by_name(modules_below(self.module) if modules is None else modules)
         training = self.module.training
         refuse = refuse_mixed_outputs if self._row_dim == 0 else refuse_mixed_second_rows
         rows = rows_of_call(args, kwargs, self._row_dim)

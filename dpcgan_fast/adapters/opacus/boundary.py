@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dpcgan_fast import ops
@@ -75,8 +75,11 @@ class Boundary:
         self._task = -1  # the backward pass at work, by autograd's number
         self._reached: list[tuple[_Forward, list[Reached]]] = []
 
-    def run(self, recorded: RecordedModule, args: tuple[Any, ...], kwargs: dict[str, Any], public: bool) -> Any:
-        """The module's output. Raises ValueError for modules that mix rows."""
+    def run(
+        self, recorded: RecordedModule, args: tuple[Any, ...], kwargs: dict[str, Any], public: bool,
+        modules: list[nn.Module],
+    ) -> Any:  # fmt: skip
+        """The module's output. Raises ValueError for modules that mix rows. modules: all that it has now."""
         rows = rows_of_call(args, kwargs, self._row_dim)
         outer: list[Tensor] = []  # inputs whose gradients the caller needs, and what stands for them
         inner: list[Tensor] = []
@@ -86,7 +89,7 @@ class Boundary:
             within = {id(leaf): leaf.detach().requires_grad_() for leaf in outer}
             inner = [within[id(leaf)] for leaf in outer]
             args, kwargs = tree_unflatten([within.get(id(leaf), leaf) for leaf in leaves], structure)
-        output, call = recorded.forward(args, kwargs)
+        output, call = recorded.forward(args, kwargs, modules)
         if isinstance(output, Tensor) and output.requires_grad:
             return self._end(_Forward(recorded, call, rows, public, inner, [output]), outer)[0]
         found, shape = tree_flatten(output)

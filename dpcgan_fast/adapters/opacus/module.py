@@ -36,9 +36,9 @@ def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
     _OWNERS[key] = weakref.ref(parameter, lambda _: _OWNERS.pop(key, None)), weakref.ref(owner)
 
 
-def _trainable_ids(module: nn.Module) -> tuple[int, ...]:
-    """Ids of trainable parameters, those that are shared more than once, in a fixed order."""
-    own = [below._parameters.values() for below in modules_below(module)]
+def _trainable_ids(modules: list[nn.Module]) -> tuple[int, ...]:
+    """Ids of the modules' trainable parameters, those that are shared more than once; names would take longer."""
+    own = [module._parameters.values() for module in modules]
     return tuple([id(p) for parameters in own for p in parameters if p is not None and p.requires_grad])
 
 
@@ -88,7 +88,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
             _own(parameter, self)
             if parameter.requires_grad:
                 self._guards.append(parameter.register_post_accumulate_grad_hook(self._guard(name)))
-        self._recorded()
+        self._recorded(modules_below(m))
         self._attach()
 
     def _attach(self) -> None:
@@ -108,12 +108,12 @@ class GradSampleHooks(AbstractGradSampleHooks):
 
     def recorded_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's output. Where gradients are recorded, `backward` from it reaches no parameter's `.grad`."""
-        recorded = None
         if self.hooks_enabled and self._module.training and torch.is_grad_enabled():
-            recorded = self._recorded()
-        if recorded is None:  # all parameters are frozen, or nothing is to be recorded
-            return self._module(*args, **kwargs)
-        return self._boundary.run(recorded, args, kwargs, self._public)
+            modules = modules_below(self._module)
+            recorded = self._recorded(modules)
+            if recorded is not None:  # not all parameters are frozen
+                return self._boundary.run(recorded, args, kwargs, self._public, modules)
+        return self._module(*args, **kwargs)
 
     @contextmanager
     def public_rows(self) -> Iterator[None]:
@@ -180,9 +180,9 @@ class GradSampleHooks(AbstractGradSampleHooks):
         while self._guards:
             self._guards.pop().remove()
 
-    def _recorded(self) -> RecordedModule | None:
+    def _recorded(self, modules: list[nn.Module]) -> RecordedModule | None:
         """The recording of what is trainable now; layers may be frozen and thawed between forwards."""
-        key = _trainable_ids(self._module)
+        key = _trainable_ids(modules)
         if key not in self._recordings:
             trainable = {p: name for name, p in self._module.named_parameters() if p.requires_grad}
             if not trainable:
