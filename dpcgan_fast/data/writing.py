@@ -16,6 +16,7 @@ from dpcgan_fast.files import machine_error, written_whole
 
 _CSV, _CSV_GZ, _PARQUET = ".csv", ".csv.gz", ".parquet"
 _ENDINGS = (_CSV, _CSV_GZ, _PARQUET)
+_ROW_GROUP = 1 << 26  # bytes in memory: smaller groups are written more slowly, larger ones need more to be read
 
 
 def check_output(path: str | Path) -> str:
@@ -55,6 +56,7 @@ class TableWriter:
         self._schema = arrow_schema
         self._open = contextlib.ExitStack()
         self._writer: pacsv.CSVWriter | pq.ParquetWriter | None = None
+        self._waiting: list[pa.Table] = []  # for a row group of Parquet
 
     def __enter__(self) -> "TableWriter":
         with contextlib.ExitStack() as opening:  # what is open already is closed again if the next step fails
@@ -76,12 +78,30 @@ class TableWriter:
             raise ValueError("a TableWriter is used in a with statement")
         if not table.schema.equals(self._schema):
             raise ValueError("the batch does not have the columns and types that the writer was opened with")
+        self._waiting.append(table)
+        if self._ending != _PARQUET or sum(part.nbytes for part in self._waiting) >= _ROW_GROUP:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        assert self._writer is not None
+        whole, self._waiting = pa.concat_tables(self._waiting), []
         try:
-            self._writer.write_table(table)
+            self._writer.write_table(whole)
         except OSError as error:
             raise machine_error(error, self._path) from error
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None and self._waiting:
+                self._write_waiting()
+        except BaseException as failed:
+            self._close(type(failed), failed, failed.__traceback__)
+            raise
+        self._close(kind, error, traceback)
+
+    def _close(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._writer = None

@@ -10,6 +10,7 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.models.auto import AutoNetworks
 from dpcgan_fast.models.networks import Networks as Networks
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
+from dpcgan_fast.models.sampling import sample_records as sample_records
 
 _PUBLISHED = {"rdpcgan-uci": UCI, "rdpcgan-mimic": MIMIC}
 

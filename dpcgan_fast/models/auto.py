@@ -71,10 +71,14 @@ class Decoder(nn.Module):
         assert isinstance(last, nn.ConvTranspose1d)
         nn.init.normal_(last.weight, std=0.02)  # at first the code says next to nothing: logits start near zero
 
-    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """What the transposed convolutions are given, (B, C, L)."""
         hidden = self.inner(torch.cat([codes, labels], 1))
-        hidden = nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (DECODER_CHANNELS, self.length))  # (B, C, L)
-        logits = self.columns(hidden)[:, :, : self.n_blocks].transpose(1, 2)  # (B, cells, 8 L) -> (B, n_blocks, cells)
+        return nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (DECODER_CHANNELS, self.length))
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        logits = self.columns(self.hidden(codes, labels))
+        logits = logits[:, :, : self.n_blocks].transpose(1, 2)  # (B, cells, 8 L) -> (B, n_blocks, cells)
         return logits + PRIOR_SCALE * self.prior(labels).unflatten(1, (self.n_blocks, self.cells))
 
 
@@ -106,10 +110,13 @@ class Generator(nn.Module):
         assert isinstance(last, nn.ConvTranspose1d)
         nn.init.zeros_(last.weight)
 
-    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+    def hidden(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """What the transposed convolutions are given, (B, C, CODE_DIM / 8)."""
         hidden = nn.functional.leaky_relu(self.inner(torch.cat([latent, labels], 1)), 0.2)
-        hidden = hidden.unflatten(1, (2 * GENERATOR_CHANNELS, self.length))  # (B, C, CODE_DIM / 8)
-        return latent + self.moves(hidden).squeeze(1)  # (B, 1, CODE_DIM) -> (B, CODE_DIM)
+        return hidden.unflatten(1, (2 * GENERATOR_CHANNELS, self.length))
+
+    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        return latent + self.moves(self.hidden(latent, labels)).squeeze(1)  # (B, 1, CODE_DIM) -> (B, CODE_DIM)
 
 
 class Critic(nn.Module):

@@ -32,6 +32,7 @@ class RecordHead(nn.Module):
     """
 
     unused: Tensor  # (n_blocks, max_cells) bool: padding
+    last_cells: Tensor  # (n_blocks,), of each block
     numbers: Tensor  # blocks that are numbers
     number_positions: Tensor
     flags: Tensor  # blocks that are flags
@@ -49,6 +50,7 @@ class RecordHead(nn.Module):
         self.max_cells = int(counts.max())
         unused = torch.arange(self.max_cells).expand(self.n_blocks, -1) >= counts[:, None]
         self.padded = bool(unused.any())
+        self.register_buffer("last_cells", counts - 1, persistent=False)
         self.register_buffer("unused", unused, persistent=False)
         numbers = [(i, block.start) for i, block in enumerate(blocks) if block.kind == "numeric"]
         flags = [(i, block.start) for i, block in enumerate(blocks) if block.kind in ("binary", "absent")]
@@ -92,6 +94,19 @@ class RecordHead(nn.Module):
         weight[:, self.guarded] = 1.0 - records[:, self.guards]
         return (per_block * weight).sum(1)
 
+    def records_of(self, cells: Tensor, spread: Tensor, within: Tensor) -> Tensor:
+        """Records (B, F) from the cell of each block, and where in its bin each number lies.
+
+        cells: (B, n_blocks) int64; spread: (B, n_blocks), added to all that a block says: 0, or NaN; within:
+        (B, numbers) in [0, 1)
+        """
+        records = spread.new_zeros(len(spread), self.width)
+        numbers = cells[:, self.numbers].to(spread.dtype) + spread[:, self.numbers]
+        records[:, self.number_positions] = (numbers + within) / NUMERIC_BINS
+        records[:, self.flag_positions] = (cells[:, self.flags] == 1) + spread[:, self.flags]
+        records[:, self.hot_positions] = (cells[:, self.hot_blocks] == self.hot_cells) + spread[:, self.hot_blocks]
+        return records
+
     def draw(self, logits: Tensor, randomness: torch.Generator) -> Tensor:
         """Records (B, F) in [0, 1] drawn from the logits, with straight-through gradients."""
         uniform = torch.rand(logits.shape, generator=randomness, device=logits.device)
@@ -117,14 +132,9 @@ class _Draw(torch.autograd.Function):
         soft = F.softmax(noisy.div_(TEMPERATURE), dim=2)
         chance, cells = soft.max(2)  # (B, n_blocks)
         spread = chance - chance  # zero; NaN where a logit is, so that no draw hides it
-        records = logits.new_zeros(len(logits), head.width)
-        numbers = cells[:, head.numbers].to(logits.dtype) + spread[:, head.numbers]
-        records[:, head.number_positions] = (numbers + within) / NUMERIC_BINS
-        records[:, head.flag_positions] = (cells[:, head.flags] == 1) + spread[:, head.flags]
-        records[:, head.hot_positions] = (cells[:, head.hot_blocks] == head.hot_cells) + spread[:, head.hot_blocks]
         ctx.head = head
         ctx.save_for_backward(soft)
-        return records
+        return head.records_of(cells, spread, within)
 
     @staticmethod
     @once_differentiable

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import OTHER
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.models import Networks
+from dpcgan_fast.models import Networks, sample_records
 
 BATCH_ROWS = 8192
 _MOST_TRIES = 200  # batches without the rows that are asked for, before giving up
@@ -71,8 +71,7 @@ class Sampler:
             else:
                 drawn = torch.full((rows,), self.codec.class_names.index(label), device=device)
             labels, one_hot = drawn, F.one_hot(drawn, classes).float()
-        with torch.no_grad():
-            records = self.networks.generate(one_hot, randomness)
+        records = sample_records(self.networks, one_hot, randomness)
         if labels is None or self.codec.schema.label is None:
             return self.codec.decode(records.cpu().numpy())
         return self.codec.decode(records.cpu().numpy(), labels.cpu().numpy())

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpcgan_fast.models import sample_records
 from dpcgan_fast.train.plan import CRITIC
 from dpcgan_fast.train.session import Session, Turn
 from dpcgan_fast.train.settings import CriticLoss
@@ -67,9 +68,7 @@ def _separate_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
         for chunk in turn.chunks:
             real(chunk.records, chunk.labels, units=chunk.units)
         labels = draw_labels(session, fakes, randomness)
-        with torch.no_grad():
-            records = session.state.networks.generate(labels, randomness)
-        fake(records, labels)
+        fake(sample_records(session.state.networks, labels, randomness), labels)
 
     return add
 
@@ -94,8 +93,7 @@ def _paired_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
         try:
             for chunk in turn.chunks:
                 labels = draw_labels(session, len(chunk.records), randomness)
-                with torch.no_grad():
-                    fakes = networks.generate(labels, randomness)
+                fakes = sample_records(networks, labels, randomness)
                 backward(chunk.records, chunk.labels, fakes, labels, units=chunk.units)
         finally:
             networks.generator.train()

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from dpcgan_fast.engine import PrivateStep
-from dpcgan_fast.models import Networks
+from dpcgan_fast.models import Networks, sample_records
 from dpcgan_fast.privacy import PoissonSampler
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train import data as train_data
+from dpcgan_fast.train import gan
 from dpcgan_fast.train import session as session_module
 from dpcgan_fast.train.checkpoint import checkpoint_paths, read_checkpoint
 from dpcgan_fast.train.session import Silent
@@ -87,7 +88,13 @@ def notes(monkeypatch):
         return real_generate(self, labels, randomness)
 
     monkeypatch.setattr(PoissonSampler, "draw", draw)
+
+    def sample(networks, labels, randomness):
+        seen.generated.append(len(labels))
+        return sample_records(networks, labels, randomness)
+
     monkeypatch.setattr(Networks, "generate", generate)
+    monkeypatch.setattr(gan, "sample_records", sample)
     monkeypatch.setattr(session_module, "PrivateStep", NotedStep)
     return seen
 
