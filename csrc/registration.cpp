@@ -71,6 +71,11 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def(
       "fused_clipped_sum(Tensor grad_out, Tensor? factor, float max_grad_norm, int[] layers, float[] numbers, "
       "int lanes, int channels, int length, Tensor workspace) -> (Tensor, Tensor, Tensor)");
+  // Draws one cell of each block of a record, on the CPU alone: where uniform, (B, blocks) in [0, 1), falls among the
+  // cumulated chances exp(logits + prior). logits: (B, cells, T >= blocks)  prior: (K, cells, blocks), of which a row
+  // takes that of its class, (B,) int64; -inf for a cell that a block does not have  last_cells: (blocks,) int64
+  // returns (B, blocks) float32: numbers of cells, NaN where a logit is
+  m.def("draw_cells(Tensor logits, Tensor prior, Tensor classes, Tensor uniform, Tensor last_cells) -> Tensor");
   // Adds N(0, std^2) to each element in double and rounds once to the public grid. Element i of a tensor takes
   // normal i of a ChaCha20 stream that starts at block `counter` and a fresh block for each tensor.
   m.def("gaussian_noise_(Tensor(a!)[] tensors, float std, Tensor key, int counter) -> ()");

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <type_traits>
 
@@ -37,6 +38,21 @@ struct VectorOf {
   typedef T type __attribute__((vector_size(kBytes)));
   static constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
 };
+
+// The first `count` lanes of a vector; the others are zero, and are not stored.
+template <class Vector, class T>
+DPCGAN_INLINE Vector load_some(const T* from, int64_t count) {
+  Vector lanes{};
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  std::memcpy(&lanes, from, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
+  return lanes;
+}
+
+template <class Vector, class T>
+DPCGAN_INLINE void store_some(T* to, const Vector& lanes, int64_t count) {
+  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
+  std::memcpy(to, &lanes, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
+}
 
 #if defined(__x86_64__)
 template <class Body>

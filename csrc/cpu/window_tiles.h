@@ -124,20 +124,6 @@ class WindowPlan {
   }
 };
 
-template <class Vector, class T>
-DPCGAN_INLINE Vector load_some(const T* from, int64_t count) {
-  Vector lanes{};
-  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-  std::memcpy(&lanes, from, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
-  return lanes;
-}
-
-template <class Vector, class T>
-DPCGAN_INLINE void store_some(T* to, const Vector& lanes, int64_t count) {
-  constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-  std::memcpy(to, &lanes, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
-}
-
 // A line of all channels, channel_step apart, to (size, channels). end: of the memory that may be read
 template <int kBytes, class T>
 DPCGAN_INLINE void copy_line(const T* line, const T* end, int64_t channels, int64_t channel_step, int64_t size, T* to) {

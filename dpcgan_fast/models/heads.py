@@ -94,15 +94,14 @@ class RecordHead(nn.Module):
         weight[:, self.guarded] = 1.0 - records[:, self.guards]
         return (per_block * weight).sum(1)
 
-    def records_of(self, cells: Tensor, spread: Tensor, within: Tensor) -> Tensor:
+    def records_of(self, cells: Tensor, within: Tensor) -> Tensor:
         """Records (B, F) from the cell of each block, and where in its bin each number lies.
 
-        cells: (B, n_blocks) int64; spread: (B, n_blocks), added to all that a block says: 0, or NaN; within:
-        (B, numbers) in [0, 1)
+        cells: (B, n_blocks) float, whole numbers; NaN makes all that a block says NaN; within: (B, numbers) in [0, 1)
         """
-        records = spread.new_zeros(len(spread), self.width)
-        numbers = cells[:, self.numbers].to(spread.dtype) + spread[:, self.numbers]
-        records[:, self.number_positions] = (numbers + within) / NUMERIC_BINS
+        records = cells.new_zeros(len(cells), self.width)
+        spread = cells - cells  # zero, or NaN
+        records[:, self.number_positions] = (cells[:, self.numbers] + within) / NUMERIC_BINS
         records[:, self.flag_positions] = (cells[:, self.flags] == 1) + spread[:, self.flags]
         records[:, self.hot_positions] = (cells[:, self.hot_blocks] == self.hot_cells) + spread[:, self.hot_blocks]
         return records
@@ -134,7 +133,7 @@ class _Draw(torch.autograd.Function):
         spread = chance - chance  # zero; NaN where a logit is, so that no draw hides it
         ctx.head = head
         ctx.save_for_backward(soft)
-        return head.records_of(cells, spread, within)
+        return head.records_of(cells.to(logits.dtype) + spread, within)
 
     @staticmethod
     @once_differentiable

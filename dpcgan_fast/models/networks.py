@@ -38,12 +38,16 @@ class Networks(nn.Module, ABC):
     def decoder_parameters(self) -> list[nn.Parameter]:
         """Parameters that the generator's step fine-tunes."""
 
+    def latent(self, rows: int, randomness: torch.Generator) -> Tensor:
+        """What the generator starts from, (B, latent_dim) standard normal."""
+        return torch.randn(rows, self.latent_dim, generator=randomness, device=randomness.device)
+
     def generate(self, labels: Tensor, randomness: torch.Generator) -> Tensor:
         """Synthetic records (B, F), one for each row of labels.
 
         randomness: a generator on the device of the networks; it never touches data
         """
-        latent = torch.randn(len(labels), self.latent_dim, generator=randomness, device=labels.device)
+        latent = self.latent(len(labels), randomness)
         return self.decode(self.generator(latent, labels), labels, randomness)
 
     @property

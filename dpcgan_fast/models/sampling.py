@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fused_forms import fused_net
 from dpcgan_fast.models.auto import PRIOR_SCALE, AutoNetworks
-from dpcgan_fast.models.heads import RecordHead
 from dpcgan_fast.models.networks import Networks
 from dpcgan_fast.ops import FusedNet
 
 _ROWS_AT_A_TIME = 256
-
 
 # The form of a stack of convolutions, with its memory, as long as there is the stack; its weights are read every time.
 _NETS: WeakKeyDictionary[nn.Sequential, FusedNet] = WeakKeyDictionary()
@@ -51,20 +49,11 @@ def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Gener
     prior = prior.masked_fill(head.unused, -torch.inf).transpose(1, 2).contiguous()  # (K, cells, n_blocks)
     records = torch.empty(len(labels), head.width)
     for part, own in zip(records.split(_ROWS_AT_A_TIME), labels.split(_ROWS_AT_A_TIME), strict=True):
-        latent = torch.randn(len(own), networks.latent_dim, generator=randomness)
+        latent = networks.latent(len(own), randomness)
         codes = latent + _convolve(generator.moves, generator.hidden(latent, own)).squeeze(1)
-        logits = _convolve(decoder.columns, decoder.hidden(codes, own))[:, :, : head.n_blocks]
-        logits.add_(prior.index_select(0, own.argmax(1)))
-        part.copy_(_draw(head, logits, randomness))
+        logits = _convolve(decoder.columns, decoder.hidden(codes, own))
+        uniform = torch.rand(len(own), head.n_blocks, generator=randomness)
+        within = torch.rand(len(own), len(head.numbers), generator=randomness)
+        cells = ops.draw_cells(logits, prior, own.argmax(1), uniform, head.last_cells)
+        part.copy_(head.records_of(cells, within))
     return records
-
-
-def _draw(head: RecordHead, logits: Tensor, randomness: torch.Generator) -> Tensor:
-    """Records from logits (B, cells, n_blocks), which are overwritten: by inversion of each block's distribution."""
-    uniform = torch.rand(len(logits), 1, head.n_blocks, generator=randomness)
-    within = torch.rand(len(logits), len(head.numbers), generator=randomness)
-    below = logits.sub_(logits.amax(1, keepdim=True)).exp_().cumsum(1)  # cumulative weights
-    total = below[:, -1:].clone()
-    passed = below[:, :-1].le_(uniform * total).sum(1)  # unused cells add nothing to the weights before them
-    cells = torch.minimum(passed.long(), head.last_cells)  # where uniform * total was rounded up to total
-    return head.records_of(cells, (total - total).squeeze(1), within)

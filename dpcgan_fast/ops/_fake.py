@@ -43,6 +43,10 @@ def register() -> None:
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
         return x.new_empty(g.shape[1], x.shape[1] // groups, *kernel_size, dtype=torch.float64)
 
+    @register_fake("dpcgan_fast::draw_cells")
+    def _(logits, prior, classes, uniform, last_cells):  # noqa: ARG001
+        return torch.empty_like(uniform)
+
     @register_fake("dpcgan_fast::conv_weighted_grad")
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
         weight = x.new_empty(g.shape[1], x.shape[1] // groups, kernel_size, dtype=torch.float64)

@@ -308,3 +308,11 @@ def noisy_update_armed_(
         parameters, first, second, sums, public_sums, std, key, int(held["counter"]), float(held["divisor"]),
         float(held["public_divisor"]), optimizer, settings, clamps,
     )  # fmt: skip
+
+
+def draw_cells(logits: Tensor, prior: Tensor, classes: Tensor, uniform: Tensor, last_cells: Tensor) -> Tensor:
+    """Cells of each block by inversion, (B, blocks) float32; see `ops.draw_cells`."""
+    chances = (logits[:, :, : prior.shape[2]].double() + prior[classes].double()).softmax(1)
+    ends = chances.cumsum(1)
+    cells = torch.minimum((ends[:, :-1] <= uniform.double().unsqueeze(1)).sum(1), last_cells)
+    return (cells + (ends[:, -1] - ends[:, -1])).float()

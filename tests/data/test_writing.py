@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dpcgan_fast.data import writing
 from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.writing import TableWriter
 from dpcgan_fast.errors import InputError, MachineError
@@ -118,3 +119,28 @@ def test_a_batch_of_other_columns_is_refused(tmp_path):
     with pytest.raises(ValueError, match="columns and types"):
         write(tmp_path / "out.csv", TABLE.select(["whole"]))
     assert names(tmp_path) == []
+
+
+def test_small_batches_are_gathered_to_row_groups(tmp_path, monkeypatch):
+    batch = pa.table({"a": list(range(100))})
+    monkeypatch.setattr(writing, "_ROW_GROUP", 3 * batch.nbytes)
+    with TableWriter(tmp_path / "t.parquet", batch.schema) as writer:
+        for _ in range(7):
+            writer.write(batch)
+    with pq.ParquetFile(tmp_path / "t.parquet") as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        assert sizes == [300, 300, 100]
+        assert file.read()["a"].to_pylist() == list(range(100)) * 7
+
+
+def test_a_last_row_group_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    batch = pa.table({"a": [1, 2]})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = TableWriter(tmp_path / "t.parquet", batch.schema)
+    with pytest.raises(MachineError), writer:
+        writer.write(batch)
+        monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from torch import nn
 
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.models import make_networks, sample_records, sampling
-from dpcgan_fast.models.heads import NUMERIC_BINS, RecordHead
+from dpcgan_fast.models.heads import NUMERIC_BINS
 from tests.conftest import at_simd_level, available_simd_levels
 from tests.models.test_auto import mixed_blocks
 
@@ -53,20 +53,6 @@ def test_columns_and_labels_go_together_as_in_the_networks_own_draws(level):
         for a, b in kinds:
             error = ((a.var(0) + b.var(0)) / len(a)).sqrt()
             assert ((a.mean(0) - b.mean(0)).abs() <= 5 * error + 1e-6).all()
-
-
-def test_a_cell_is_drawn_where_the_uniform_number_falls():
-    head = RecordHead(mixed_blocks())
-    logits = 3 * torch.randn(500, head.max_cells, head.n_blocks, generator=seeded())
-    logits.masked_fill_(head.unused.t(), -math.inf)
-    records = sampling._draw(head, logits.clone(), seeded(3))
-    uniform = torch.rand(500, 1, head.n_blocks, generator=seeded(3)).double()
-    ends = logits.double().softmax(1).cumsum(1)
-    cells = (ends <= uniform).sum(1)
-    clear = ((ends - uniform).abs() > 1e-6).all(1)
-    assert clear.float().mean() > 0.99
-    assert ((head.cells(records) == cells) | ~clear).all()
-    assert (head.cells(records) <= head.last_cells).all()
 
 
 @pytest.mark.parametrize("columns", [1, 2, 9, 178])
