@@ -139,8 +139,11 @@ def test_a_last_row_group_that_cannot_be_written_leaves_no_file(tmp_path, monkey
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = TableWriter(tmp_path / "t.parquet", batch.schema)
-    with pytest.raises(MachineError), writer:
-        writer.write(batch)
-        monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    def write():
+        with TableWriter(tmp_path / "t.parquet", batch.schema) as writer:
+            writer.write(batch)
+            monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+
+    with pytest.raises(MachineError):
+        write()
     assert list(tmp_path.iterdir()) == []
