@@ -3,10 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <cstring>
 #include <limits>
 #include <vector>
 
-#include "../checks.h"
 #include "parallel.h"
 #include "simd.h"
 

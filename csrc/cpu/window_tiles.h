@@ -124,6 +124,22 @@ class WindowPlan {
   }
 };
 
+template <class Vector>
+using LanesOf = decltype(Vector{} < Vector{});  // whole numbers, as many and as wide
+
+template <class Vector>
+DPCGAN_INLINE auto lane_number(int64_t lane) {
+  return static_cast<std::remove_cvref_t<decltype(LanesOf<Vector>{}[0])>>(lane);
+}
+
+// 0, 1, 2 and so on.
+template <class Vector>
+DPCGAN_INLINE LanesOf<Vector> lane_numbers() {
+  LanesOf<Vector> numbers;
+  for (size_t i = 0; i < sizeof(Vector) / sizeof(numbers[0]); ++i) numbers[i] = lane_number<Vector>(i);
+  return numbers;
+}
+
 // A line of all channels, channel_step apart, to (size, channels). end: of the memory that may be read
 template <int kBytes, class T>
 DPCGAN_INLINE void copy_line(const T* line, const T* end, int64_t channels, int64_t channel_step, int64_t size, T* to) {
@@ -169,18 +185,16 @@ DPCGAN_INLINE void copy_channels_last(const WindowGeometry& w, const T* x, T* co
 template <int kBytes, class T>
 DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* records) {
   using Vector = typename VectorOf<T, kBytes>::type;
-  using Lane = std::conditional_t<sizeof(T) == sizeof(float), int32_t, int64_t>;
-  using Lanes = decltype(Vector{} < Vector{});
+  using Lanes = LanesOf<Vector>;
   constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes;
-  Lanes number;
-  for (int64_t i = 0; i < kLanes; ++i) number[i] = static_cast<Lane>(i);
+  const auto number = lane_numbers<Vector>();
   const int64_t count = plan.positions(), record = plan.record_length;
   const int64_t* offsets = plan.position_offsets.data();
   for (const PackedVector& vector : plan.packed_vectors) {
     // One vector of all positions at a time: which lanes come from where stays in registers.
     const RunPiece first = plan.pieces[vector.begin];
     const RunPiece second = vector.end - vector.begin > 1 ? plan.pieces[vector.begin + 1] : RunPiece{first.from, 0};
-    const Lanes in_second = number >= static_cast<Lane>(second.first_lane);
+    const Lanes in_second = number >= lane_number<Vector>(second.first_lane);
     for (int64_t t = 0; t < count; ++t) {
       const T* from = copied + offsets[t];
       const Vector low = load_some<Vector>(from + first.from, kLanes);
@@ -189,7 +203,7 @@ DPCGAN_INLINE void pack_windows(const WindowPlan& plan, const T* copied, T* reco
     }
     for (int64_t p = vector.begin + 2; p < vector.end; ++p) {
       const RunPiece piece = plan.pieces[p];
-      const Lanes in_piece = number >= static_cast<Lane>(piece.first_lane);
+      const Lanes in_piece = number >= lane_number<Vector>(piece.first_lane);
       for (int64_t t = 0; t < count; ++t) {
         const Vector next = load_some<Vector>(copied + offsets[t] + piece.from, kLanes);
         const Vector before = load_some<Vector>(records + t * record, kLanes);
@@ -320,12 +334,10 @@ struct WindowTile {
 template <int kBytes, class T>
 DPCGAN_INLINE void sum_lines(const T* lines, const T* end, int64_t count, int64_t size, T* sums) {
   using Vector = typename VectorOf<T, kBytes>::type;
-  using Lane = std::conditional_t<sizeof(T) == sizeof(float), int32_t, int64_t>;
-  using Lanes = decltype(Vector{} < Vector{});
+  using Lanes = LanesOf<Vector>;
   constexpr int64_t kLanes = VectorOf<T, kBytes>::kLanes, kParts = 4;
-  Lanes number;
-  for (int64_t i = 0; i < kLanes; ++i) number[i] = static_cast<Lane>(i);
-  const Lanes in_last = number < static_cast<Lane>((size - 1) % kLanes + 1);
+  const auto number = lane_numbers<Vector>();
+  const Lanes in_last = number < lane_number<Vector>((size - 1) % kLanes + 1);
   for (int64_t line = 0; line < count; line += kLanes) {
     const int64_t depth = std::min(kLanes, count - line);
     Vector square[kLanes] = {};

@@ -26,7 +26,7 @@ Device = Annotated[
 def schema(
     data: Annotated[
         Path,
-        typer.Argument(help="Table: CSV (also compressed; separator , ; tab), Parquet, or a folder of such files."),
+        typer.Argument(help="Table: CSV (also compressed; separator , ; tab), Parquet, or a folder of either."),
     ],
     out: Annotated[Path, typer.Option(help="Schema file to write.")],
 ) -> None:
@@ -48,7 +48,7 @@ def schema(
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed), Parquet, or a folder of such files.")],
+    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed), Parquet, or a folder of either.")],
     schema: Annotated[Path, typer.Option(help="Schema file; `dpcgan schema` drafts one.")],
     epsilon: Annotated[float, typer.Option(help="Privacy budget, > 0; inf trains the non-private baseline.")],
     delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],

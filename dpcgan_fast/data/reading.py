@@ -37,7 +37,7 @@ _SEPARATORS = ",;\t"
 _PARQUET_MAGIC = b"PAR1"
 _PARQUET_ENDINGS = (".parquet", ".pq")
 # Of the files in a folder; a file that is given by itself may have any ending.
-_SHARD = re.compile(r".+\.(parquet|pq|(csv|tsv)(\.(gz|bz2|zst|lz4|br))?)", re.IGNORECASE)
+_SHARD = re.compile(r"(?P<stem>.+)\.(parquet|pq|(?P<text>csv|tsv)(\.(gz|bz2|zst|lz4|br))?)", re.IGNORECASE)
 _LEFT_BY_TOOLS = "._"  # first letters of names that tools leave beside data, such as _SUCCESS
 _LONGEST_HEADER = 1 << 26  # bytes
 # Cells in quotes may hold line breaks; quotes inside a cell are text. Possessive, so that the time is linear.
@@ -61,8 +61,8 @@ def read_table(source: TableSource, wanted: Sequence[str]) -> tuple[pa.Table, tu
     """Reads the wanted columns of a table, and names the columns that were left.
 
     source: path of a CSV file (separator , ; or tab; compressed if its ending says so), of a Parquet file, or of a
-            folder of such files, which are one table in the order of their names; a pandas DataFrame, a pyarrow Table,
-            or another table with the Arrow stream interface
+            folder of files of one of the two kinds, which are one table in the order of their names; a pandas
+            DataFrame, a pyarrow Table, or another table with the Arrow stream interface
     wanted: names of columns, at least one
 
     Returns a table with exactly the wanted columns in that order, CSV cells as strings and all else as it is typed; and
@@ -163,16 +163,26 @@ def _open_arrow(source: Any) -> _Opened:
 
 def _open_folder(folder: Path) -> _Opened:
     """All data files of a folder as one table, in the order of their names."""
-    how = "Give a folder that holds only CSV or Parquet files, all with the same columns."
+    how = "Give a folder of CSV files alone or of Parquet files alone, all with the same columns."
     try:
         paths = sorted(path for path in folder.iterdir() if path.name[0] not in _LEFT_BY_TOOLS)
     except OSError as error:
         raise _unreadable(folder, error) from None
     if not paths:
         raise InputError("The folder holds no data file", str(folder), how)
+    first: dict[str, Path] = {}  # by name without the ending
+    formats: set[bool] = set()
     for path in paths:
-        if not _SHARD.fullmatch(path.name):
+        shard = _SHARD.fullmatch(path.name)
+        if not shard:
             raise InputError("The folder holds something that is neither CSV nor Parquet", str(path), how)
+        formats.add(shard["text"] is None)
+        twin = first.setdefault(shard["stem"], path)
+        if twin is not path:  # the same people would count twice
+            what = f"A file has the name of {twin.name} but for the ending, and may hold the same rows"
+            raise InputError(what, str(path), "Leave one of them, or give them different names.")
+    if len(formats) > 1:  # cells of the one are text, of the other typed
+        raise InputError("The folder holds both CSV and Parquet files", str(folder), how)
     parts = [_open_file(path) for path in paths]
     for part in parts:
         _refuse_repeated_names(part)

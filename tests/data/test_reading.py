@@ -197,6 +197,21 @@ def test_a_folder_with_anything_else_is_refused_by_name(tmp_path, name):
     assert f"neither CSV nor Parquet ({tmp_path / name})" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["csv.gz", "parquet"])
+def test_one_table_in_two_forms_is_refused_since_its_people_would_count_twice(tmp_path, ending):
+    file(tmp_path, "a,b\n1,2\n", "table.csv")
+    file(tmp_path, "not looked into", f"table.{ending}")
+    assert f"has the name of table.csv but for the ending, and may hold the same rows ({tmp_path}/table." in refusal(
+        tmp_path
+    )
+
+
+def test_a_folder_of_both_kinds_of_files_is_refused(tmp_path):
+    file(tmp_path, "a,b\n1,2\n", "1.csv")
+    pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "2.parquet")
+    assert f"holds both CSV and Parquet files ({tmp_path})" in refusal(tmp_path)
+
+
 def test_files_of_a_folder_with_other_columns_are_refused_by_name_alone(tmp_path):
     file(tmp_path, "a,b\n1,2\n", "1.csv")
     file(tmp_path, f"a,{SENTINEL}\n1,2\n", "2.csv")

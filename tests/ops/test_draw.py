@@ -13,11 +13,11 @@ from tests.conftest import at_simd_level, available_simd_levels, examples
 
 
 def case(rows, cells, blocks, beyond=0, classes=3, scale=3.0):
-    """Operands for blocks that have from one to all of the cells."""
+    """Operands for blocks that have from one to all of the cells; of few digits, so that they add exactly."""
     last = torch.randint(0, cells, (blocks,))
-    prior = scale * torch.randn(classes, cells, blocks)
+    prior = (1024 * scale * torch.randn(classes, cells, blocks)).round() / 1024
     prior[:, torch.arange(cells)[:, None] > last] = -math.inf
-    logits = scale * torch.randn(rows, cells, blocks + beyond)
+    logits = (1024 * scale * torch.randn(rows, cells, blocks + beyond)).round() / 1024
     return logits, prior, torch.randint(0, classes, (rows,)), torch.rand(rows, blocks), last
 
 
