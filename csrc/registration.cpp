@@ -76,6 +76,12 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   // takes that of its class, (B,) int64; -inf for a cell that a block does not have  last_cells: (blocks,) int64
   // returns (B, blocks) float32: numbers of cells, NaN where a logit is
   m.def("draw_cells(Tensor logits, Tensor prior, Tensor classes, Tensor uniform, Tensor last_cells) -> Tensor");
+  // Writes rows of a table into out, (B, F), on the CPU alone, by the calling thread alone: first_code columns, F - D
+  // codes, the other columns. rows: (B,) int64 in [0, N)  dense: (N, D) float32  starts: (N + 1,) int64
+  // positions: (E,) int32 in [0, F - D): row r has the codes positions[starts[r] : starts[r + 1]], 1 where all others
+  // are 0
+  m.def(
+      "gather_rows(Tensor(a!) out, Tensor rows, Tensor dense, Tensor starts, Tensor positions, int first_code) -> ()");
   // Adds N(0, std^2) to each element in double and rounds once to the public grid. Element i of a tensor takes
   // normal i of a ChaCha20 stream that starts at block `counter` and a fresh block for each tensor.
   m.def("gaussian_noise_(Tensor(a!)[] tensors, float std, Tensor key, int counter) -> ()");

@@ -1,8 +1,8 @@
 """Fused kernels for DP-SGD: per-sample gradient norms, clipped sums, and secure Gaussian noise.
 
 Each op has a C++ kernel and a fake kernel for tracing, and a CUDA kernel and a float64 reference, but for what is the
-CPU's alone: the fused path and gradients of windows, which are checked against torch's, and draws of cells.
-`step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's alone. None has a
+CPU's alone: the fused path and gradients of windows, which are checked against torch's, draws of cells and rows of
+tables. `step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's alone. None has a
 derivative: a backward through one is an error. All but those that draw noise can be compiled and exported. Importing
 this package needs torch and numpy alone.
 """
@@ -35,6 +35,7 @@ from dpcgan_fast.ops._draw import draw_cells as draw_cells
 from dpcgan_fast.ops._embedding import TokenGradients as TokenGradients
 from dpcgan_fast.ops._fused import FusedLayer as FusedLayer
 from dpcgan_fast.ops._fused import FusedNet as FusedNet
+from dpcgan_fast.ops._gather import gather_rows as gather_rows
 from dpcgan_fast.ops._modes import NormChoice as NormChoice
 from dpcgan_fast.ops._modes import NormMode as NormMode
 from dpcgan_fast.ops._modes import NormProblem as NormProblem

@@ -47,6 +47,10 @@ def register() -> None:
     def _(logits, prior, classes, uniform, last_cells):  # noqa: ARG001
         return torch.empty_like(uniform)
 
+    @register_fake("dpcgan_fast::gather_rows")
+    def _(out, rows, dense, starts, positions, first_code):  # noqa: ARG001
+        return None
+
     @register_fake("dpcgan_fast::conv_weighted_grad")
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups, bias_role):  # noqa: ARG001
         weight = x.new_empty(g.shape[1], x.shape[1] // groups, kernel_size, dtype=torch.float64)

@@ -316,3 +316,14 @@ def draw_cells(logits: Tensor, prior: Tensor, classes: Tensor, uniform: Tensor, 
     ends = chances.cumsum(1)
     cells = torch.minimum((ends[:, :-1] <= uniform.double().unsqueeze(1)).sum(1), last_cells)
     return (cells + (ends[:, -1] - ends[:, -1])).float()
+
+
+def gather_rows(out: Tensor, rows: Tensor, dense: Tensor, starts: Tensor, positions: Tensor, first_code: int) -> None:
+    """Writes rows of dense columns, with codes between them, into out, (B, F) float32; see `ops.gather_rows`."""
+    after_codes = first_code + out.shape[1] - dense.shape[1]
+    for written, row in zip(out, rows, strict=True):
+        codes = positions[starts[row] : starts[row + 1]].long()
+        written[:first_code] = dense[row, :first_code]
+        written[first_code:after_codes] = 0.0
+        written[first_code:after_codes][codes] = 1.0
+        written[after_codes:] = dense[row, first_code:]

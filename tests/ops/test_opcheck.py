@@ -168,6 +168,14 @@ def draw_cells(rows, device):
     yield logits, torch.randn(3, 4, 18, device=device), classes, uniform, torch.full((18,), 3, device=device)
 
 
+def gather_rows(rows, device):
+    starts, positions = torch.tensor([0, 2, 2, 5], device=device), torch.tensor([6, 0, 1, 2, 3], device=device).int()
+    drawn = torch.randint(0, 3, (rows,), device=device)
+    for columns, first_code in ((4, 1), (0, 0)):
+        out = torch.zeros(rows, 7 + columns, device=device)
+        yield out, drawn, torch.randn(3, columns, device=device), starts, positions, first_code
+
+
 def noisy_update_armed_(rows, device):
     parameters, first, second, sums = update_state(rows, device)
     idle, armed = UpdateControl(torch.device(device)), UpdateControl(torch.device(device))
@@ -181,11 +189,14 @@ CASES = {
     for case in (
         conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, window_sq_norm,
         window_weighted_grad, group_norm_per_sample_grad, layer_norm_per_sample_grad, rows_sq_norm, rows_weighted_sum,
-        clip_factor, step_clip_factor, fused_forward, fused_sq_norm, fused_clipped_sum, draw_cells,
+        clip_factor, step_clip_factor, fused_forward, fused_sq_norm, fused_clipped_sum, draw_cells, gather_rows,
         gaussian_noise_, noisy_update_, noisy_update_armed_,
     )
 }  # fmt: skip
-MUTATING = {"window_per_sample_grad_", "fused_forward", "gaussian_noise_", "noisy_update_", "noisy_update_armed_"}
+MUTATING = {
+    "window_per_sample_grad_", "fused_forward", "gather_rows", "gaussian_noise_", "noisy_update_",
+    "noisy_update_armed_",
+}  # fmt: skip
 
 
 def registered_ops():
