@@ -1,4 +1,7 @@
-"""Files that are either written whole or not at all, and that other users of the machine cannot read."""
+"""Files that are either written whole or not at all, and that other users of the machine cannot read.
+
+Beside them the files of the user: how a data file is opened, and what is said if it cannot be read.
+"""
 
 import contextlib
 import errno
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from dpcgan_fast.errors import MachineError
+from dpcgan_fast.errors import DpcganError, InputError, MachineError
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -20,6 +23,25 @@ def machine_error(error: OSError, path: Path) -> MachineError:
         return MachineError("The disk is full", str(path), "Free some space and run the same command again.")
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
     return MachineError(f"Writing failed: {reason}", str(path), "Check the folder and its permissions.")
+
+
+def unreadable(error: Exception, path: Path) -> DpcganError:
+    """The error that the user sees when `path` cannot be read; the parser's own message may quote the data."""
+    if isinstance(error, FileNotFoundError):
+        return InputError("The data file does not exist", str(path), "Check the path.")
+    if isinstance(error, MemoryError):
+        return MachineError("Out of memory", str(path), "Use a machine with more memory, or a smaller file.")
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else "damaged, cut short, or not what its ending says"
+    return InputError(f"The data file cannot be read: {reason}", str(path), "Check the file, or write it again.")
+
+
+def open_data(path: Path) -> IO[bytes]:
+    """Opens a data file to be read. Raises InputError if it is not a plain file, or OSError."""
+    if path.exists() and not path.is_file():  # a pipe could not be read twice
+        what = f"A {'folder' if path.is_dir() else 'pipe or device'} was given in place of a data file"
+        raise InputError(what, str(path), "Give the path of a file, or of a folder of files.")
+    return path.open("rb")
 
 
 def sync_folder(folder: Path) -> None:

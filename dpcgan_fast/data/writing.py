@@ -26,18 +26,20 @@ def check_output(path: str | Path) -> str:
     """
     path = Path(path)
     name = path.name.lower()
-    if name.endswith(".npz"):
-        how = f"Use a name that ends in one of {', '.join(_ENDINGS)}."
-        raise InputError("Writing .npz (code tables) is not supported yet", str(path), how)
     ending = next((ending for ending in (_CSV_GZ, _CSV, _PARQUET) if name.endswith(ending)), None)
     if ending is None:
         how = f"Use a name that ends in one of {', '.join(_ENDINGS)}."
         raise InputError("The output file's ending names no format", str(path), how)
+    check_place(path)
+    return ending
+
+
+def check_place(path: Path) -> None:
+    """Raises InputError unless a file can stand at `path`."""
     if path.is_dir():
         raise InputError("The output is a folder", str(path), "Give the name of a file.")
     if not path.parent.is_dir():
         raise InputError("The output's folder does not exist", str(path.parent), "Make the folder first.")
-    return ending
 
 
 class TableWriter:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpcgan_fast.data import reading
+from dpcgan_fast.data import csv_reading
 from dpcgan_fast.data.reading import column_names, read_table
 from dpcgan_fast.errors import InputError
 
@@ -87,7 +87,7 @@ def test_quoted_cells_hold_separators_line_breaks_and_quotes(tmp_path):
 
 
 def test_a_row_longer_than_a_block_is_read(tmp_path):
-    path = file(tmp_path, "a,b\n1," + "x" * (reading._BLOCK_SIZES[0] * 2) + "\n")
+    path = file(tmp_path, "a,b\n1," + "x" * (csv_reading._BLOCK_SIZES[0] * 2) + "\n")
     assert read_table(path, ["a"])[0].to_pydict() == {"a": ["1"]}
 
 
@@ -252,12 +252,12 @@ def test_a_ragged_row_is_refused_with_its_number_and_both_counts(tmp_path, row, 
 
 
 def test_the_number_of_a_ragged_row_is_found_behind_many_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_BLOCK_SIZES", (1000,))
+    monkeypatch.setattr(csv_reading, "_BLOCK_SIZES", (1000,))
     assert "row 5001" in refusal(file(tmp_path, "a,b\n" + "1,2\n" * 5000 + f"{SENTINEL}\n"))
 
 
 def test_a_row_longer_than_the_largest_block_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_BLOCK_SIZES", (100, 1000))
+    monkeypatch.setattr(csv_reading, "_BLOCK_SIZES", (100, 1000))
     assert "longer than" in refusal(file(tmp_path, f'a,b\n1,2\n1,"{SENTINEL}\n' + "1,2\n" * 5000))
 
 

@@ -1,0 +1,175 @@
+"""CSV files: every cell as text, with errors that name the row and quote nothing of it."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from dpcgan_fast.data.opened import UNREADABLE, Opened
+from dpcgan_fast.errors import DpcganError, InputError
+from dpcgan_fast.files import unreadable
+
+_SEPARATORS = ",;\t"
+_LONGEST_HEADER = 1 << 26  # bytes
+# Cells in quotes may hold line breaks; quotes inside a cell are text. Possessive, so that the time is linear.
+_HEADER = re.compile(rb'((?:(?:"(?:[^"]++|"")*+")?+[^,;\t\r\n]*+[,;\t]?+)*+)[\r\n]')
+# A row must fit into one block. The second size is for the rare file with longer rows; beyond it a quote was left open.
+_BLOCK_SIZES = (1 << 24, 1 << 28)  # bytes
+_UTF8 = "Save the file as UTF-8 text."
+_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4", ".br")
+_INFLATION = 8  # of compressed text, about
+
+
+def open_csv(path: Path) -> Opened:
+    """A CSV file by its header line. Raises InputError if there is none, or it cannot be read."""
+    try:
+        header = _header_line(path)
+        text = header.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError("The header is not UTF-8 text", str(path), _UTF8) from None
+    except UNREADABLE as error:
+        raise unreadable(error, path) from None
+    if not text.strip():
+        raise InputError("The data file is empty", str(path), "Give a CSV file with a header line and rows.")
+    if "\0" in text:
+        raise InputError("The file is not a text file", str(path), _UTF8)
+    outside_quotes = re.sub(r'"[^"]*"', "", text)
+    separator = max(_SEPARATORS, key=outside_quotes.count)
+    try:
+        names = tuple(next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)))
+    except csv.Error:
+        how = "Check that every quotation mark is closed."
+        raise InputError("The header line cannot be split into column names", str(path), how) from None
+    size = path.stat().st_size * (_INFLATION if path.suffix.lower() in _COMPRESSED else 1)
+    return Opened(
+        str(path),
+        names,
+        lambda wanted: _read_csv(path, separator, wanted),
+        lambda wanted: pa.schema([(name, pa.string()) for name in wanted]),
+        lambda wanted: _csv_batches(path, separator, wanted),
+        size,
+    )
+
+
+def _header_line(path: Path) -> bytes:
+    """The first line that is not blank, up to the first line break outside quotes; decompressed, not decoded."""
+    header = b""
+    with pa.input_stream(path, compression="detect") as stream:
+        while len(header) < _LONGEST_HEADER and (chunk := stream.read(max(1 << 20, len(header)))):
+            header = (header + chunk).lstrip(b"\r\n")
+            line = _HEADER.match(header)
+            if line:
+                return line[1]
+    return header
+
+
+def _read_csv(path: Path, separator: str, wanted: list[str]) -> pa.Table:
+    for block_size in _BLOCK_SIZES:
+        ragged: list[pacsv.InvalidRow] = []
+        try:
+            with pa.input_stream(path, compression="detect") as stream:
+                parsed = pacsv.read_csv(stream, *_options(separator, wanted, block_size, ragged))
+        except UNREADABLE as error:
+            if not _may_go_on(error, path, separator, wanted, block_size, ragged):
+                return pa.table({name: pa.array([], pa.string()) for name in wanted})
+            continue
+        return pa.table({name: _as_text(parsed[name], path, name) for name in wanted})
+    raise _too_long(path)
+
+
+def _csv_batches(path: Path, separator: str, wanted: list[str]) -> Iterator[pa.Table]:
+    """As `_read_csv`, block by block and on one thread."""
+    done = 0  # rows that were given
+    for block_size in _BLOCK_SIZES:
+        ragged: list[pacsv.InvalidRow] = []
+        before = 0  # rows of this pass
+        try:
+            with pa.input_stream(path, compression="detect") as stream:
+                for batch in pacsv.open_csv(stream, *_options(separator, wanted, block_size, ragged)):
+                    parsed = pa.table(batch).slice(max(0, done - before))
+                    before += batch.num_rows
+                    if parsed.num_rows:
+                        yield pa.table({name: _as_text(parsed[name], path, name, done) for name in wanted})
+                        done = before
+        except DpcganError:
+            raise
+        except UNREADABLE as error:
+            if not _may_go_on(error, path, separator, wanted, block_size, ragged):
+                return
+            continue
+        return
+    raise _too_long(path)
+
+
+def _too_long(path: Path) -> InputError:
+    what = f"A row is longer than {_BLOCK_SIZES[-1] >> 20} MiB"
+    return InputError(what, str(path), "Check that every quotation mark is closed.")
+
+
+def _may_go_on(
+    error: Exception, path: Path, separator: str, wanted: list[str], block_size: int, ragged: list[pacsv.InvalidRow]
+) -> bool:
+    """Whether a larger block may hold the row at fault; False for a file without rows. Raises the user's error else."""
+    message = str(error) if isinstance(error, pa.ArrowInvalid) else ""  # to be read, not shown
+    if ragged:
+        raise _ragged(path, separator, wanted, block_size, ragged) from None
+    if "straddling" in message:
+        return True
+    if "Empty CSV" in message:  # a header without a line break at its end
+        return False
+    raise unreadable(error, path) from None
+
+
+def _options(
+    separator: str, wanted: list[str], block_size: int, ragged: list[pacsv.InvalidRow], threads: bool = True
+) -> tuple[pacsv.ReadOptions, pacsv.ParseOptions, pacsv.ConvertOptions]:
+    """Cells as bytes: so that text which is not UTF-8 can be located. Rows of a wrong length go to `ragged`."""
+
+    def refuse(row: pacsv.InvalidRow) -> str:
+        ragged.append(row)
+        return "error"
+
+    return (
+        pacsv.ReadOptions(block_size=block_size, use_threads=threads),
+        pacsv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse),
+        pacsv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, pa.binary())),
+    )
+
+
+def _ragged(
+    path: Path, separator: str, wanted: list[str], block_size: int, ragged: list[pacsv.InvalidRow]
+) -> InputError:
+    """The error for a row with too few or too many cells; a second pass, on one thread, counts the rows before it."""
+    again: list[pacsv.InvalidRow] = []
+    try:
+        with pa.input_stream(path, compression="detect") as stream:
+            for _ in pacsv.open_csv(stream, *_options(separator, wanted, block_size, again, threads=False)):
+                pass
+    except pa.ArrowInvalid:
+        ragged = again or ragged
+    first = ragged[0]
+    row = f", row {first.number - 1}" if first.number else ""  # the parser counts the header as row 1
+    what = f"A row has {first.actual_columns} cells where the header has {first.expected_columns}"
+    how = "Correct the row: a cell with a separator or line break stands in quotation marks, and each mark is closed."
+    return InputError(what, f"{path}{row}", how)
+
+
+def _as_text(column: pa.ChunkedArray, path: Path, name: str, before: int = 0) -> pa.ChunkedArray:
+    """Bytes as text. before: rows of the file before these."""
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        row = next(i for i, cell in enumerate(column, start=before + 1) if not _is_utf8(cell.as_py()))
+        raise InputError("A cell is not UTF-8 text", f"{path}, column {name}, row {row}", _UTF8) from None
+
+
+def _is_utf8(cell: bytes) -> bool:
+    try:
+        cell.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
