@@ -24,6 +24,7 @@ from dpcgan_fast.evaluate.columns import (
     label_of,
     modelled_columns,
 )
+from dpcgan_fast.privacy.denoising import closest_histogram
 
 BASELINE_NAME = "independent noisy histograms of each class"
 # Covers the solver's tolerance (1e-12) and the rounding of counts that are sums of 1/rows.
@@ -136,18 +137,6 @@ def noisy_histograms(histograms: list[np.ndarray], multiplier: float, key: ops.N
     ends = np.cumsum([histogram.size for histogram in histograms])[:-1]
     parts = np.split(joint.numpy(), ends)
     return [part.reshape(histogram.shape) for part, histogram in zip(parts, histograms, strict=True)]
-
-
-def closest_histogram(noisy: np.ndarray, total: float) -> np.ndarray:
-    """The non-negative histogram with sum `total` that is nearest to a noisy one in L2 norm: (cells,) float64.
-
-    Under Gaussian noise it is the most likely one. Merely setting negative counts to zero would leave the positive half
-    of the noise in every empty cell. Source: Duchi et al., ICML 2008, figure 1.
-    """
-    falling = np.sort(noisy)[::-1]
-    excess = (np.cumsum(falling) - total) / np.arange(1, len(noisy) + 1)
-    last = np.flatnonzero(falling > excess)[-1]
-    return np.maximum(noisy - excess[last], 0.0)
 
 
 def _features(schema: Schema) -> list[Column]:

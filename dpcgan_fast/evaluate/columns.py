@@ -4,6 +4,9 @@ Cells are read exactly as training reads them: numbers clipped to their bounds, 
 the schema says.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 
@@ -59,7 +62,7 @@ def numbers(table: pa.Table, column: Column) -> np.ndarray:
     A missing cell of a column that has none by its schema reads as the middle of the bounds.
     """
     lower, upper = bounds_of(column)
-    values = np.clip(numeric_values(_cells_of(table, column), _where(column)), lower, upper)
+    values = np.clip(numeric_values(cells_of(table, column), _where(column)), lower, upper)
     return values if column.missing else np.where(np.isnan(values), lower / 2 + upper / 2, values)
 
 
@@ -82,10 +85,10 @@ def codes(table: pa.Table, column: Column) -> np.ndarray:
     """
     missing = len(coded_names(column))
     if column.type == "binary":
-        found = binary_values(_cells_of(table, column), _where(column))
+        found = binary_values(cells_of(table, column), _where(column))
         without = missing if column.missing or column.unknown == "missing" else 0
     else:
-        found = category_codes(_cells_of(table, column), column.classes(), _where(column))
+        found = category_codes(cells_of(table, column), column.classes(), _where(column))
         unknown = {OTHER: len(column.classes()), "missing": missing, "first": 0}[column.unknown]
         found = np.where(found == UNKNOWN, unknown, found)
         without = missing if column.missing else unknown
@@ -107,16 +110,23 @@ def typed_table(table: pa.Table, schema: Schema, where: str) -> pa.Table:
     """
     read = {}
     for column in modelled_columns(schema):
-        try:
+        with errors_name(where):
             if column.type == "numeric":
                 read[column.name] = pa.array(numbers(table, column), from_pandas=True)
             else:
                 read[column.name] = coded_values(column, codes(table, column))
-        except InputError as error:
-            raise InputError(error.what, f"{where}, {error.where}", error.how) from None
     if schema.unit in table.column_names:
         read[schema.unit] = table.column(schema.unit)
     return pa.table(read)
+
+
+@contextmanager
+def errors_name(where: str) -> Iterator[None]:
+    """Puts the table, such as "--real", before the place of an InputError that the block raises."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.what, f"{where}, {error.where}", error.how) from None
 
 
 def bin_edges(column: Column) -> np.ndarray:
@@ -161,7 +171,8 @@ def sample_of(table: pa.Table, rows: int, seed: int = 0) -> pa.Table:
     return table.take(np.sort(chosen))
 
 
-def _cells_of(table: pa.Table, column: Column) -> pa.ChunkedArray:
+def cells_of(table: pa.Table, column: Column) -> pa.ChunkedArray:
+    """The column's cells as they stand. Raises InputError if the table lacks it."""
     if column.name not in table.column_names:
         raise InputError("A table lacks a column of the schema", _where(column), "Give tables with all its columns.")
     return table.column(column.name)

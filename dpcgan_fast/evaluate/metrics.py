@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.baseline import BASELINE_NAME, independent_marginals, noise_multiplier
+from dpcgan_fast.evaluate.code_columns import code_prevalence, code_view
 from dpcgan_fast.evaluate.columns import typed_table
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import fidelity
@@ -52,6 +53,7 @@ class Metrics:
     baseline:         the yardstick's name, scores and distances; None without a training table
     score_kind:       "an AUROC", or how it is averaged over classes
     marginal_tv_mean, correlation_mae, c2st, c2st_binned, marginal_tv: see `fidelity.Fidelity`
+    codes:            how far the prevalences of all codes are off, for each codes column (see `code_prevalence`)
     floor:            the same distances of real training rows from the test rows; None without a training table
     copies:           share of synthetic, and for comparison of test rows, that equal a training row cell for cell
     rows:             number of rows of each table
@@ -74,6 +76,7 @@ class Metrics:
     c2st: float | None
     c2st_binned: float | None
     marginal_tv: dict[str, float]
+    codes: dict[str, dict[str, float | None]]
     floor: dict[str, Any] | None
     copies: dict[str, float] | None
     rows: dict[str, int | None]
@@ -104,8 +107,32 @@ def evaluate(
                      figures and the baseline, both None without them
     privacy:         the model's statement; "epsilon" (or "inf") and "delta" are used, for the baseline
 
+    A codes column is judged as the columns of a `CodeView`, and `codes` compares all of its codes.
+
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
+    view = code_view(schema, test)
+    if view is None:
+        return _evaluate_wide(synthetic, test, schema, train, privacy)
+    metrics = _evaluate_wide(
+        view.wide(synthetic, "--synthetic"),
+        view.wide(test, "--real"),
+        view.schema,
+        None if train is None else view.wide(train, "--train"),
+        privacy,
+    )
+    return replace(
+        metrics,
+        codes=code_prevalence(synthetic, test, schema),
+        floor=None if train is None else {**(metrics.floor or {}), "codes": code_prevalence(train, test, schema)},
+        notes=(*metrics.notes, *view.notes()),
+    )
+
+
+def _evaluate_wide(
+    synthetic: pa.Table, test: pa.Table, schema: Schema, train: pa.Table | None, privacy: Mapping[str, Any]
+) -> Metrics:
+    """`evaluate` for tables whose cells are single values."""
     synthetic, test = typed_table(synthetic, schema, "--synthetic"), typed_table(test, schema, "--real")
     check_test_table(test, schema)
     epsilon, delta = float(privacy["epsilon"]), privacy.get("delta")
@@ -149,6 +176,7 @@ def evaluate(
         private=False,
         delta=delta,
         verdict=asdict(judge(figures)),
+        codes={},
         copies=copies,
         rows={
             "synthetic": synthetic.num_rows,

@@ -9,6 +9,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.evaluate.code_columns import code_view
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import correlations
 from dpcgan_fast.evaluate.metrics import Metrics
@@ -93,6 +94,9 @@ def render(
 
 
 def _pictures(values: dict[str, Any], synthetic: pa.Table, test: pa.Table, schema: Schema) -> dict[str, Any]:
+    view = code_view(schema, test)
+    if view is not None:
+        synthetic, test, schema = view.wide(synthetic, "--synthetic"), view.wide(test, "--real"), view.schema
     real, names = correlations(test, schema)
     drawn, _ = correlations(synthetic, schema)
     has_rows = synthetic.num_rows > 0

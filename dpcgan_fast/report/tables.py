@@ -70,11 +70,33 @@ def glance_rows(values: Mapping[str, Any]) -> list[GlanceRow]:
     for key, measure, explanation, written, best in measures:
         cells = [source.get(key) for source in (values, floor, baseline)]
         rows.append(GlanceRow(measure, explanation, tuple(map(written, cells)), written(best)))
+    rows += _code_rows(values["codes"], floor.get("codes", {}))
     if copies:
         explanation = "share of rows equal to a real training row in every cell; under real: the real test rows"
         shares = (*(percent(copies[key], 2) for key in ("synthetic", "test")), NOT_KNOWN)
         rows.append(GlanceRow("Copies of training rows", explanation, shares, "as real test rows"))
     return rows
+
+
+def _code_rows(codes: Mapping[str, Any], floor: Mapping[str, Any]) -> list[GlanceRow]:
+    """How far the prevalences of codes are off; the baseline has none, because it draws the most frequent codes only.
+
+    codes, floor: of `metrics.json`: by codes column, for synthetic and for real training rows
+    """
+    measures = (
+        ("max_abs", "largest prevalence error", "share of rows with a code, against real test rows", percent, 0.0),
+        ("r", "correlation of prevalences", "over all codes of the vocabulary, with real test rows", number, 1.0),
+    )
+    return [
+        GlanceRow(
+            f"Codes of {shown(name)}: {measure}",
+            explanation,
+            (*(written(source.get(name, {}).get(key)) for source in (codes, floor)), NOT_KNOWN),
+            written(best),
+        )
+        for name in codes
+        for key, measure, explanation, written, best in measures
+    ]
 
 
 def score_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -14,6 +14,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import baseline
 from dpcgan_fast.evaluate.columns import cell_shares, modelled_columns
+from dpcgan_fast.privacy.denoising import closest_histogram
 from tests.evaluate.tables import COLUMNS, LABEL, patients, schema_of, with_column
 
 FEATURES = len(COLUMNS)
@@ -130,7 +131,7 @@ def test_the_closest_histogram_is_non_negative_has_the_total_and_is_nearest():
     rng = np.random.default_rng(0)
     for _ in range(50):
         noisy = rng.normal(0, 5, 7)
-        found = baseline.closest_histogram(noisy, 10.0)
+        found = closest_histogram(noisy, 10.0)
         assert found.min() >= 0
         assert found.sum() == pytest.approx(10)
         others = rng.dirichlet(np.ones(7), 200) * 10
