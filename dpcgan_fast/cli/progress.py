@@ -1,10 +1,10 @@
-"""Progress of a training run on the terminal: steps, epsilon so far, time left."""
+"""Progress on the terminal: of a training run with steps, epsilon so far and time left; of other work."""
 
 import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dpcgan_fast.cli.console import say
 
@@ -56,3 +56,39 @@ class TerminalProgress:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
         elif done % max(1, self._total // _LINES_PER_PHASE) == 0:
             say(f"{self._phase}: {done}/{self._total}, epsilon so far {self._epsilon}")
+
+
+class WorkProgress:
+    """A bar for each phase of work other than training, a count if its end is not known; lines without a terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
+        self._phase, self._total = "", 0
+        self._task = None
+
+    def __enter__(self) -> "WorkProgress":
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def start(self, phase: str, total: int, done: int) -> None:
+        """A phase begins, or goes on after `done`; a total of 0 is not known."""
+        self._phase, self._total = phase, total
+        if self._bars is not None:
+            self._task = self._bars.add_task(phase, total=total or None, completed=done)
+        else:
+            say(phase + (f": {total}" if total else "") + (f", {done} done before" if done else ""))
+
+    def advance(self, done: int) -> None:
+        """So much of the phase is done."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done)
+        elif done % max(1, self._total // _LINES_PER_PHASE) == 0:
+            say(f"{self._phase}: {done}" + (f"/{self._total}" if self._total else ""))

@@ -1,4 +1,4 @@
-"""`dpcgan schema` and `dpcgan train`."""
+"""`dpcgan schema`, `dpcgan prepare` and `dpcgan train`."""
 
 import json
 import math
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from dpcgan_fast.cli.console import result, result_json, say
-from dpcgan_fast.cli.progress import TerminalProgress
+from dpcgan_fast.cli.progress import TerminalProgress, WorkProgress
 from dpcgan_fast.data.draft import draft_schema
+from dpcgan_fast.data.preparing import prepare as make_store
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import write_whole
@@ -17,6 +18,10 @@ from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.settings import PRESETS
 from dpcgan_fast.train.stopping import stop_on_signals
 
+_DATA = (
+    "Table: CSV (also compressed; separator , ; tab), Parquet, a folder of either or in the MEDS standard, or a CSR "
+    "matrix of codes (.npz)."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Device = Annotated[
     str, typer.Option(help="auto, cpu or cuda. auto takes a GPU if there is one and this build has kernels for it.")
@@ -24,10 +29,7 @@ Device = Annotated[
 
 
 def schema(
-    data: Annotated[
-        Path,
-        typer.Argument(help="Table: CSV (also compressed; separator , ; tab), Parquet, or a folder of either."),
-    ],
+    data: Annotated[Path, typer.Argument(help=_DATA)],
     out: Annotated[Path, typer.Option(help="Schema file to write.")],
 ) -> None:
     """Draft a schema file: names and types; bounds, lists and the unit are left for you to fill in.
@@ -47,8 +49,25 @@ def schema(
     result(str(out))
 
 
+def prepare(
+    data: Annotated[Path, typer.Argument(help=_DATA)],
+    schema: Annotated[Path, typer.Option(help="Schema file; bounds and categories may still be open.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store to make.")],
+) -> None:
+    """Put a table that may be larger than memory into a store, on which `dpcgan train` then trains.
+
+    Rows of a person may stand in any order and in any file. Ctrl-C stops; the same command goes on. The store holds the
+    data themselves: protect it as you protect them.
+    """
+    with stop_on_signals() as stop, WorkProgress() as progress:
+        dropped = make_store(data, Schema.from_json(schema), out, progress, lambda: stop.requested)
+    if dropped:
+        _say_dropped(dropped)
+    result(f"store: {out}")
+
+
 def train(
-    data: Annotated[Path, typer.Argument(help="Table: CSV (also compressed), Parquet, or a folder of either.")],
+    data: Annotated[Path, typer.Argument(help=f"{_DATA} Or a store that `dpcgan prepare` made.")],
     schema: Annotated[Path, typer.Option(help="Schema file; `dpcgan schema` drafts one.")],
     epsilon: Annotated[float, typer.Option(help="Privacy budget, > 0; inf trains the non-private baseline.")],
     delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],

@@ -13,8 +13,9 @@ from dpcgan_fast.cli.console import result, result_json, say
 from dpcgan_fast.cli.progress import TerminalProgress
 from dpcgan_fast.cli.training import Device, Json, privacy_line
 from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
-from dpcgan_fast.data.encoding import table_columns
-from dpcgan_fast.data.reading import read_table
+from dpcgan_fast.data.layouts import Layout, check_layout, is_matrix_name, open_sink
+from dpcgan_fast.data.reading import column_names
+from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.writing import TableWriter, check_output
 from dpcgan_fast.errors import InputError
@@ -31,21 +32,34 @@ _QUICK = {"steps": 100, "autoencoder_steps": 200}
 def sample(
     run: Annotated[Path, typer.Argument(help="Run folder of `dpcgan train`.")],
     rows: Annotated[int, typer.Option("-n", help="Number of rows.")],
-    out: Annotated[Path, typer.Option(help="File to write; .csv, .csv.gz or .parquet. Replaced if it is there.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="File to write; .csv, .csv.gz, .parquet, or .npz for codes alone. Replaced if it is there."),
+    ],
     where: Annotated[
         list[str] | None,
         typer.Option(help="column=value, repeatable. A label of preset auto is met exactly, all else by rejection."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Reproducible draw; costs no privacy.")] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="records: a row a record. For tables with codes also events: a row for each code, numbered by record; "
+            "or meds: a folder in the MEDS standard."
+        ),
+    ] = "records",
     device: Device = "auto",
 ) -> None:
     """Draw a synthetic table from a trained run, in batches, so that it may be larger than memory."""
-    check_output(out)
+    if layout != "meds" and not is_matrix_name(out):
+        check_output(out)
     model = DPCGAN.load(run, device)
+    schema = model.released_schema
+    check_layout(out, layout, schema)
     batches = model.sample_batches(rows, _conditions(where or []), seed)
-    with TableWriter(out, model.arrow_schema) as writer:
+    with open_sink(out, layout, schema, model.arrow_schema) as sink:
         for batch in batches:
-            writer.write(batch)
+            sink.write(batch)
     result(str(out))
 
 
@@ -76,11 +90,11 @@ def evaluate(
 ) -> None:
     """Compare synthetic with real held-out rows. The figures are NOT differentially private: do not release them."""
     model = DPCGAN.load(run)
-    schema = Schema.from_json(model.folder / "schema.json")
+    schema = model.released_schema
     test_table = _read(real, schema)
     train_table = None if train is None else _read(train, schema)
     if synthetic is not None:
-        synthetic_table = read_table(synthetic, schema.column_names())[0]
+        synthetic_table = _read_synthetic(synthetic, schema)
     else:
         synthetic_table = model.sample(
             train_table.num_rows if train_table is not None else max(test_table.num_rows, 1000)
@@ -101,7 +115,13 @@ def _print_headline(metrics: Metrics) -> None:
 
 
 def _read(path: Path, schema: Schema) -> pa.Table:
-    return read_table(path, table_columns(schema))[0]
+    return read_records(path, schema, str(path))[0]
+
+
+def _read_synthetic(path: Path, schema: Schema) -> pa.Table:
+    """A table of records has no unit column; one of events has its records' numbers in it."""
+    numbered = schema.merges_rows and not is_matrix_name(path) and schema.unit in column_names(path)
+    return _read(path, schema if numbered else schema.model_copy(update={"unit": None}))
 
 
 def evaluate_run(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-BlockKind = Literal["numeric", "binary", "categorical", "absent"]
+BlockKind = Literal["numeric", "binary", "categorical", "absent", "codes"]
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Block:
           binary       one value, 0 or 1
           categorical  one-hot over the categories, then `__other__` and "missing" where the schema has them
           absent       one value, 1 where the numeric column of this name is missing
+          codes        one value for each code of the vocabulary, 1 if the record has it
     """
 
     kind: BlockKind

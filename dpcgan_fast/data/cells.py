@@ -122,7 +122,7 @@ def distinct(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[list[objec
     Raises InputError if the column is of a nested type.
     """
     try:
-        encoded = cast(pa.ChunkedArray, _plain(column).dictionary_encode()).unify_dictionaries()
+        encoded = cast(pa.ChunkedArray, plain(column).dictionary_encode()).unify_dictionaries()
         if encoded.num_chunks == 0:
             return [], np.empty(0, np.int64)
         values = encoded.chunk(0).dictionary
@@ -140,7 +140,7 @@ def parse_numbers(column: pa.ChunkedArray | pa.Array, words: Mapping[str, float]
 
     words: lower-case texts that stand for a number, beside the texts of numbers themselves
     """
-    column = _plain(column)
+    column = plain(column)
     count = len(column)
     if pa.types.is_null(column.type):
         return np.full(count, np.nan), np.zeros(count, bool)
@@ -151,10 +151,21 @@ def parse_numbers(column: pa.ChunkedArray | pa.Array, words: Mapping[str, float]
     return np.full(count, np.nan), np.ones(count, bool)
 
 
+def is_missing(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Which cells are missing, bool (N,): nulls, NaN, and texts that say so."""
+    column = plain(column)
+    missing = column.is_null(nan_is_null=True).to_numpy()
+    return missing | _says_missing(column).fill_null(False).to_numpy() if _is_text(column.type) else missing
+
+
+def _says_missing(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    folded = compute.utf8_lower(compute.utf8_trim_whitespace(column))
+    return compute.is_in(folded, value_set=pa.array(sorted(MISSING_TEXTS), column.type))
+
+
 def _parse_texts(column: pa.ChunkedArray, words: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     trimmed = compute.utf8_trim_whitespace(column)
-    missing = compute.is_in(compute.utf8_lower(trimmed), value_set=pa.array(sorted(MISSING_TEXTS), column.type))
-    cells = compute.if_else(missing, pa.scalar(None, column.type), trimmed)
+    cells = compute.if_else(_says_missing(trimmed), pa.scalar(None, column.type), trimmed)
     # What a cell means is `_number`'s to say. Arrow is quicker, but gives up on all if one is no number to it, and then
     # its forms of NaN, such as "nan(ab)", would be read in another way.
     with contextlib.suppress(pa.ArrowInvalid):
@@ -180,7 +191,7 @@ def _number(text: str, words: Mapping[str, float]) -> float | None:
 
 
 def _checked_numbers(column: pa.ChunkedArray | pa.Array, where: str, what: str) -> np.ndarray:
-    kind = _plain(column).type
+    kind = plain(column).type
     if not (_is_text(kind) or _is_number(kind) or pa.types.is_null(kind)):
         how = 'Convert the column to numbers, or make it "categorical".'
         raise InputError("The column's type is not a number", where, how)
@@ -190,7 +201,7 @@ def _checked_numbers(column: pa.ChunkedArray | pa.Array, where: str, what: str) 
     return numbers
 
 
-def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+def plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
     """A chunked column without dictionary encoding, views or extension types."""
     chunked = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
     if isinstance(chunked.type, pa.BaseExtensionType):

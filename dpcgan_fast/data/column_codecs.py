@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.schema import OTHER, Bounds, Column
 
 _EXACT = 2.0**53  # whole numbers beyond this have no exact float64
@@ -182,3 +183,38 @@ class CategoryCodec:
         names = [*self.categories, *([OTHER] if self.unknown == OTHER else []), *([None] if self.missing else [])]
         slots = records[:, block.start : block.stop].argmax(axis=1)
         return pa.array(names, pa.string()).take(pa.array(slots))
+
+
+@dataclass(frozen=True)
+class CodesCodec:
+    """A set of codes: a position for each code of the vocabulary. Codes that are not in it do not count.
+
+    Of a record's codes at most `max_codes` are used; see `CodeRows.capped`. A vocabulary without codes, which a
+    paid one may be, keeps one position that no cell sets and that is read as nothing.
+    """
+
+    name: str
+    start: int
+    vocabulary: tuple[str, ...]
+    max_codes: int
+
+    @property
+    def block(self) -> Block:
+        """One block."""
+        return Block("codes", self.name, self.start, max(1, len(self.vocabulary)))
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """List of strings."""
+        return pa.list_(pa.string())
+
+    def encode(self, sets: CodeSets) -> CodeRows:
+        """The set of each cell, as positions within the block."""
+        return sets.within(self.vocabulary, self.max_codes)
+
+    def decode(self, records: np.ndarray) -> pa.Array:
+        """Cells from this column's positions of records, float (N, F), values in [0, 1]."""
+        rows, positions = np.nonzero(records[:, self.start : self.start + len(self.vocabulary)] >= 0.5)
+        starts = np.searchsorted(rows, np.arange(len(records) + 1))
+        names = pa.array(self.vocabulary, pa.string()).take(pa.array(positions))
+        return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), names)

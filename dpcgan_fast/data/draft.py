@@ -4,6 +4,8 @@ The draft reads the data (types and whether cells are missing), so it is outside
 the schema that a person has filled in. No value of the data is copied into it.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,29 +13,47 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.reading import TableSource, column_names, read_table
+from dpcgan_fast.data.records import is_matrix_file
 from dpcgan_fast.data.schema import UNDECIDED_UNIT
+from dpcgan_fast.data.table_files import MEDS_CODE, MEDS_UNIT, is_meds
 
 
 def draft_schema(source: TableSource) -> dict[str, Any]:
     """A schema to be filled in, as a dict for a JSON file: what a person must decide is "?" (the unit) or null.
 
     A column is binary if all cells that are not missing are 0 or 1, numeric if all are numbers (`integer` if all are
-    whole), else categorical; `missing` is true if a cell is empty, NA, NaN, N/A or null.
+    whole), else categorical; lists are codes; `missing` is true if a cell is empty, NA, NaN, N/A or null.
+    A code matrix (.npz) and a folder in the MEDS standard have one column of codes; of the latter, values and times are
+    left out.
     Raises InputError if the data cannot be read; the message quotes no cell.
     """
+    if is_matrix_file(source):
+        return _draft(None, [_codes("codes")])
+    if isinstance(source, (str, os.PathLike)) and is_meds(Path(source)):
+        return _draft(MEDS_UNIT, [_codes(MEDS_CODE)])
     table, _ = read_table(source, column_names(source))
+    return _draft(UNDECIDED_UNIT, [_draft_column(name, table[name]) for name in table.column_names])
+
+
+def _draft(unit: str | None, columns: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "version": 1,
-        "unit": UNDECIDED_UNIT,
+        "unit": unit,
         "n_units": None,
         "max_rows_per_unit": 1,
         "label": None,
-        "columns": [_draft_column(name, table[name]) for name in table.column_names],
+        "columns": columns,
         "signals": [],
     }
 
 
+def _codes(name: str) -> dict[str, Any]:
+    return {"name": name, "type": "codes", "vocabulary": None}
+
+
 def _draft_column(name: str, column: pa.ChunkedArray) -> dict[str, Any]:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _codes(name)
     numbers, is_text = cells.parse_numbers(column, words={})
     missing = {"missing": True} if (np.isnan(numbers) & ~is_text).any() else {}
     if is_text.any():

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.blocks import Block
-from dpcgan_fast.data.column_codecs import ColumnCodec, column_codec
+from dpcgan_fast.data.code_rows import CodeRows, CodeSets
+from dpcgan_fast.data.column_codecs import CodesCodec, ColumnCodec, column_codec
 from dpcgan_fast.data.schema import PRIVATE, UNDECIDED_UNIT, Column, Schema
 from dpcgan_fast.errors import InputError
 
@@ -20,14 +21,32 @@ from dpcgan_fast.errors import InputError
 class EncodedRecords:
     """Encoded rows of a table of M rows, N of them kept.
 
-    records: float32 (N, F), values in [0, 1]
-    labels:  int64 (N,), index of each row's class; None without a label
-    kept:    bool (M,), False where a row's label is missing or not among the classes
+    dense:      float32 (N, D), values in [0, 1]: the records' positions but those of codes; D is F without codes
+    labels:     int64 (N,), index of each row's class; None without a label
+    kept:       bool (M,), False where a row's label is missing or not among the classes
+    codes:      of each record the codes that are 1, counted from the first code; None without columns of codes
+    first_code: position of the first code in a record; the positions after the codes are the last of `dense`
+    width:      F, positions of a record
     """
 
-    records: np.ndarray
+    dense: np.ndarray
     labels: np.ndarray | None
     kept: np.ndarray
+    codes: CodeRows | None
+    first_code: int
+    width: int
+
+    @property
+    def records(self) -> np.ndarray:
+        """The whole records, float32 (N, F); those of codes are large."""
+        if self.codes is None:
+            return self.dense
+        records = np.zeros((len(self.dense), self.width), np.float32)
+        after = self.dense.shape[1] - self.first_code
+        records[:, : self.first_code] = self.dense[:, : self.first_code]
+        records[:, self.width - after :] = self.dense[:, self.first_code :]
+        records[self.codes.row_of_entry(), self.first_code + self.codes.positions] = 1.0
+        return records
 
 
 def table_columns(schema: Schema) -> tuple[str, ...]:
@@ -43,7 +62,7 @@ class RecordCodec:
     joint:  the label is the record's last position (binary: 0 or 1; categorical: class index / (classes - 1)), as in
             the published nets; otherwise it is no part of the record and travels beside it
 
-    blocks:       the record's layout: columns, then signals, in schema order; then the joint label
+    blocks:       the record's layout: columns, then signals, in schema order; then codes; then the joint label
     width:        F, positions of a record
     n_classes:    number of label classes, 1 without a label
     class_names:  names of the label classes, empty without a label
@@ -65,7 +84,15 @@ class RecordCodec:
         for column in _plain_columns(schema):
             self._codecs[column.name] = codec = column_codec(column, start)
             start = codec.blocks[-1].stop
+        self._first_code = start
+        self._code_codecs: dict[str, CodesCodec] = {}
+        for column in schema.codes_columns():
+            assert isinstance(column.vocabulary, tuple)
+            codec = CodesCodec(column.name, start, column.vocabulary, column.max_codes)
+            self._code_codecs[column.name] = codec
+            start = codec.block.stop
         blocks = [block for codec in self._codecs.values() for block in codec.blocks]
+        blocks += [codec.block for codec in self._code_codecs.values()]
         self._label_start = start
         if joint and self._label:
             blocks.append(Block("binary" if self._label.type == "binary" else "numeric", self._label.name, start, 1))
@@ -79,18 +106,27 @@ class RecordCodec:
         Values out of bounds are clipped, and nothing counts them. Rows whose label is missing or unknown are dropped.
         Raises InputError, which names `where` (the file), column and row, if a cell cannot be read as its type says.
         """
-        records = np.zeros((table.num_rows, self.width), np.float32)
+        label_width = int(self.joint and self._label is not None)
+        dense = np.zeros((table.num_rows, self._first_code + label_width), np.float32)
         for name, codec in self._codecs.items():
-            codec.encode(table[name], records, f"{where}, column {name}")
-        if self._label is None:
-            return EncodedRecords(records, None, np.ones(table.num_rows, bool))
-        labels = self._label_codes(self._label, table[self._label.name], where)
-        if self.joint:
-            records[:, self._label_start] = labels / (self.n_classes - 1)
-        kept = labels >= 0
-        if not kept.all():
-            records, labels = records[kept], labels[kept]
-        return EncodedRecords(records, labels, kept)
+            codec.encode(table[name], dense, f"{where}, column {name}")
+        parts = []
+        for column in self.schema.codes_columns():
+            sets = CodeSets.of_column(table, column.name, column.separator, f"{where}, column {column.name}")
+            codec = self._code_codecs[column.name]
+            parts.append(codec.encode(sets).moved(codec.block.start - self._first_code))
+        codes = CodeRows.side_by_side(parts) if parts else None
+        kept = np.ones(table.num_rows, bool)
+        labels = None
+        if self._label is not None:
+            labels = self._label_codes(self._label, table[self._label.name], where)
+            if self.joint:
+                dense[:, self._first_code] = labels / (self.n_classes - 1)
+            kept = labels >= 0
+        if labels is not None and not kept.all():
+            dense, labels = dense[kept], labels[kept]
+            codes = None if codes is None else codes.take(np.flatnonzero(kept))
+        return EncodedRecords(dense, labels, kept, codes, self._first_code, self.width)
 
     def decode(self, records: np.ndarray, labels: np.ndarray | None = None) -> pa.Table:
         """The table that records stand for; any record gives cells that the schema allows.
@@ -99,7 +135,7 @@ class RecordCodec:
         labels:  integers (N,), class indices; with `joint` they may be left out and are read from the last position
 
         Returns a table of `arrow_schema`: whole numbers and flags int64, other numbers float64, categories strings,
-        missing cells null.
+        codes lists of strings, missing cells null.
         Raises ValueError if shapes do not fit, or labels are needed and not given.
         """
         if records.ndim != 2 or records.shape[1] != self.width:
@@ -112,7 +148,7 @@ class RecordCodec:
                 raise ValueError(f"expected labels of shape ({len(records)},), one class index a record")
         columns = [
             self._decode_label(labels) if labels is not None and name == self.schema.label
-            else self._codecs[name].decode(records)
+            else self._codec(name).decode(records)
             for name in self.schema.column_names()
         ]  # fmt: skip
         return pa.Table.from_arrays(columns, schema=self.arrow_schema)
@@ -120,7 +156,10 @@ class RecordCodec:
     def _arrow_type(self, name: str) -> pa.DataType:
         if self._label is not None and name == self._label.name:
             return pa.int64() if self._label.type == "binary" else pa.string()
-        return self._codecs[name].arrow_type
+        return self._codec(name).arrow_type
+
+    def _codec(self, name: str) -> ColumnCodec | CodesCodec:
+        return self._codecs[name] if name in self._codecs else self._code_codecs[name]
 
     def _label_codes(self, label: Column, column: pa.ChunkedArray, where: str) -> np.ndarray:
         place = f"{where}, column {label.name}"
@@ -138,17 +177,17 @@ class RecordCodec:
 
 
 def _plain_columns(schema: Schema) -> list[Column]:
-    """Every modelled column but the label; a signal's columns are numbers with the signal's bounds."""
+    """Every modelled column but the label and codes; a signal's columns are numbers with the signal's bounds."""
     samples = [
         Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer)
         for signal in schema.signals
         for name in signal.columns
     ]
-    return [column for column in schema.columns if column.name != schema.label] + samples
+    return [column for column in schema.columns if column.type != "codes" and column.name != schema.label] + samples
 
 
 def _refuse_private(schema: Schema) -> None:
-    held = [(f"column {c.name}", PRIVATE in (c.bounds, c.categories)) for c in schema.columns]
+    held = [(f"column {c.name}", PRIVATE in (c.bounds, c.categories, c.vocabulary)) for c in schema.columns]
     held += [(f"signal {s.name}", s.bounds == PRIVATE) for s in schema.signals]
     for place, private in held:
         if private:

@@ -8,16 +8,19 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dpcgan_fast.data.vocabulary import checked_vocabulary, with_vocabularies
 from dpcgan_fast.errors import InputError
 
 PRIVATE: Literal["private"] = "private"
 OTHER = "__other__"
 UNDECIDED_UNIT = "?"
+DEFAULT_MAX_CODES = 200
 
 Bounds = tuple[float, float]
 Kind = Literal["numeric", "binary", "categorical", "codes"]
@@ -44,7 +47,10 @@ class Column(_Strict):
                 that name every category there is)
     rates:      label only: public class rates in the order of the classes
     positive:   label only: the classes that count as positive in evaluation
-    vocabulary: codes only: path of the public list of codes, "private", or None (to be filled in)
+    vocabulary: codes only: the public list of codes, "private", or None (to be filled in). A schema file holds the
+                list, or the path of a text file with a code a line
+    separator:  codes only: text between the codes of one cell; None if a cell of text is always one code
+    max_codes:  codes only: codes of a record beyond this public cap are not used
     """
 
     name: str
@@ -56,9 +62,11 @@ class Column(_Strict):
     unknown: Literal["__other__", "missing", "first"] = OTHER
     rates: tuple[float, ...] | None = None
     positive: tuple[str, ...] | None = None
-    vocabulary: str | None = None
+    vocabulary: tuple[str, ...] | Literal["private"] | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = "|"
+    max_codes: Annotated[int, Field(ge=1)] = DEFAULT_MAX_CODES
 
-    @field_validator("categories", "positive", mode="before")
+    @field_validator("categories", "positive", "vocabulary", mode="before")
     @classmethod
     def _names_as_text(cls, value: Any) -> Any:
         """Codes may be written as whole numbers: 1 is "1"."""
@@ -76,6 +84,8 @@ class Column(_Strict):
                 raise ValueError('unknown "first" needs at least one category')
             if OTHER in self.categories:
                 raise ValueError(f"{OTHER} is added by itself and must not be listed")
+        if isinstance(self.vocabulary, tuple):
+            checked_vocabulary(self.vocabulary, self.separator)
         if self.unknown == "missing" and not self.missing:
             raise ValueError('unknown "missing" needs "missing": true')
         if self.unknown == "first" and self.categories == PRIVATE:
@@ -184,22 +194,23 @@ class Schema(_Strict):
             raise InputError("The schema file does not exist", str(path), "Make one with `dpcgan schema`.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("The schema file cannot be read", f"{path}: {type(error).__name__}", _CHECK) from None
-        return cls.from_text(text, where=str(path))
+        return cls.from_text(text, str(path), path.parent)
 
     @classmethod
-    def from_text(cls, text: str, where: str = "schema") -> "Schema":
-        """Parses the JSON text of a schema. Raises InputError if it does not fit."""
+    def from_text(cls, text: str, where: str = "schema", folder: Path = Path()) -> "Schema":
+        """Parses the JSON text of a schema, whose paths begin at `folder`. Raises InputError if it does not fit."""
         try:
             values = json.loads(text, object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as error:
             what = "The schema is not valid JSON"
             line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else f": {error}"
             raise InputError(what, f"{where}{line}", "Correct it, or make a new draft with `dpcgan schema`.") from None
-        return cls.from_dict(values, where)
+        return cls.from_dict(values, where, folder)
 
     @classmethod
-    def from_dict(cls, values: Any, where: str = "schema") -> "Schema":
-        """Checks a parsed schema. Raises InputError if it does not fit."""
+    def from_dict(cls, values: Any, where: str = "schema", folder: Path = Path()) -> "Schema":
+        """Checks a parsed schema, whose paths begin at `folder`. Raises InputError if it does not fit."""
+        values = with_vocabularies(values, folder)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -218,25 +229,27 @@ class Schema(_Strict):
         """Names of all modelled table columns: columns, then the columns of each signal."""
         return tuple(c.name for c in self.columns) + tuple(name for s in self.signals for name in s.columns)
 
+    def codes_columns(self) -> tuple[Column, ...]:
+        """The columns of type codes, in order."""
+        return tuple(column for column in self.columns if column.type == "codes")
+
+    def has_private_lists(self) -> bool:
+        """Whether a list of categories or codes is "private", so that how long records are is not known yet."""
+        return any(PRIVATE in (column.categories, column.vocabulary) for column in self.columns)
+
+    @property
+    def merges_rows(self) -> bool:
+        """Whether all rows of a unit are one record, as in a table of events: so where there are columns of codes."""
+        return self.unit is not None and bool(self.codes_columns())
+
     def label_column(self) -> Column | None:
         """The label's column, or None without a label."""
         return next((column for column in self.columns if column.name == self.label), None)
 
     def require_complete(self) -> None:
         """Raises InputError that names the first fact that is still to be decided, and both remedies."""
-        if self.unit == UNDECIDED_UNIT:
-            raise InputError(
-                "The unit of privacy is undecided",
-                'schema, "unit": "?"',
-                "Write the name of the column that identifies a person, or null if every row is a person of its own.",
-            )
+        self.require_units()
         for column in self.columns:
-            if column.type == "codes":
-                raise InputError(
-                    "Columns of type codes are not supported yet",
-                    f"schema, column {column.name}",
-                    "Give one binary column for each code.",
-                )
             if column.type == "numeric" and column.bounds is None:
                 raise _to_fill_in("bounds", f"column {column.name}", "[lower, upper]")
             if column.type == "categorical" and column.categories is None:
@@ -248,16 +261,36 @@ class Schema(_Strict):
         if label is not None:
             label.classes()
 
-    def with_released(self, bounds: dict[str, Bounds], categories: dict[str, tuple[str, ...]]) -> "Schema":
-        """A copy in which paid bounds (by column or signal name) and category lists stand in place of "private"."""
-        columns = tuple(
-            c.model_copy(
-                update={"bounds": bounds.get(c.name, c.bounds), "categories": categories.get(c.name, c.categories)}
+    def require_units(self) -> None:
+        """Raises InputError unless it is decided which rows are one record, and what of their codes counts."""
+        if self.unit == UNDECIDED_UNIT:
+            raise InputError(
+                "The unit of privacy is undecided",
+                'schema, "unit": "?"',
+                "Write the name of the column that identifies a person, or null if every row is a person of its own.",
             )
-            for c in self.columns
-        )
+        for column in self.codes_columns():
+            if column.vocabulary is None:
+                raise _to_fill_in("codes", f"column {column.name}, vocabulary", "a list or the path of a text file")
+
+    def with_released(
+        self,
+        bounds: Mapping[str, Bounds],
+        categories: Mapping[str, tuple[str, ...]],
+        vocabularies: Mapping[str, tuple[str, ...]],
+    ) -> "Schema":
+        """A copy in which paid bounds (by column or signal name) and lists (by column) stand in place of "private"."""
+
+        def filled(column: Column) -> Column:
+            released = {
+                "bounds": bounds.get(column.name, column.bounds),
+                "categories": categories.get(column.name, column.categories),
+                "vocabulary": vocabularies.get(column.name, column.vocabulary),
+            }
+            return column.model_copy(update=released)
+
         signals = tuple(s.model_copy(update={"bounds": bounds.get(s.name, s.bounds)}) for s in self.signals)
-        return self.model_copy(update={"columns": columns, "signals": signals})
+        return self.model_copy(update={"columns": tuple(map(filled, self.columns)), "signals": signals})
 
 
 def _place(loc: tuple[Any, ...], values: Any) -> str:

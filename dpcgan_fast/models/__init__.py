@@ -7,7 +7,7 @@ import torch
 
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.models.auto import AutoNetworks
+from dpcgan_fast.models.auto import AutoNetworks as AutoNetworks
 from dpcgan_fast.models.networks import Networks as Networks
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
 from dpcgan_fast.models.sampling import sample_records as sample_records

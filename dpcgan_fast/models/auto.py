@@ -6,6 +6,9 @@ a transposed convolution over the columns, which carry the dependence through th
 the label, which carry each class's own marginals and learn fast under noise. The generator starts as the identity, so
 that its first records are those of the autoencoder, and moves codes to where the critic scores higher. The critic sees
 records and labels. No module mixes rows.
+
+Codes have logits of their own: a transposed convolution along the vocabulary, and a bias for each code that is not
+trained. It follows from released frequencies, which say more of a rare code than any number of noisy gradients.
 """
 
 import math
@@ -15,17 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.models.code_head import CodesHead
 from dpcgan_fast.models.heads import RecordHead
 from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, leaky_relu
-from dpcgan_fast.models.networks import Networks
+from dpcgan_fast.models.networks import LabelDraws, Networks
 
 CODE_DIM = 32
 DECODER_CHANNELS = 32
 GENERATOR_CHANNELS = 32
 TRUNK_CHANNELS = (16, 32, 64, 64, 64, 64)
+CODES_CHANNELS = 8
 PRIOR_SCALE = 8.0  # raises the share of the label's own logits in the clipped gradient
 _UPSAMPLING = 8  # of the decoder's three transposed convolutions
 _LAST_LENGTH = 16  # the trunk halves and quarters a record until it is at most this long
+_LONG = 256  # what is longer is quartered
+_USUAL_CODES = 10.0  # of a record, where nothing says how many; public
+_RATES = (1e-7, 0.99)  # that a code's bias can stand for
+_CALIBRATION_ROWS, _CALIBRATION_ROUNDS = 4096, 8
+_ROWS_AT_A_TIME = 256
 
 
 def trunk(in_channels: int, length: int) -> tuple[nn.Sequential, int, int]:
@@ -35,41 +45,46 @@ def trunk(in_channels: int, length: int) -> tuple[nn.Sequential, int, int]:
     for channels in TRUNK_CHANNELS[1:]:
         if len(specs) > 1 and length <= _LAST_LENGTH:
             break
-        spec = ConvSpec(channels, 4, 2, 1, norm=True) if length >= 2 else ConvSpec(channels, 1)
+        kernel, stride = (8, 4) if length > _LONG else (4, 2)
+        spec = ConvSpec(channels, kernel, stride, stride // 2, norm=True) if length >= 2 else ConvSpec(channels, 1)
         specs.append(spec)
         length = conv_length(length, spec)
     return conv_stack(in_channels, specs, leaky_relu()), specs[-1].channels, length
 
 
+def _middle(width: int, first_code: int) -> Tensor:
+    """What a record is centred by, (F,): one half, but nothing for codes, of which nearly all are 0."""
+    return torch.cat([torch.full((first_code,), 0.5), torch.zeros(width - first_code)])
+
+
 class Encoder(nn.Module):
     """Records (B, F) and labels (B, K) -> mean and log variance of the code, (B, CODE_DIM) each."""
 
-    def __init__(self, width: int, classes: int):
+    middle: Tensor
+
+    def __init__(self, width: int, first_code: int, classes: int):
         super().__init__()
+        self.register_buffer("middle", _middle(width, first_code), persistent=False)
         self.trunk, channels, length = trunk(1, width)
         self.out = nn.Linear(channels * length + classes, 2 * CODE_DIM)
 
     def forward(self, records: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(records.unsqueeze(1) - 0.5).flatten(1)  # (B, 1, F) -> (B, C L)
+        features = self.trunk((records - self.middle).unsqueeze(1)).flatten(1)  # (B, 1, F) -> (B, C L)
         mean, log_variance = self.out(torch.cat([features, labels], 1)).chunk(2, dim=1)
         return mean, log_variance.clamp(-8.0, 4.0)
 
 
 class Decoder(nn.Module):
-    """Codes (B, CODE_DIM) and labels (B, K) -> logits (B, n_blocks, cells)."""
+    """Latent codes (B, CODE_DIM) and labels (B, K) -> logits of columns (B, n_blocks, cells)."""
 
     def __init__(self, n_blocks: int, cells: int, classes: int):
         super().__init__()
         self.n_blocks, self.cells = n_blocks, cells
         self.length = max(2, math.ceil(n_blocks / _UPSAMPLING))
         self.inner = nn.Linear(CODE_DIM + classes, DECODER_CHANNELS * self.length)
-        up = ConvSpec(DECODER_CHANNELS, 4, 2, 1, norm=True)
-        self.columns = conv_stack(DECODER_CHANNELS, (up, up, ConvSpec(cells, 4, 2, 1)), None, transposed=True)
+        self.columns = _upsampling(DECODER_CHANNELS, cells)
         self.prior = nn.Linear(classes, n_blocks * cells, bias=False)
         nn.init.zeros_(self.prior.weight)
-        last = self.columns[-1]
-        assert isinstance(last, nn.ConvTranspose1d)
-        nn.init.normal_(last.weight, std=0.02)  # at first the code says next to nothing: logits start near zero
 
     def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What the transposed convolutions are given, (B, C, L)."""
@@ -82,19 +97,83 @@ class Decoder(nn.Module):
         return logits + PRIOR_SCALE * self.prior(labels).unflatten(1, (self.n_blocks, self.cells))
 
 
+class CodesDecoder(nn.Module):
+    """Latent codes (B, CODE_DIM) and labels (B, K) -> logits of medical codes (B, V).
+
+    rates: (V,) how many records have each code, between 0 and 1
+    bias:  (V,) added to the logits; not trained
+    """
+
+    rates: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.width, self.length = width, max(2, math.ceil(width / _UPSAMPLING))
+        self.inner = nn.Linear(CODE_DIM + classes, CODES_CHANNELS * self.length)
+        self.along = _upsampling(CODES_CHANNELS, 1)
+        self.register_buffer("rates", torch.full((width,), min(0.5, _USUAL_CODES / width)))
+        self.register_buffer("bias", self.rates.logit())
+
+    def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
+        """What the transposed convolutions are given, (B, C, L)."""
+        hidden = self.inner(torch.cat([codes, labels], 1))
+        return nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (CODES_CHANNELS, self.length))
+
+    def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
+        return self.along(self.hidden(codes, labels)).squeeze(1)[:, : self.width] + self.bias
+
+    @torch.no_grad()
+    def start_at(self, rates: Tensor) -> None:
+        """Takes rates (V,), public or paid, for those of the codes."""
+        self.rates.copy_(rates.clamp(*_RATES))
+        self.bias.copy_(self.rates.logit())
+
+    @torch.no_grad()
+    def calibrate(self, codes: Tensor, labels: Tensor) -> None:
+        """Moves the bias until each code is as frequent, over these latent codes and labels, as its rate says.
+
+        It is post-processing: what moves the bias are the rates and the weights alone.
+        """
+        for _ in range(_CALIBRATION_ROUNDS):
+            found = torch.zeros_like(self.bias)
+            for part, own in zip(codes.split(_ROWS_AT_A_TIME), labels.split(_ROWS_AT_A_TIME), strict=True):
+                found += torch.sigmoid(self(part, own)).sum(0) / len(codes)
+            self.bias += self.rates.logit() - found.clamp(*_RATES).logit()
+
+
+def _upsampling(channels: int, out_channels: int) -> nn.Sequential:
+    """Transposed convolutions (B, channels, L) -> (B, out_channels, 8 L), near zero: at first the code says nothing."""
+    up = ConvSpec(channels, 4, 2, 1, norm=True)
+    stack = conv_stack(channels, (up, up, ConvSpec(out_channels, 4, 2, 1)), None, transposed=True)
+    last = stack[-1]
+    assert isinstance(last, nn.ConvTranspose1d)
+    nn.init.normal_(last.weight, std=0.02)
+    return stack
+
+
 class AutoEncoder(nn.Module):
-    """Records, labels and standard normal noise (B, CODE_DIM) -> logits, and mean and log variance of the code."""
+    """Records, labels and standard normal noise (B, CODE_DIM) -> the parts' logits, then mean and log variance.
+
+    decoder: of the columns, None if there is none but of codes
+    codes:   of the medical codes, None if there are none
+    """
 
     encoder: Encoder
-    decoder: Decoder
+    decoder: Decoder | None
+    codes: CodesDecoder | None
 
-    def __init__(self, encoder: Encoder, decoder: Decoder):
+    def __init__(self, encoder: Encoder, decoder: Decoder | None, codes: CodesDecoder | None):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.codes = encoder, decoder, codes
 
-    def forward(self, records: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def logits(self, codes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each part of a record, in order: columns, codes."""
+        return tuple(part(codes, labels) for part in (self.decoder, self.codes) if part is not None)
+
+    def forward(self, records: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         mean, log_variance = self.encoder(records, labels)
-        return self.decoder(mean + torch.exp(0.5 * log_variance) * noise, labels), mean, log_variance
+        return *self.logits(mean + torch.exp(0.5 * log_variance) * noise, labels), mean, log_variance
 
 
 class Generator(nn.Module):
@@ -122,14 +201,17 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Records (B, F) and labels (B, K) -> scores (B,); the labels are channels that are constant along the record."""
 
-    def __init__(self, width: int, classes: int):
+    middle: Tensor
+
+    def __init__(self, width: int, first_code: int, classes: int):
         super().__init__()
+        self.register_buffer("middle", _middle(width, first_code), persistent=False)
         layers, channels, length = trunk(1 + classes, width)
         self.layers = nn.Sequential(*layers, nn.Conv1d(channels, 1, length))  # one run: the fused path takes it whole
 
     def forward(self, records: Tensor, labels: Tensor) -> Tensor:
         along = labels.unsqueeze(2).expand(-1, -1, records.shape[1])  # (B, K) -> (B, K, F)
-        return self.layers(torch.cat([2 * records.unsqueeze(1) - 1, along], 1)).flatten(1).squeeze(1)
+        return self.layers(torch.cat([(2 * records - 2 * self.middle).unsqueeze(1), along], 1)).flatten(1).squeeze(1)
 
 
 class AutoNetworks(Networks):
@@ -142,27 +224,49 @@ class AutoNetworks(Networks):
 
     def __init__(self, blocks: Sequence[Block], n_classes: int):
         super().__init__()
-        self.head = RecordHead(blocks)
-        width = blocks[-1].stop
-        decoder = Decoder(len(blocks), self.head.max_cells, n_classes)
-        self.autoencoder = AutoEncoder(Encoder(width, n_classes), decoder)
+        columns = [block for block in blocks if block.kind != "codes"]
+        width, first_code = blocks[-1].stop, columns[-1].stop if columns else 0
+        self.columns_head = RecordHead(columns) if columns else None
+        self.codes_head = CodesHead(first_code, width - first_code) if first_code < width else None
+        head = self.columns_head
+        decoder = None if head is None else Decoder(head.n_blocks, head.max_cells, n_classes)
+        codes = None if self.codes_head is None else CodesDecoder(self.codes_head.width, n_classes)
+        self.autoencoder = AutoEncoder(Encoder(width, first_code, n_classes), decoder, codes)
         self.generator = Generator(n_classes)
-        self.critic = Critic(width, n_classes)
+        self.critic = Critic(width, first_code, n_classes)
+
+    @property
+    def heads(self) -> list[RecordHead | CodesHead]:
+        """Of each part of a record, in the order of `AutoEncoder.logits`."""
+        return [head for head in (self.columns_head, self.codes_head) if head is not None]
 
     def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:
         """Standard normal noise of the codes, (B, CODE_DIM)."""
         return torch.randn(rows, CODE_DIM, generator=randomness, device=randomness.device)
 
-    def autoencoder_loss(self, output: tuple[Tensor, Tensor, Tensor], records: Tensor) -> Tensor:
+    def autoencoder_loss(self, output: tuple[Tensor, ...], records: Tensor) -> Tensor:
         """Negative evidence lower bound of each row, in nats; (B,). Source: arXiv 1312.6114, equation 10."""
-        logits, mean, log_variance = output
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
-        return self.head.nll(logits, records) + divergence
+        *logits, mean, log_variance = output
+        loss = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+        for head, own in zip(self.heads, logits, strict=True):
+            loss = loss + head.nll(own, records)
+        return loss
 
     def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
         """Records drawn from the decoder's distributions."""
-        return self.head.draw(self.autoencoder.decoder(codes, labels), randomness)
+        parts = zip(self.heads, self.autoencoder.logits(codes, labels), strict=True)
+        drawn = [head.draw(logits, randomness) for head, logits in parts]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
-        """All parameters of the decoder."""
-        return list(self.autoencoder.decoder.parameters())
+        """All parameters that lead from latent codes to records."""
+        decoders = (self.autoencoder.decoder, self.autoencoder.codes)
+        return [parameter for part in decoders if part is not None for parameter in part.parameters()]
+
+    def calibrate(self, draw_labels: LabelDraws, randomness: torch.Generator) -> None:
+        """See `Networks.calibrate`."""
+        if self.autoencoder.codes is not None:
+            labels = draw_labels(_CALIBRATION_ROWS, randomness)
+            latent = self.latent(len(labels), randomness)
+            with torch.no_grad():
+                self.autoencoder.codes.calibrate(self.generator(latent, labels), labels)

@@ -1,10 +1,13 @@
 """What training and sampling need of a set of networks, whichever preset they come from."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+LabelDraws = Callable[[int, torch.Generator], Tensor]
 
 
 class Networks(nn.Module, ABC):
@@ -49,6 +52,12 @@ class Networks(nn.Module, ABC):
         """
         latent = self.latent(len(labels), randomness)
         return self.decode(self.generator(latent, labels), labels, randomness)
+
+    def calibrate(self, draw_labels: LabelDraws, randomness: torch.Generator) -> None:
+        """Brings synthetic records to the frequencies that were released, where the networks know any.
+
+        draw_labels: gives so many labels (n, K) one-hot, in the classes' public or paid shares
+        """
 
     @property
     def critic_clamp(self) -> dict[nn.Parameter, float]:

@@ -6,6 +6,7 @@ before blocks), a cell is drawn by one uniform number in place of one for each c
 time stay in the caches.
 """
 
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +19,8 @@ from dpcgan_fast.models.networks import Networks
 from dpcgan_fast.ops import FusedNet
 
 _ROWS_AT_A_TIME = 256
+
+Draw = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
 # The form of a stack of convolutions, with its memory, as long as there is the stack; its weights are read every time.
 _NETS: WeakKeyDictionary[nn.Sequential, FusedNet] = WeakKeyDictionary()
@@ -44,16 +47,44 @@ def sample_records(networks: Networks, labels: Tensor, randomness: torch.Generat
 
 
 def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Generator) -> Tensor:
-    decoder, generator, head = networks.autoencoder.decoder, networks.generator, networks.head
-    prior = PRIOR_SCALE * decoder.prior.weight.t().unflatten(1, (head.n_blocks, head.max_cells))
-    prior = prior.masked_fill(head.unused, -torch.inf).transpose(1, 2).contiguous()  # (K, cells, n_blocks)
-    records = torch.empty(len(labels), head.width)
+    generator = networks.generator
+    records = torch.empty(len(labels), sum(head.width for head in networks.heads))
+    draws = [draw for draw in (_column_draws(networks), _code_draws(networks)) if draw is not None]
     for part, own in zip(records.split(_ROWS_AT_A_TIME), labels.split(_ROWS_AT_A_TIME), strict=True):
         latent = networks.latent(len(own), randomness)
         codes = latent + _convolve(generator.moves, generator.hidden(latent, own)).squeeze(1)
-        logits = _convolve(decoder.columns, decoder.hidden(codes, own))
-        uniform = torch.rand(len(own), head.n_blocks, generator=randomness)
-        within = torch.rand(len(own), len(head.numbers), generator=randomness)
-        cells = ops.draw_cells(logits, prior, own.argmax(1), uniform, head.last_cells)
-        part.copy_(head.records_of(cells, within))
+        first = 0
+        for draw, head in zip(draws, networks.heads, strict=True):
+            part[:, first : first + head.width] = draw(codes, own, randomness)
+            first += head.width
     return records
+
+
+def _column_draws(networks: AutoNetworks) -> Draw | None:
+    """Draws the columns' positions, (B, D), for latent codes and labels."""
+    decoder, head = networks.autoencoder.decoder, networks.columns_head
+    if decoder is None or head is None:
+        return None
+    prior = PRIOR_SCALE * decoder.prior.weight.t().unflatten(1, (head.n_blocks, head.max_cells))
+    prior = prior.masked_fill(head.unused, -torch.inf).transpose(1, 2).contiguous()  # (K, cells, n_blocks)
+
+    def draw(codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
+        logits = _convolve(decoder.columns, decoder.hidden(codes, labels))
+        uniform = torch.rand(len(labels), head.n_blocks, generator=randomness)
+        within = torch.rand(len(labels), len(head.numbers), generator=randomness)
+        return head.records_of(ops.draw_cells(logits, prior, labels.argmax(1), uniform, head.last_cells), within)
+
+    return draw
+
+
+def _code_draws(networks: AutoNetworks) -> Draw | None:
+    """Draws the medical codes' positions, (B, V), for latent codes and labels."""
+    decoder, head = networks.autoencoder.codes, networks.codes_head
+    if decoder is None or head is None:
+        return None
+
+    def draw(codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
+        logits = _convolve(decoder.along, decoder.hidden(codes, labels)).squeeze(1)[:, : decoder.width] + decoder.bias
+        return head.draw(logits, randomness)
+
+    return draw

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import norm
 
 from dpcgan_fast.ops import NoiseKey, gaussian_noise_
+from dpcgan_fast.privacy.denoising import closest_histogram
 from dpcgan_fast.privacy.mechanism import Mechanism
 
 COARSE_EXPONENTS = range(-20, 41)  # bin edges +-2^k of the first bounds release; public
@@ -44,6 +45,32 @@ def weighted_histogram(codes: np.ndarray, weights: np.ndarray, cells: int) -> np
     """Sum of weights in each cell; codes outside [0, cells) count nowhere. One unit moves it by at most 1 in L2."""
     inside = (codes >= 0) & (codes < cells)
     return np.bincount(codes[inside], weights=weights[inside], minlength=cells).astype(np.float64)
+
+
+def code_weights(counts: np.ndarray, full: int) -> np.ndarray:
+    """Weight of each record's codes, (N,): 1 for up to `full` codes, and less the more there are.
+
+    counts: (N,) codes of each record
+    Formal guarantee: a record's weighted codes, each in a cell of its own, have an L2 norm of at most sqrt(full).
+    """
+    return np.minimum(1.0, np.sqrt(full / np.maximum(counts, 1)))
+
+
+def number_edges(most: int) -> np.ndarray:
+    """First numbers of the bins of a histogram of how many codes a record has, up to `most`: two bins an octave."""
+    return np.unique([0, *(round(2 ** (k / 2)) for k in range(2 * most.bit_length()) if round(2 ** (k / 2)) <= most)])
+
+
+def lost_to_weights(noisy: np.ndarray, edges: np.ndarray, most: int, full: int) -> float:
+    """By how much weighted counts of codes fall short of the counts, at least 1, from a noisy histogram of numbers.
+
+    noisy: (bins,) records that have so many codes; edges: from `number_edges(most)`; full: as for `code_weights`
+    The codes of records with many are taken to be as frequent among these as among all.
+    """
+    records = closest_histogram(noisy, max(1.0, noisy.sum()))
+    middle = (edges + np.append(edges[1:] - 1, most)) / 2
+    weighed = (records * middle * code_weights(middle, full)).sum()
+    return float((records * middle).sum() / weighed) if weighed > 0 else 1.0
 
 
 def noisy_release(
@@ -163,21 +190,22 @@ def category_threshold(std: float, delta: float, largest_weight: float = 1.0) ->
     return largest_weight + std * float(norm.isf(delta))
 
 
-def thresholded_categories(
-    names: list[str], counts: np.ndarray, mechanism: Mechanism, max_rows: int, key: NoiseKey
-) -> list[str]:
-    """Categories whose noisy count clears the threshold, most frequent first.
+def thresholded_names(
+    names: list[str], counts: np.ndarray, mechanism: Mechanism, most_alone: int, key: NoiseKey
+) -> tuple[list[str], np.ndarray]:
+    """Names whose noisy count clears the threshold, most frequent first, and these counts.
 
-    names, counts: those present in the data, and their weights over units
+    names, counts: those present in the data, and their weights over units, of which a unit adds at most 1 to a name
     mechanism:     with the delta that this list may spend
-    max_rows:      rows of a unit, so that a unit holds at most as many categories that nobody else has
+    most_alone:    names that a unit can hold and nobody else has: its rows, or the cap on its codes
     """
     release = noisy_release(
         mechanism.mechanism, counts, mechanism.max_grad_norm, mechanism.noise_multiplier, key, mechanism.unit
     )
-    threshold = category_threshold(release.std, mechanism.delta / max_rows)
+    threshold = category_threshold(release.std, mechanism.delta / most_alone)
     order = np.argsort(-release.values, kind="stable")
-    return [names[i] for i in order if release.values[i] > threshold]
+    kept = order[release.values[order] > threshold]
+    return [names[i] for i in kept], release.values[kept]
 
 
 def noisy_rates(noisy: np.ndarray, floor: float) -> np.ndarray:

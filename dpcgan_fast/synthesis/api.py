@@ -58,6 +58,7 @@ class DPCGAN:
             schema.n_units,
             steps,
             seed,
+            bool(schema.codes_columns()),
             **changes,  # type: ignore[arg-type]
         )
         self._device_name = device
@@ -150,6 +151,13 @@ class DPCGAN:
         self._fitted()
         assert self._sampler is not None
         return self._sampler.codec.arrow_schema
+
+    @property
+    def released_schema(self) -> Schema:
+        """The schema with released values in place of "private" ones."""
+        self._fitted()
+        assert self._sampler is not None
+        return self._sampler.codec.schema
 
     def privacy(self) -> dict[str, Any]:
         """What was guaranteed and spent: epsilon, delta, unit, mechanisms, accountant, and the card's other facts."""

@@ -11,12 +11,13 @@ import pyarrow as pa
 import torch
 
 from dpcgan_fast import ops
-from dpcgan_fast.data.encoding import RecordCodec, table_columns
-from dpcgan_fast.data.reading import TableSource, read_table
+from dpcgan_fast.data.encoding import RecordCodec
+from dpcgan_fast.data.reading import TableSource
+from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError, MachineError, PrivacyError
-from dpcgan_fast.models import Networks, is_conditional, make_networks
+from dpcgan_fast.models import AutoNetworks, Networks, is_conditional, make_networks
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
 from dpcgan_fast.privacy.accountant import refuse_overspending
@@ -74,12 +75,13 @@ def pick_device(asked: str) -> torch.device:
 
 
 def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
-    """Reads the columns that the schema names. Raises InputError if one is missing or the table cannot be read."""
+    """Reads what the schema names, a row a record. Raises InputError if it is missing or cannot be read."""
     where = str(source) if isinstance(source, (str, Path)) else "data"
-    table, extra = read_table(source, table_columns(schema))
+    table, extra = read_records(source, schema, where)
     if extra and hooks.dropped is not None:
         hooks.dropped(extra)
-    return RawTable(table, unit_ids(table, schema, where), where)
+    ids = None if schema.merges_rows else unit_ids(table, schema, where)  # else every row is a unit
+    return RawTable(table, ids, where)
 
 
 def _networks(schema: Schema, settings: TrainSettings, device: torch.device) -> tuple[RecordCodec, Networks]:
@@ -98,6 +100,15 @@ def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, flo
     return divisors
 
 
+def _start_codes(schema: Schema, settings: TrainSettings, released: ReleasedFacts, networks: Networks) -> None:
+    """Tells the networks how many records have each code, where that was released."""
+    columns = [column.name for column in schema.codes_columns()]
+    counts = [count for name in columns for count in released.code_counts.get(name) or [0.0]]
+    units = settings.n_units if settings.n_units is not None else released.n_units
+    if isinstance(networks, AutoNetworks) and networks.autoencoder.codes is not None and units is not None:
+        networks.autoencoder.codes.start_at(torch.tensor(counts) / units)
+
+
 def _state(
     schema: Schema, settings: TrainSettings, released: ReleasedFacts, networks: Networks, n_classes: int,
     device: torch.device,
@@ -106,6 +117,7 @@ def _state(
     rates = released.rates or (
         list(label.rates) if label is not None and label.rates is not None else [1.0] * n_classes
     )
+    _start_codes(schema, settings, released, networks)
     randomness = torch.Generator(device)
     randomness.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
     return TrainState(
@@ -120,11 +132,11 @@ def _state(
 def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
     """Everything that can be refused without the data, and the budget plan. Raises InputError or PrivacyError."""
     schema.require_complete()
-    if not is_conditional(settings.preset) and any(c.categories == "private" for c in schema.columns):
+    if not is_conditional(settings.preset) and schema.has_private_lists():
         raise InputError(
-            "The published presets take records of a fixed length, so category lists must be public",
+            "The published presets take records of a fixed length, so lists of categories and codes must be public",
             f"preset {settings.preset}",
-            "Write the categories into the schema, or use --preset auto.",
+            "Write the lists into the schema, or use --preset auto.",
         )
     releases = planned_releases(schema, settings)
     return make_plan(settings, releases, unit_name(schema))
@@ -139,7 +151,7 @@ def start(
     begun: called as soon as there is a ledger, after which the run may have spent something, whatever happens to it
     """
     plan = check_before_reading(schema, settings)
-    if all(column.categories != "private" for column in schema.columns):
+    if not schema.has_private_lists():
         _dry_networks(schema, settings)
     raw = read_raw(source, schema, hooks)
     _dry_encoding(raw, schema)
@@ -162,14 +174,12 @@ def start(
     with ledger:
         key = noise_key(settings.seed)
         released = make_releases(raw.table, raw.ids, schema, plan, ledger, key, raw.where)
-        complete = schema.with_released(released.bounds, released.categories)
+        complete = schema.with_released(released.bounds, released.categories, released.vocabularies)
         folder.write(folder.schema, complete.to_json())
         codec, networks = _networks(complete, settings, device)
         state = _state(schema, settings, released, networks, codec.n_classes, device)
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
-        folder.write_config(
-            {**folder.read_config(), "released": _released_values(released), "device": str(device.type)}
-        )
+        folder.write_config({**folder.read_config(), "released": released.to_dict(), "device": str(device.type)})
         session.save()
         _train(session)
         finish(folder, session, schema, released, stopped="")
@@ -179,7 +189,7 @@ def start(
 def _dry_networks(schema: Schema, settings: TrainSettings) -> None:
     """Refuses a preset that does not fit the schema before anything touches the data."""
     public = schema.with_released(
-        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"}, {}
+        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"}, {}, {}
     )
     _networks(public, settings, torch.device("cpu"))
 
@@ -189,6 +199,7 @@ def _dry_encoding(raw: RawTable, schema: Schema) -> None:
     public = schema.with_released(
         {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"},
         {c.name: ("a", "b") for c in schema.columns if c.categories == "private"},
+        {c.name: ("a", "b") for c in schema.columns if c.vocabulary == "private"},
     )
     RecordCodec(public).encode(raw.table, raw.where)
 
@@ -200,7 +211,7 @@ def _session(
     encoded = codec.encode(raw.table, raw.where)
     index = UnitIndex.from_ids(raw.ids, encoded.kept, schema.max_rows_per_unit)
     conditional = is_conditional(settings.preset)
-    rows_are_units = schema.unit is None or schema.max_rows_per_unit == 1
+    rows_are_units = schema.unit is None or schema.max_rows_per_unit == 1 or schema.merges_rows
     data = TrainingData.from_encoded(encoded, index, codec.n_classes, conditional, rows_are_units, device)
     return Session(settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop)
 
@@ -239,10 +250,8 @@ def resume(
             )
         checkpoint = read_checkpoint(paths[-1])
         _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
-        released = ReleasedFacts(**config["released"])
-        released.bounds = {name: (low, high) for name, (low, high) in released.bounds.items()}
-        released.categories = {name: tuple(names) for name, names in released.categories.items()}
-        complete = schema.with_released(released.bounds, released.categories)
+        released = ReleasedFacts.from_dict(config["released"])
+        complete = schema.with_released(released.bounds, released.categories, released.vocabularies)
         codec, networks = _networks(complete, settings, device)
         state = _state(schema, settings, released, networks, codec.n_classes, device)
         state.restore(checkpoint.tensors, checkpoint.values)
@@ -304,15 +313,6 @@ def _check_ledger_is_as_new(ledger: Ledger, values: dict[str, Any], path: Path) 
             f"{ledger.path}, {path.name}",
             "Restore the ledger; without it nobody knows what was spent.",
         )
-
-
-def _released_values(released: ReleasedFacts) -> dict[str, Any]:
-    return {
-        "rates": released.rates,
-        "n_units": released.n_units,
-        "bounds": {name: list(bounds) for name, bounds in released.bounds.items()},
-        "categories": {name: list(names) for name, names in released.categories.items()},
-    }
 
 
 def finish(folder: RunFolder, session: Session, schema: Schema, released: ReleasedFacts, stopped: str) -> None:

@@ -1,24 +1,29 @@
 """Facts of the data that the schema leaves private: planned by the schema, released once, paid for in the ledger."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Schema
+from dpcgan_fast.data.code_rows import CodeSets
+from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Column, Schema
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.models import is_conditional
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism
 from dpcgan_fast.privacy import releases as gaussian
+from dpcgan_fast.privacy.denoising import denoised_counts
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
 from dpcgan_fast.train.settings import TrainSettings
 
 LABEL_HISTOGRAM, UNIT_COUNT = "label histogram", "unit count"
 COARSE_BOUNDS, FINE_BOUNDS = "bounds, coarse", "bounds, fine"
 CATEGORIES = "categories: "
+CODES, CODE_NUMBERS = "code counts: ", "codes of a record: "
+FULL_WEIGHT_CODES = 16  # of a record; those of one with more weigh less
 THRESHOLD_SHARE = 0.05  # of delta, for the thresholds of all category lists together
 RATE_FLOOR = 1e-3
 
@@ -31,12 +36,29 @@ class ReleasedFacts:
     n_units:    noisy number of units, None if public
     bounds:     by column or signal name
     categories: by column name
+    vocabularies: by column name, where they were private
+    code_counts: by column name, records that have each code of the vocabulary, in its order
     """
 
     rates: list[float] | None = None
     n_units: float | None = None
     bounds: dict[str, Bounds] = field(default_factory=dict)
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    code_counts: dict[str, list[float]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ReleasedFacts":
+        """The facts that `to_dict` wrote."""
+        facts = cls(**values)
+        facts.bounds = {name: (low, high) for name, (low, high) in facts.bounds.items()}
+        facts.categories = {name: tuple(names) for name, names in facts.categories.items()}
+        facts.vocabularies = {name: tuple(names) for name, names in facts.vocabularies.items()}
+        return facts
 
     def sentences(self) -> list[str]:
         """One sentence a fact, for the privacy card."""
@@ -47,6 +69,8 @@ class ReleasedFacts:
             lines.append(f"number of units: {self.n_units:.1f}")
         lines += [f"bounds of {name}: {low:g} to {high:g}" for name, (low, high) in self.bounds.items()]
         lines += [f"categories of {name}: {len(names)} found" for name, names in self.categories.items()]
+        lines += [f"codes of {name}: {len(names)} found" for name, names in self.vocabularies.items()]
+        lines += [f"how many records have each code of {name}" for name in self.code_counts]
         return lines
 
 
@@ -61,19 +85,32 @@ def _private_categories(schema: Schema) -> list[str]:
     return [column.name for column in schema.columns if column.categories == PRIVATE]
 
 
+def _private_vocabularies(schema: Schema) -> list[str]:
+    return [column.name for column in schema.columns if column.vocabulary == PRIVATE]
+
+
 def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRelease, ...]:
     """What training will release first. A function of the schema and the settings alone.
 
-    Class rates are released for nets that are conditional on the label; others have no use for them.
+    Class rates and counts of codes are released for nets that use them: the published ones do not.
     """
     planned = []
-    numbers, lists = _private_numbers(schema), _private_categories(schema)
+    numbers, lists, codes = _private_numbers(schema), _private_categories(schema), _private_vocabularies(schema)
+    conditional = is_conditional(settings.preset)
     if numbers:
         sensitivity = math.sqrt(len(numbers))
         planned += [PlannedRelease(COARSE_BOUNDS, sensitivity), PlannedRelease(FINE_BOUNDS, sensitivity)]
-    planned += [PlannedRelease(CATEGORIES + name, 1.0, THRESHOLD_SHARE * settings.delta / len(lists)) for name in lists]
+    thresholds = {name: THRESHOLD_SHARE * settings.delta / (len(lists) + len(codes)) for name in [*lists, *codes]}
+    planned += [PlannedRelease(CATEGORIES + name, 1.0, thresholds[name]) for name in lists]
+    if conditional:
+        norm = math.sqrt(FULL_WEIGHT_CODES)
+        names = [column.name for column in schema.codes_columns()]
+        for name in names:
+            planned += [
+                PlannedRelease(CODES + name, norm, thresholds.get(name, 0.0)), PlannedRelease(CODE_NUMBERS + name, 1.0)
+            ]  # fmt: skip
     label = schema.label_column()
-    if label is not None and label.rates is None and is_conditional(settings.preset):
+    if label is not None and label.rates is None and conditional:
         planned.append(PlannedRelease(LABEL_HISTOGRAM, 1.0))
     if schema.n_units is None:
         planned.append(PlannedRelease(UNIT_COUNT, 1.0))
@@ -123,7 +160,9 @@ def make_releases(
     facts = ReleasedFacts()
     index = UnitIndex.from_ids(ids, np.ones(table.num_rows, bool), schema.max_rows_per_unit)
     rows, units = index.rows_of(np.arange(index.n_units))
-    table, weights = table.take(pa.array(rows)), gaussian.unit_weights(units)
+    if len(rows) != table.num_rows or (np.diff(rows) != 1).any():  # a copy of what may be larger than memory
+        table = table.take(pa.array(rows))
+    weights = gaussian.unit_weights(units)
     with _Releaser(plan, ledger, key) as releaser:
         numbers = _private_numbers(schema)
         if numbers:
@@ -132,6 +171,9 @@ def make_releases(
             )
         for name in _private_categories(schema):
             facts.categories[name] = _release_categories(table[name], name, weights, schema, releaser)
+        for column in schema.codes_columns():
+            if CODES + column.name in releaser.planned:
+                _release_codes(table, column, releaser, facts, where)
         if LABEL_HISTOGRAM in releaser.planned:
             facts.rates = _release_rates(table, weights, schema, releaser)
         if UNIT_COUNT in releaser.planned:
@@ -168,9 +210,37 @@ def _release_categories(
     names, codes = cells.category_names(column, f"column {name}", reserved=(OTHER,))
     counts = gaussian.weighted_histogram(codes, weights, len(names))
     seq = releaser.ledger.reserve(mechanism, releaser.key.key_id)
-    kept = gaussian.thresholded_categories(names, counts, mechanism, schema.max_rows_per_unit, releaser.key)
+    kept, _ = gaussian.thresholded_names(names, counts, mechanism, schema.max_rows_per_unit, releaser.key)
     releaser.ledger.close(seq, 1)
     return tuple(kept)
+
+
+def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: ReleasedFacts, where: str) -> None:
+    """Counts of the codes of a vocabulary, which is found in the same release if it is private.
+
+    Every row is a unit: a table with codes has one row a record, and one record a unit.
+    """
+    sets = CodeSets.of_column(table, column.name, column.separator, f"{where}, column {column.name}")
+    names = column.vocabulary if isinstance(column.vocabulary, tuple) else sets.names
+    rows = sets.within(names, column.max_codes)
+    counts = np.zeros(len(names))
+    for block in rows.blocks():
+        weights = gaussian.code_weights(np.diff(block.starts), FULL_WEIGHT_CODES)
+        counts += gaussian.weighted_histogram(block.positions, weights[block.row_of_entry()], len(names))
+    if isinstance(column.vocabulary, tuple):
+        noisy = releaser.release(CODES + column.name, counts)
+        found = denoised_counts(noisy.values, noisy.std)
+    else:
+        mechanism = releaser.mechanism(CODES + column.name)
+        seq = releaser.ledger.reserve(mechanism, releaser.key.key_id)
+        kept, found = gaussian.thresholded_names(list(names), counts, mechanism, column.max_codes, releaser.key)
+        releaser.ledger.close(seq, 1)
+        facts.vocabularies[column.name] = tuple(kept)
+    edges = gaussian.number_edges(column.max_codes)
+    bins = np.searchsorted(edges, np.diff(rows.starts), side="right") - 1
+    histogram = releaser.release(CODE_NUMBERS + column.name, np.bincount(bins, minlength=len(edges)).astype(float))
+    lost = gaussian.lost_to_weights(histogram.values, edges, column.max_codes, FULL_WEIGHT_CODES)
+    facts.code_counts[column.name] = (found * lost).tolist()
 
 
 def _release_rates(table: pa.Table, weights: np.ndarray, schema: Schema, releaser: _Releaser) -> list[float]:

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
+from dpcgan_fast.data.cells import compute
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import OTHER
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import Networks, sample_records
 
 BATCH_ROWS = 8192
+_BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
 _MOST_TRIES = 200  # batches without the rows that are asked for, before giving up
 
 
@@ -43,15 +44,15 @@ class Sampler:
         conditions = self._checked(where)
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
-        missing, tries = rows, 0
+        missing, tries, batch = rows, 0, max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
         while missing > 0:
-            table = self._draw(BATCH_ROWS if conditions else min(missing, BATCH_ROWS), fixed, randomness)
+            table = self._draw(batch if conditions else min(missing, batch), fixed, randomness)
             for name, value in conditions.items():
-                table = table.filter(pc.field(name) == value)
+                table = table.filter(_meets(table[name], value))
             tries = 0 if table.num_rows else tries + 1
             if tries >= _MOST_TRIES:
                 raise InputError(
-                    f"No such row came up among {_MOST_TRIES * BATCH_ROWS} synthetic ones",
+                    f"No such row came up among {_MOST_TRIES * batch} synthetic ones",
                     ", ".join(f"--where {name}" for name in conditions),
                     "Ask for something less rare.",
                 )
@@ -80,7 +81,10 @@ class Sampler:
         """Refuses a value that no synthetic row can have, before any is drawn."""
         column = next((c for c in self.codec.schema.columns if c.name == name), None)
         bounds = column.bounds if column else next(s.bounds for s in self.codec.schema.signals if name in s.columns)
-        if column is not None and column.type != "numeric":
+        if column is not None and column.type == "codes":
+            if _text(value) not in (column.vocabulary or ()):
+                raise InputError("The column has no such code", f"--where {name}", "Give a code of its vocabulary.")
+        elif column is not None and column.type != "numeric":
             names = column.classes() + ((OTHER,) if column.type == "categorical" and column.unknown == OTHER else ())
             if _text(value) not in names:
                 raise InputError(
@@ -104,11 +108,22 @@ class Sampler:
                 continue
             self._check_possible(name, value)
             try:
-                text = pa.types.is_string(types[name]) or pa.types.is_large_string(types[name])
-                checked[name] = pa.scalar(_text(value) if text else float(str(value)), types[name], from_pandas=False)
+                kind = types[name].value_type if pa.types.is_list(types[name]) else types[name]
+                plain = _text(value) if pa.types.is_string(kind) else float(str(value))
+                checked[name] = pa.scalar(plain, kind, from_pandas=False)
             except (ValueError, TypeError, pa.ArrowInvalid):
                 raise InputError("The value does not fit the column", f"--where {name}", "Give a number.") from None
         return checked
+
+
+def _meets(column: pa.ChunkedArray, value: object) -> pa.Array:
+    """Which cells are equal to the value, or hold it if they are lists."""
+    if not pa.types.is_list(column.type):
+        return compute.equal(column, value)
+    holding = np.zeros(len(column), bool)
+    entries = compute.list_flatten(column)
+    holding[compute.list_parent_indices(column).filter(compute.equal(entries, value)).to_numpy()] = True
+    return pa.array(holding)
 
 
 def _in_bounds(value: object, bounds: object) -> bool:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dpcgan_fast import ops
+from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.data.encoding import EncodedRecords
 from dpcgan_fast.data.units import UnitIndex
 
@@ -33,7 +35,7 @@ class Cut:
 
 
 class RowSource(Protocol):
-    """Rows of floats that can be gathered; a table of codes would write its few entries into zeros."""
+    """Rows of floats that can be gathered."""
 
     def gather(self, rows: np.ndarray, out: Tensor) -> None:
         """Writes the rows (B,) int64 into out (B, F)."""
@@ -56,6 +58,38 @@ class DenseRows:
             np.take(self.values.numpy(), rows, axis=0, out=out.numpy(), mode="clip")
 
 
+@dataclass(frozen=True)
+class CodedRows:
+    """Rows of which some positions, side by side, are few ones among zeros; in the memory of the machine.
+
+    dense:      (N, D) float32, the other positions
+    codes:      of each row the ones, counted from the first of these positions
+    first_code: position of the first of them
+    """
+
+    dense: Tensor
+    codes: CodeRows
+    first_code: int
+
+    def gather(self, rows: np.ndarray, out: Tensor) -> None:
+        """Writes the rows into out (B, F), on any device."""
+        if out.is_cuda:
+            self._gather_there(rows, out)
+            return
+        starts, positions = torch.from_numpy(self.codes.starts), torch.from_numpy(self.codes.positions)
+        ops.gather_rows(out, torch.from_numpy(rows), self.dense, starts, positions, self.first_code)
+
+    def _gather_there(self, rows: np.ndarray, out: Tensor) -> None:
+        """Only what the rows hold is moved, and spread out on the device."""
+        drawn, dense = self.codes.take(rows), self.dense[torch.from_numpy(rows)].to(out.device)
+        after = dense.shape[1] - self.first_code
+        out.zero_()
+        out[:, : self.first_code] = dense[:, : self.first_code]
+        out[:, out.shape[1] - after :] = dense[:, self.first_code :]
+        entries = drawn.row_of_entry() * out.shape[1] + drawn.positions + self.first_code
+        out.view(-1)[torch.from_numpy(entries).to(out.device)] = 1.0
+
+
 class ChunkBuffer:
     """Memory of one chunk, which grows to the largest one that it held."""
 
@@ -72,7 +106,7 @@ class ChunkBuffer:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Records (N, F) and labels (N, K) one-hot, float32 on the device, and which rows each unit has."""
+    """Records (N, F) and labels (N, K) one-hot, float32, and which rows each unit has."""
 
     records: RowSource
     labels: RowSource
@@ -87,16 +121,21 @@ class TrainingData:
         cls, encoded: EncodedRecords, index: UnitIndex, n_classes: int, conditional: bool, rows_are_units: bool,
         device: torch.device,
     ) -> "TrainingData":  # fmt: skip
-        """Moves encoded records to the device. Without a label K is 1; where the label is in the record K is 0."""
-        records = torch.from_numpy(encoded.records).to(device)
+        """Encoded records; those without codes move to the device, those with codes in the chunks that are drawn.
+
+        Without a label K is 1; where the label is in the record K is 0.
+        """
+        dense = torch.from_numpy(encoded.dense)
+        records: RowSource = DenseRows(dense.to(device))
+        if encoded.codes is not None:
+            records = CodedRows(dense, encoded.codes, encoded.first_code)
         if not conditional:
-            labels = torch.zeros(len(records), 0, device=device)
+            labels = torch.zeros(len(dense), 0, device=device)
         elif encoded.labels is None:
-            labels = torch.ones(len(records), 1, device=device)
+            labels = torch.ones(len(dense), 1, device=device)
         else:
             labels = F.one_hot(torch.from_numpy(encoded.labels).to(device), n_classes).float()
-        width, n_labels = records.shape[1], labels.shape[1]
-        return cls(DenseRows(records), DenseRows(labels), width, n_labels, index, rows_are_units, device)
+        return cls(records, DenseRows(labels), encoded.width, labels.shape[1], index, rows_are_units, device)
 
     def buffer(self) -> ChunkBuffer:
         """Memory for `gather`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,8 @@ def train_gan(session: Session) -> None:
     """Takes the critic's private steps that the budget still holds, and the generator's free steps in between."""
     settings, state = session.settings, session.state
     state.networks.train()
+    if state.steps[CRITIC] == 0:
+        state.networks.calibrate(partial(draw_labels, session), state.randomness)
     step = session.private_step(CRITIC, state.networks.critic)
     add_rows = (_paired_rows if settings.paired_fakes else _separate_rows)(session, step)
     with closing(session.private_steps(CRITIC)) as turns:
@@ -51,6 +54,7 @@ def train_gan(session: Session) -> None:
             step.step()
             if (turn.number + 1) % settings.critic_per_generator == 0:
                 _generator_step(session, _fakes_per_step(session))
+    state.networks.calibrate(partial(draw_labels, session), state.randomness)
 
 
 def _fakes_per_step(session: Session) -> int:

@@ -11,6 +11,7 @@ PRESETS: tuple[Preset, ...] = ("auto", "rdpcgan-uci", "rdpcgan-mimic")
 CriticLoss = Literal["hinge", "wasserstein"]
 
 DEFAULT_SAMPLE_RATE = 0.02  # where the number of units is not public
+CODES_RELEASE_SHARE = 0.4
 LARGEST_DELTA = 1e-3  # likewise; tables of fewer than a thousand units can state their number
 
 
@@ -82,8 +83,14 @@ def _auto_batch(n_units: int | None) -> int | None:
     return min(1024, max(64, 2 ** round(math.log2(2 * math.sqrt(n_units)))))
 
 
-def _release_share(epsilon: float, n_units: int | None) -> float:
-    """As much as keeps class rates to about one part in a hundred, between 2 % and 25 % of epsilon."""
+def _release_share(epsilon: float, n_units: int | None, codes: bool) -> float:
+    """As much as keeps class rates to about one part in a hundred, between 2 % and 25 % of epsilon.
+
+    How often each code occurs is most of what there is to know of a table of codes, and a release tells it better than
+    training does.
+    """
+    if codes:
+        return CODES_RELEASE_SHARE
     if n_units is None or math.isinf(epsilon):
         return 0.1
     return min(0.25, max(0.02, 370 / (epsilon * n_units)))
@@ -91,9 +98,11 @@ def _release_share(epsilon: float, n_units: int | None) -> float:
 
 def default_settings(
     preset: str, epsilon: float, delta: float, n_units: int | None, steps: int | None = None,
-    seed: int | None = None, **changes: Any,
+    seed: int | None = None, codes: bool = False, **changes: Any,
 ) -> TrainSettings:  # fmt: skip
     """Settings of a preset. `changes` overrides any of them by name; values of None are left out.
+
+    codes: whether there are columns of codes
 
     Raises InputError for values out of range, PrivacyError for a delta above 1 / n_units, or above `LARGEST_DELTA` if
     n_units is None.
@@ -102,7 +111,7 @@ def default_settings(
     if preset not in PRESETS:
         raise InputError("There is no such preset", "--preset", f"Choose one of {', '.join(PRESETS)}.")
     common: dict[str, Any] = dict(preset=preset, epsilon=epsilon, delta=delta, n_units=n_units, seed=seed,
-                  release_share=_release_share(epsilon, n_units))  # fmt: skip
+                  release_share=_release_share(epsilon, n_units, codes))  # fmt: skip
     if preset == "auto":
         batch = _auto_batch(n_units)
         settings = TrainSettings(

@@ -91,7 +91,7 @@ def test_paid_facts_stand_in_the_place_of_private():
             "signals": [{"name": "s", "columns": ["s1"], "bounds": "private"}],
         }
     )
-    released = schema.with_released({"x": (0.0, 1.0), "s": (-1.0, 1.0)}, {"c": ("a", "b")})
+    released = schema.with_released({"x": (0.0, 1.0), "s": (-1.0, 1.0)}, {"c": ("a", "b")}, {})
     assert released.columns[0].bounds == (0.0, 1.0)
     assert released.columns[1].categories == ("a", "b")
     assert released.signals[0].bounds == (-1.0, 1.0)

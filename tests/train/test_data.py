@@ -13,7 +13,7 @@ from dpcgan_fast.train.data import TrainingData
 def training_data(units, rows_are_units=False, labels=None, conditional=True):
     units = np.asarray(units)
     records = np.arange(len(units), dtype=np.float32)[:, None]
-    encoded = EncodedRecords(records, labels, np.ones(len(units), bool))
+    encoded = EncodedRecords(records, labels, np.ones(len(units), bool), None, records.shape[1], records.shape[1])
     index = UnitIndex.from_ids(None if rows_are_units else units, encoded.kept, 100)
     return TrainingData.from_encoded(encoded, index, 3, conditional, rows_are_units, torch.device("cpu"))
 

@@ -1,0 +1,206 @@
+"""Sets of codes, one a record, in compressed rows: most records have few out of many codes."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.data import cells
+from dpcgan_fast.errors import InputError
+
+_IS_SETS = {b"dpcgan_fast": b"sets of codes"}  # of a field: its lists are sets, in order, of one list of names
+_BLOCK_ROWS = 1 << 17
+_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)
+
+
+@dataclass(frozen=True)
+class CodeEntries:
+    """The codes that stand in a column's cells, as often as they stand there.
+
+    rows:  int64 (E,), row of each entry
+    codes: int64 (E,), index into `names`
+    names: different codes, in the order in which they appear
+    """
+
+    rows: np.ndarray
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CodeRows:
+    """Which positions of each record are 1.
+
+    starts:    int64 (N + 1,), where each record begins in `positions`
+    positions: int32 (E,), rising within a record
+    """
+
+    starts: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @classmethod
+    def from_entries(cls, rows: np.ndarray, positions: np.ndarray, n_rows: int) -> "CodeRows":
+        """Each record's set of positions. rows, positions: int64 (E,), in any order and as often as one likes."""
+        width = int(positions.max()) + 1 if len(positions) else 1
+        keys = np.sort(rows * width + positions)
+        rows, positions = np.divmod(keys[np.diff(keys, prepend=-1) > 0], width)  # np.unique is ten times as slow
+        counts = np.bincount(rows, minlength=n_rows)
+        return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), positions.astype(np.int32))
+
+    def capped(self, most: int, names: tuple[str, ...]) -> "CodeRows":
+        """At most `most` positions of each record, as good as drawn. names: of the positions.
+
+        Formal guarantee: what is kept of a record is a function of its own set of names. Their places in a list, which
+        other records may have had a part in, do not matter, and it differs between records, so that no name is kept
+        more often than others.
+        """
+        counts = np.diff(self.starts)
+        if not len(counts) or counts.max() <= most:
+            return self
+        rows = self.row_of_entry()
+        keys = _keys(names)[self.positions]
+        of_row = np.zeros(len(counts), np.uint64)
+        np.add.at(of_row, rows, keys)
+        order = np.lexsort((_mixed(keys ^ _mixed(of_row)[rows]), rows))
+        place = np.arange(len(rows)) - np.repeat(self.starts[:-1], counts)
+        kept = np.sort(order[place < most])
+        starts = np.concatenate([[0], np.cumsum(np.minimum(counts, most))])
+        return CodeRows(starts.astype(np.int64), self.positions[kept])
+
+    def row_of_entry(self) -> np.ndarray:
+        """Record of each entry, int64 (E,)."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    def take(self, rows: np.ndarray) -> "CodeRows":
+        """The records (B,) int64 in that order."""
+        first, counts = self.starts[rows], np.diff(self.starts)[rows]
+        before = np.cumsum(counts) - counts
+        entries = np.arange(int(counts.sum())) + np.repeat(first - before, counts)
+        return CodeRows(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), self.positions[entries])
+
+    def blocks(self) -> Iterator["CodeRows"]:
+        """The records in blocks of bounded memory, in order."""
+        for first in range(0, len(self), _BLOCK_ROWS):
+            starts = self.starts[first : first + _BLOCK_ROWS + 1]
+            yield CodeRows(starts - starts[0], self.positions[starts[0] : starts[-1]])
+
+    def moved(self, by: int) -> "CodeRows":
+        """All positions moved by `by`, without a copy if that is 0."""
+        return self if by == 0 else CodeRows(self.starts, self.positions + np.int32(by))
+
+    @classmethod
+    def side_by_side(cls, parts: list["CodeRows"]) -> "CodeRows":
+        """The same records' positions in all parts, of which each lies after those before it."""
+        if len(parts) == 1:
+            return parts[0]
+        rows = np.concatenate([part.row_of_entry() for part in parts])
+        order = np.argsort(rows, kind="stable")
+        starts = np.sum([part.starts for part in parts], axis=0)
+        return cls(starts, np.concatenate([part.positions for part in parts])[order])
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in _MIXING:
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _keys(names: tuple[str, ...]) -> np.ndarray:
+    """A number for each name, uint64, that follows from the name alone."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, np.uint64)
+
+
+def code_entries(column: pa.ChunkedArray | pa.Array, separator: str | None, where: str) -> CodeEntries:
+    """The codes in a column of lists, of texts, or of whole numbers; blanks around a code do not count.
+
+    separator: text between the codes of a cell of text; None if such a cell is one code
+    Missing cells, and missing entries of a list, are no codes.
+    Raises InputError if the cells are neither single values nor lists of them.
+    """
+    chunked = cells.plain(column)
+    if separator is not None and (pa.types.is_string(chunked.type) or pa.types.is_large_string(chunked.type)):
+        chunked = cells.compute.split_pattern(chunked, separator)
+    rows, values = _flat(chunked, where)
+    found, codes = cells.distinct(values, where)
+    index: dict[str, int] = {}
+    of_value = np.array([*(_number_of(value, index) for value in found), cells.MISSING], dtype=np.int64)
+    codes = of_value[codes]
+    present = codes != cells.MISSING
+    return CodeEntries(rows[present], codes[present], tuple(index))
+
+
+def _number_of(value: object, index: dict[str, int]) -> int:
+    """A code is taken as it is written: 250 and 250.0 are two."""
+    code = cells.cell_text(value).strip()
+    return cells.MISSING if code.lower() in cells.MISSING_TEXTS else index.setdefault(code, len(index))
+
+
+def _flat(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Row of each value, int64, and the values."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return np.arange(len(column)), column
+    if pa.types.is_nested(kind.value_type):
+        raise InputError("The column's cells are not lists of single values", where, "Leave the column out.")
+    # Not Arrow's parent indices: they count what may lie beneath a null list, which flattening leaves out.
+    lengths = cells.compute.list_value_length(column).fill_null(0).to_numpy()
+    rows = np.repeat(np.arange(len(column)), lengths)
+    values = [cells.compute.list_flatten(chunk) for chunk in column.chunks]
+    return rows, pa.chunked_array(values, kind.value_type)
+
+
+def positions_in(vocabulary: tuple[str, ...], names: tuple[str, ...]) -> np.ndarray:
+    """Position of each name in the vocabulary, int64; UNKNOWN if it is not there."""
+    position = {code: i for i, code in enumerate(vocabulary)}
+    return np.array([position.get(name, cells.UNKNOWN) for name in names], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class CodeSets:
+    """The sets of codes of a column. rows: positions in `names`; names: codes, each once."""
+
+    rows: CodeRows
+    names: tuple[str, ...]
+
+    @classmethod
+    def of_column(cls, table: pa.Table, name: str, separator: str | None, where: str) -> "CodeSets":
+        """The sets in a column of a table, without a copy where `put` has made the column."""
+        column = table[name]
+        if table.field(name).metadata == _IS_SETS and column.num_chunks == 1:
+            return cls._of_lists(column.chunk(0))
+        entries = code_entries(column, separator, where)
+        return cls(CodeRows.from_entries(entries.rows, entries.codes, len(column)), entries.names)
+
+    @classmethod
+    def _of_lists(cls, lists: pa.LargeListArray) -> "CodeSets":
+        starts = lists.offsets.to_numpy()
+        positions = lists.values.indices.to_numpy()[starts[0] : starts[-1]]
+        return cls(
+            CodeRows(starts - starts[0] if starts[0] else starts, positions), tuple(lists.values.dictionary.to_pylist())
+        )
+
+    def lists(self) -> pa.LargeListArray:
+        """A column of lists, without a copy."""
+        names = pa.array(self.names, pa.string())
+        values = pa.DictionaryArray.from_arrays(pa.array(self.rows.positions, pa.int32()), names)
+        return pa.LargeListArray.from_arrays(pa.array(self.rows.starts, pa.int64()), values)
+
+    def field(self, name: str) -> pa.Field:
+        """The field of such a column in a table's schema; it says that `of_column` need not sort anything."""
+        return pa.field(name, pa.large_list(pa.dictionary(pa.int32(), pa.string())), metadata=_IS_SETS)
+
+    def within(self, vocabulary: tuple[str, ...], most: int) -> CodeRows:
+        """Positions in a vocabulary, of which a record has at most `most`; codes that are not in it do not count."""
+        if self.names == vocabulary:
+            return self.rows.capped(most, vocabulary)
+        positions = positions_in(vocabulary, self.names)[self.rows.positions]
+        known = positions != cells.UNKNOWN
+        rows = CodeRows.from_entries(self.rows.row_of_entry()[known], positions[known], len(self.rows))
+        return rows.capped(most, vocabulary)

@@ -1,0 +1,291 @@
+"""Makes a store out of a table that may be larger than memory, in any order of rows, and can be interrupted.
+
+Where all rows of a unit are one record, a first pass sorts the rows into buckets on disk by unit, and a second one
+takes the buckets one at a time. Else the rows are taken as they come. What is done is noted after each group of rows or
+bucket; called again with the same table and schema, the work goes on there.
+"""
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from dpcgan_fast.data.code_rows import CodeSets
+from dpcgan_fast.data.encoding import table_columns
+from dpcgan_fast.data.reading import no_rows, open_with
+from dpcgan_fast.data.records import is_matrix_file, one_row_a_record, read_records
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
+from dpcgan_fast.data.store import STORE_FILE, STORE_VERSION, CodeFiles, checksum, is_store, part_file, store_facts
+from dpcgan_fast.errors import InputError, StoppedError
+from dpcgan_fast.files import PRIVATE_FILE, machine_error, make_private_folder, write_whole, written_whole
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_GROUP = 1 << 26  # bytes of rows in a group; a bucket has about half as many
+_AHEAD = 2  # groups or buckets at work beside the one that is being written
+_PROGRESS = "progress.json"
+
+
+class Progress(Protocol):
+    """What is told of the work."""
+
+    def start(self, phase: str, total: int, done: int) -> None:
+        """A phase begins, or goes on after `done` of `total`."""
+
+    def advance(self, done: int) -> None:
+        """So much of the phase is done."""
+
+
+@dataclass
+class _Done:
+    """What a call that was interrupted has done.
+
+    facts, source: of the schema and of the files, for a later call to compare
+    buckets: how many there are, 0 if rows are not sorted
+    batches: of the source that were taken
+    spools:  files of sorted rows, and where the buckets begin in each
+    sorted:  whether all rows are
+    taken:   buckets
+    parts:   files of plain columns
+    rows:    records written
+    entries: codes written, by column; names: different ones of a private vocabulary
+    """
+
+    facts: dict[str, Any]
+    source: list[list[Any]]
+    buckets: int
+    batches: int = 0
+    spools: list[tuple[str, list[int]]] = field(default_factory=list)
+    sorted: bool = False
+    taken: int = 0
+    parts: list[str] = field(default_factory=list)
+    rows: int = 0
+    entries: list[int] = field(default_factory=list)
+    names: list[list[str]] = field(default_factory=list)
+
+
+def prepare(
+    source: Path, schema: Schema, out: Path, progress: Progress, stopped: Callable[[], bool]
+) -> tuple[str, ...]:
+    """Makes a store of a table, or goes on with it; returns the names of the table's columns that the schema lacks.
+
+    source:  a file or folder that `read_records` takes
+    schema:  with the unit and vocabularies decided; bounds and categories may still be open
+    stopped: asked after each group of rows
+
+    Raises InputError if the table does not fit or there is another store at `out`, StoppedError if it was stopped,
+    MachineError if the disk is full.
+    """
+    return _Preparation(source, schema, out, progress, stopped).run()
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Records that are ready to be written: plain columns, the sets of each column of codes, and how many there are."""
+
+    plain: pa.Table
+    sets: list[CodeSets]
+    rows: int
+
+
+def _ahead(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """What `work` makes of each item, in order; that of the next ones is made meanwhile, on other threads."""
+    begun: deque[Future[_Out]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) > _AHEAD:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+
+
+class _Preparation:
+    def __init__(
+        self, source: Path, schema: Schema, out: Path, progress: Progress, stopped: Callable[[], bool]
+    ):  # fmt: skip
+        self._source, self._schema, self._out = source, schema, out
+        self._progress, self._stopped = progress, stopped
+        schema.require_units()
+        if is_store(out):
+            raise InputError("There is a store at the output path already", str(out), "Choose a new folder.")
+        if is_matrix_file(source):
+            self._left, self._batches, size = (), self._matrix, 0
+        else:
+            wanted = list(table_columns(schema))
+            opened, self._left = open_with(source, wanted)
+            self._batches, size = (lambda: opened.batches(wanted)), opened.size
+        self._done = self._begin(math.ceil(2 * size / _GROUP) or 1 if schema.merges_rows else 0)
+
+    def _matrix(self) -> Iterator[pa.Table]:
+        yield read_records(self._source, self._schema, str(self._source))[0]
+
+    def _begin(self, buckets: int) -> _Done:
+        """What was done before, or nothing yet."""
+        files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]
+        stats = [(path.name, path.stat()) for path in files if path.is_file()]
+        seen = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        fresh = _Done(store_facts(self._schema), seen, buckets)
+        path = self._out / _PROGRESS
+        if path.is_file():
+            try:
+                before = _Done(**json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
+                where, how = f"{path}: {type(error).__name__}", "Remove the folder and start again."
+                raise InputError("The work that was begun cannot be read", where, how) from None
+            if (before.facts, before.source) != (fresh.facts, fresh.source):
+                what = "Another table, or the same one by another schema, was begun at the output path"
+                raise InputError(what, str(self._out), "Remove the folder, or choose a new one.")
+            return before
+        if self._out.exists() and (not self._out.is_dir() or any(self._out.iterdir())):
+            raise InputError("There is something at the output path already", str(self._out), "Choose a new folder.")
+        make_private_folder(self._out)
+        columns = self._schema.codes_columns()
+        fresh.entries = [0] * len(columns)
+        fresh.names = [list(c.vocabulary) if isinstance(c.vocabulary, tuple) else [] for c in columns]
+        return fresh
+
+    def run(self) -> tuple[str, ...]:
+        if self._done.buckets:
+            self._sort_rows()
+            self._progress.start("records", self._done.buckets, self._done.taken)
+            left = range(self._done.taken, self._done.buckets)
+            for number, records in zip(left, _ahead(self._records_of_bucket, left), strict=True):
+                self._add(records)
+                self._done.taken = number + 1
+                self._note()
+                self._progress.advance(number + 1)
+        else:
+            self._progress.start("groups of rows", 0, 0)
+            for number, (records, batches) in enumerate(_ahead(self._records_of_group, self._groups()), start=1):
+                self._add(records)
+                self._done.batches = batches
+                self._note()
+                self._progress.advance(number)
+        if not self._done.rows:
+            raise no_rows(str(self._source))
+        self._finish()
+        return self._left
+
+    def _groups(self) -> Iterator[tuple[pa.Table, int]]:
+        """The rows that are still to be taken, in tables of bounded size, and the batches up to and with each."""
+        waiting: list[pa.Table] = []
+        number = 0
+        for number, batch in enumerate(self._batches(), start=1):
+            if number <= self._done.batches:
+                continue
+            waiting.append(batch)
+            if sum(part.nbytes for part in waiting) >= _GROUP:
+                yield pa.concat_tables(waiting), number
+                waiting = []
+        if waiting:
+            yield pa.concat_tables(waiting), number
+
+    def _sort_rows(self) -> None:
+        if self._done.sorted:
+            return
+        self._progress.start("groups of rows", 0, len(self._done.spools))
+        for spool, batches in _ahead(self._spool, enumerate(self._groups(), start=len(self._done.spools))):
+            self._done.spools.append(spool)
+            self._done.batches = batches
+            self._note()
+            self._progress.advance(len(self._done.spools))
+        self._done.sorted = True
+        self._note()
+
+    def _spool(self, group: tuple[int, tuple[pa.Table, int]]) -> tuple[tuple[str, list[int]], int]:
+        number, (table, batches) = group
+        assert self._schema.unit is not None
+        place = f"{self._source}, column {self._schema.unit}"
+        buckets = bucket_of_rows(table[self._schema.unit], self._done.buckets, place)
+        name = f"spool-{number:05}"
+        return (name, write_spool(self._out / name, table, buckets, self._done.buckets)), batches
+
+    def _records_of_bucket(self, bucket: int) -> _Records:
+        spools = [(self._out / name, offsets) for name, offsets in self._done.spools]
+        return self._records(pa.concat_tables(read_bucket(spools, bucket)))
+
+    def _records_of_group(self, group: tuple[pa.Table, int]) -> tuple[_Records, int]:
+        table, batches = group
+        return self._records(table), batches
+
+    def _records(self, rows: pa.Table) -> _Records:
+        columns, where = self._schema.codes_columns(), str(self._source)
+        table = one_row_a_record(rows, self._schema, where) if rows.num_rows else rows
+        sets = [CodeSets.of_column(table, c.name, c.separator, f"{where}, column {c.name}") for c in columns]
+        for place, column in enumerate(columns):
+            if isinstance(column.vocabulary, tuple):
+                sets[place] = CodeSets(sets[place].within(column.vocabulary, column.max_codes), column.vocabulary)
+        return _Records(table.drop_columns([column.name for column in columns]), sets, table.num_rows)
+
+    def _add(self, records: _Records) -> None:
+        """Appends records to the files of the store. What a call before left behind what it noted is cut off."""
+        if not records.rows:
+            return
+        if records.plain.num_columns:
+            name = part_file(len(self._done.parts))
+            with (
+                written_whole(self._out / name, private=True) as file,
+                ipc.new_stream(file, records.plain.schema) as stream,
+            ):
+                stream.write_table(records.plain)
+            self._done.parts.append(name)
+        for place, (column, sets) in enumerate(zip(self._schema.codes_columns(), records.sets, strict=True)):
+            names = self._done.names[place]
+            if not isinstance(column.vocabulary, tuple):
+                names += sorted(set(sets.names) - set(names))
+            rows = sets.within(tuple(names), column.max_codes)
+            files = CodeFiles.of(place)
+            before = self._done.entries[place]
+            starts = rows.starts[1:] + before if self._done.rows else rows.starts
+            self._append(files.starts, 8 * (self._done.rows + 1 if self._done.rows else 0), starts)
+            self._append(files.positions, 4 * before, rows.positions)
+            self._done.entries[place] = before + len(rows.positions)
+        self._done.rows += records.rows
+
+    def _append(self, name: str, size: int, values: np.ndarray) -> None:
+        path = self._out / name
+        try:
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE), "r+b") as file:
+                file.truncate(size)
+                file.seek(size)
+                file.write(np.ascontiguousarray(values).tobytes())
+                file.flush()
+        except OSError as error:
+            raise machine_error(error, path) from error
+
+    def _note(self) -> None:
+        write_whole(self._out / _PROGRESS, json.dumps(vars(self._done)), private=True)
+        if self._stopped():
+            raise StoppedError("Stopped by a signal", str(self._out), "Run the same command again to go on.")
+
+    def _finish(self) -> None:
+        for place, names in enumerate(self._done.names):
+            lines = "".join(json.dumps(name) + "\n" for name in names)
+            write_whole(self._out / CodeFiles.of(place).names, lines, private=True)
+        files = [*self._done.parts]
+        for place in range(len(self._done.names)):
+            files += CodeFiles.of(place).all()
+        facts = {
+            "version": STORE_VERSION,
+            "facts": self._done.facts,
+            "rows": self._done.rows,
+            "parts": self._done.parts,
+            "files": {
+                name: {"bytes": (self._out / name).stat().st_size, "crc32": checksum(self._out / name)}
+                for name in files
+            },
+        }
+        write_whole(self._out / STORE_FILE, json.dumps(facts, indent=1), private=True)
+        for name in (_PROGRESS, *(name for name, _ in self._done.spools)):
+            (self._out / name).unlink()

@@ -1,0 +1,94 @@
+"""Rows of one table sorted into buckets on disk, so that all rows of a unit meet in memory, a bucket at a time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+from numpy.lib.stride_tricks import as_strided
+
+from dpcgan_fast.data import cells
+from dpcgan_fast.files import written_whole
+
+_ODD = np.uint64(0x100000001B3)
+_OPTIONS = ipc.IpcWriteOptions(compression="lz4")
+
+
+def bucket_of_rows(ids: pa.ChunkedArray, buckets: int, where: str) -> np.ndarray:
+    """Bucket of each row, int64 (M,), from 0 to buckets - 1; ids that mean the same have the same bucket.
+
+    Raises InputError if the column is of a nested type.
+    """
+    column = cells.plain(ids)
+    if pa.types.is_integer(column.type) and not column.null_count:
+        return _of_words(column.cast(pa.int64()).to_numpy().view(np.uint64), buckets)
+    if pa.types.is_string(column.type) and all(map(_one_way_to_write, column.chunks)):
+        return np.concatenate([np.empty(0, np.int64), *(_of_words(_hashes(chunk), buckets) for chunk in column.chunks)])
+    values, codes = cells.distinct(column, where)
+    texts = pa.array([*(cells.canonical_text(value) for value in values), ""], pa.string())
+    return _of_words(_hashes(texts), buckets)[codes]
+
+
+def _bytes_of(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all texts, uint8, and where each text begins, and the end, int64 (N + 1,)."""
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return np.empty(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
+    starts = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data, np.uint8)[starts[0] : starts[-1]], starts - starts[0]
+
+
+def _one_way_to_write(texts: pa.StringArray) -> bool:
+    """Whether no text has blanks or decimals, with which it may be another way to write an id."""
+    text, _ = _bytes_of(texts)
+    return not ((text <= ord(" ")) | (text == ord(".")) | (text > ord("~"))).any()
+
+
+def _hashes(texts: pa.StringArray) -> np.ndarray:
+    """A number for each text, uint64, of its first and last eight bytes and its length."""
+    text, starts = _bytes_of(texts)
+    lengths = np.diff(starts)
+    padded = np.concatenate([np.zeros(8, np.uint8), text, np.zeros(8, np.uint8)])
+    words = as_strided(padded[:8].view(np.uint64), (len(padded) - 7,), (1,))  # eight bytes from each byte on
+    unused = (8 * (8 - np.minimum(lengths, 8))).astype(np.uint64)  # bits
+    full = np.uint64(0xFFFFFFFFFFFFFFFF)
+    some = np.where(lengths > 0, full, np.uint64(0))  # a shift by 64 bits is none
+    first = words[starts[:-1] + 8] & (full >> unused) & some
+    last = words[starts[1:]] & (full << unused) & some
+    return first * _ODD + last + lengths.astype(np.uint64)
+
+
+def _of_words(words: np.ndarray, buckets: int) -> np.ndarray:
+    """splitmix64's mixing step (Steele, Lea and Flood, OOPSLA 2014), then the bucket."""
+    mixed = words + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(buckets)).astype(np.int64)
+
+
+def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int) -> list[int]:
+    """Writes the rows of a table bucket by bucket, whole or not at all; returns where each bucket begins, and the end.
+
+    Raises MachineError if the disk is full.
+    """
+    order = np.argsort(bucket_of.astype(np.int16), kind="stable")  # by radix
+    ends = np.cumsum(np.bincount(bucket_of, minlength=buckets))
+    table = table.take(pa.array(order))
+    offsets, first = [], 0
+    with written_whole(path, private=True) as file:
+        for end in ends:
+            offsets.append(file.tell())
+            with ipc.new_stream(file, table.schema, options=_OPTIONS) as stream:
+                stream.write_table(table.slice(first, int(end) - first))
+            first = int(end)
+        return [*offsets, file.tell()]
+
+
+def read_bucket(spools: list[tuple[Path, list[int]]], bucket: int) -> Iterator[pa.Table]:
+    """The rows of a bucket out of each spool, in order. spools: paths, and what `write_spool` returned."""
+    for path, offsets in spools:
+        with path.open("rb") as file:
+            file.seek(offsets[bucket])
+            content = file.read(offsets[bucket + 1] - offsets[bucket])
+        yield ipc.open_stream(content).read_all()

@@ -1,0 +1,140 @@
+"""Records on disk, to be trained on without being read into memory.
+
+A store is a folder: `store.json`, which is written last; plain columns as Arrow streams, one after another; and for
+each column of codes the sets of all records in compressed rows. It is mapped into memory, so that a row costs a read of
+the disk when it is drawn, and nothing before.
+"""
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from dpcgan_fast.data.code_rows import CodeRows, CodeSets
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.files import unreadable
+
+STORE_VERSION = 1
+STORE_FILE = "store.json"
+_BLOCK = 1 << 24  # bytes
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError)
+_AGAIN = "Make it again with `dpcgan prepare`."
+
+
+@dataclass(frozen=True)
+class CodeFiles:
+    """Names of the files of a column of codes: starts int64 (N + 1,), positions int32 (E,), and names, a line each."""
+
+    starts: str
+    positions: str
+    names: str
+
+    def all(self) -> tuple[str, str, str]:
+        """The three."""
+        return self.starts, self.positions, self.names
+
+    @classmethod
+    def of(cls, place: int) -> "CodeFiles":
+        """Those of the column of codes at a place among them."""
+        return cls(*(f"codes-{place}.{kind}" for kind in ("starts", "positions", "names")))
+
+
+def part_file(number: int) -> str:
+    """Name of the file with a part of the plain columns."""
+    return f"columns-{number:05}.arrow"
+
+
+def is_store(path: Path) -> bool:
+    """Whether a path is a store that was written whole."""
+    return (path / STORE_FILE).is_file()
+
+
+def store_facts(schema: Schema) -> dict[str, Any]:
+    """What of a schema decides what a store holds, as JSON values."""
+    return {
+        "unit": schema.unit,
+        "max_rows_per_unit": schema.max_rows_per_unit,
+        "codes": {
+            column.name: {
+                "vocabulary": list(column.vocabulary) if isinstance(column.vocabulary, tuple) else column.vocabulary,
+                "separator": column.separator,
+                "max_codes": column.max_codes,
+            }
+            for column in schema.codes_columns()
+        },
+    }
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def read_store(path: Path, schema: Schema) -> pa.Table:
+    """The columns that a schema wants, mapped into memory: the unit's, if it was kept, and the modelled ones.
+
+    All files are read once, to compare their checksums. Raises InputError if the store is damaged or was made for
+    another schema.
+    """
+    try:
+        facts = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
+        if facts["version"] != STORE_VERSION:
+            raise InputError("The store is of another version", str(path), _AGAIN)
+        _refuse_other_schema(facts["facts"], schema, path)
+        for name, file in facts["files"].items():
+            if (path / name).stat().st_size != file["bytes"] or checksum(path / name) != file["crc32"]:
+                raise InputError("The store is damaged: a checksum does not match", str(path / name), _AGAIN)
+        return _mapped(path, facts, schema)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise unreadable(error, path) from None
+
+
+def _refuse_other_schema(facts: dict[str, Any], schema: Schema, path: Path) -> None:
+    wanted = store_facts(schema)
+    for name in ("unit", "max_rows_per_unit"):
+        if facts[name] != wanted[name]:
+            raise InputError(f'The store was made for another schema: "{name}" differs', str(path), _AGAIN)
+    for name, codes in wanted["codes"].items():
+        if facts["codes"].get(name) != codes:
+            what = "The store was made for another schema: the codes differ"
+            raise InputError(what, f"{path}, column {name}", _AGAIN)
+
+
+def _mapped(path: Path, facts: dict[str, Any], schema: Schema) -> pa.Table:
+    parts = [ipc.open_stream(pa.memory_map(str(path / name))).read_all() for name in facts["parts"]]
+    plain = pa.concat_tables(parts) if parts else pa.table({})
+    columns, fields = [], []
+    for name in plain.column_names:
+        if name == schema.unit or name in schema.column_names():
+            columns.append(plain[name])
+            fields.append(plain.field(name))
+    for place, name in enumerate(facts["facts"]["codes"]):
+        if name in schema.column_names():
+            sets = _mapped_sets(path, CodeFiles.of(place), facts["rows"])
+            columns.append(sets.lists())
+            fields.append(sets.field(name))
+    lacking = [name for name in schema.column_names() if name not in {field.name for field in fields}]
+    if lacking:
+        raise InputError("The store lacks a column of the schema", f"{path}, column {lacking[0]}", _AGAIN)
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _mapped_sets(path: Path, files: CodeFiles, rows: int) -> CodeSets:
+    names = tuple(json.loads(line) for line in (path / files.names).read_text(encoding="utf-8").splitlines())
+    starts = np.memmap(path / files.starts, np.int64, "r", shape=(rows + 1,))
+    entries = int(starts[-1])
+    if entries == 0:  # an empty file cannot be mapped
+        return CodeSets(CodeRows(starts, np.empty(0, np.int32)), names)
+    return CodeSets(CodeRows(starts, np.memmap(path / files.positions, np.int32, "r", shape=(entries,))), names)
