@@ -8,6 +8,7 @@ import pytest
 from dpcgan_fast.data.datasets import data_folder, dataset_path
 from dpcgan_fast.data.encoding import RecordCodec, table_columns
 from dpcgan_fast.data.reading import read_table
+from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 
@@ -21,7 +22,7 @@ EXAMPLES = {  # rows, width of a record, classes, units
 
 
 def test_every_example_has_a_test():
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(EXAMPLES)
+    assert {path.stem for path in FOLDER.glob("*.json")} == {*EXAMPLES, "mimic_iv_demo"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -59,3 +60,13 @@ def test_an_example_reads_its_file(name):
 
 def test_the_published_nets_record_is_178_samples_and_the_label():
     assert RecordCodec(Schema.from_json(FOLDER / "epileptic_seizure.json"), joint=True).width == 179
+
+
+@pytest.mark.skipif(data_folder() is None, reason="no folder with the public data sets")
+def test_the_events_of_the_mimic_demo_are_a_record_a_patient():
+    schema = Schema.from_json(FOLDER / "mimic_iv_demo.json")
+    schema.require_complete()
+    table, left = read_records(dataset_path("mimic_iv_demo_diagnoses"), schema, "data")
+    assert table.num_rows == 100
+    assert left == ("hospitalization_id", "admission_dttm")
+    assert len({code for codes in table["code"].to_pylist() for code in codes}) == 1595
