@@ -10,7 +10,7 @@ BlockKind = Literal["numeric", "binary", "categorical", "absent", "codes"]
 class Block:
     """Consecutive positions of a record that belong to one column.
 
-    kind: numeric      one value, scaled to [0, 1] by the public or paid bounds
+    kind: numeric      one value, scaled to [0, 1] by the public or paid bounds; with `cells`, one of so many places
           binary       one value, 0 or 1
           categorical  one-hot over the categories, then `__other__` and "missing" where the schema has them
           absent       one value, 1 where the numeric column of this name is missing
@@ -21,6 +21,7 @@ class Block:
     name: str
     start: int
     width: int
+    cells: int | None = None
 
     @property
     def stop(self) -> int:

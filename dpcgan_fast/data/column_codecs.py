@@ -45,6 +45,10 @@ def column_codec(column: Column, start: int) -> ColumnCodec:
     """The codec of a column whose schema is complete and holds nothing "private", from position `start` on."""
     if column.type == "numeric" and isinstance(column.bounds, tuple):
         return NumericCodec(column.name, start, column.bounds, column.integer, column.missing)
+    if column.type == "date" and isinstance(column.bounds, tuple):
+        return NumericCodec(column.name, start, column.bounds, True, column.missing)
+    if column.type == "ordinal" and isinstance(column.categories, tuple):
+        return OrdinalCodec(column.name, start, column.categories, column.unknown == "missing")
     if column.type == "binary":
         return FlagCodec(column.name, start, column.missing)
     if column.type == "categorical" and isinstance(column.categories, tuple):
@@ -183,6 +187,46 @@ class CategoryCodec:
         names = [*self.categories, *([OTHER] if self.unknown == OTHER else []), *([None] if self.missing else [])]
         slots = records[:, block.start : block.stop].argmax(axis=1)
         return pa.array(names, pa.string()).take(pa.array(slots))
+
+
+@dataclass(frozen=True)
+class OrdinalCodec:
+    """The place of a category in the order, as the middle of its part of [0, 1]; with `missing`, then a flag.
+
+    An unknown or missing cell reads as missing, or else as the first category.
+    """
+
+    name: str
+    start: int
+    categories: tuple[str, ...]
+    missing: bool = False
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The place, then the flag if there is one."""
+        place = Block("numeric", self.name, self.start, 1, cells=len(self.categories))
+        return (place, Block("absent", self.name, place.stop, 1)) if self.missing else (place,)
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """String."""
+        return pa.string()
+
+    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
+        """See `ColumnCodec`."""
+        places = cells.category_codes(column, self.categories, where)
+        absent = places < 0
+        if self.missing:
+            records[:, self.start + 1] = absent
+        middle = (len(self.categories) - 1) // 2 if self.missing else 0
+        records[:, self.start] = (np.where(absent, middle, places) + 0.5) / len(self.categories)
+
+    def decode(self, records: np.ndarray) -> pa.Array:
+        """See `ColumnCodec`."""
+        last = len(self.categories) - 1
+        places = np.minimum((records[:, self.start] * len(self.categories)).astype(np.int64), last)
+        absent = records[:, self.start + 1] >= 0.5 if self.missing else None
+        return pa.array(self.categories, pa.string()).take(pa.array(places, mask=absent))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dpcgan_fast.data import cells
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.column_codecs import CodesCodec, ColumnCodec, column_codec
+from dpcgan_fast.data.dates import dates_of
 from dpcgan_fast.data.schema import PRIVATE, UNDECIDED_UNIT, Column, Schema
 from dpcgan_fast.errors import InputError
 
@@ -135,7 +136,7 @@ class RecordCodec:
         labels:  integers (N,), class indices; with `joint` they may be left out and are read from the last position
 
         Returns a table of `arrow_schema`: whole numbers and flags int64, other numbers float64, categories strings,
-        codes lists of strings, missing cells null.
+        dates date32, codes lists of strings, missing cells null.
         Raises ValueError if shapes do not fit, or labels are needed and not given.
         """
         if records.ndim != 2 or records.shape[1] != self.width:
@@ -146,17 +147,19 @@ class RecordCodec:
                 labels = np.rint(records[:, self._label_start] * (self.n_classes - 1))
             if labels is None or labels.shape != records.shape[:1]:
                 raise ValueError(f"expected labels of shape ({len(records)},), one class index a record")
-        columns = [
-            self._decode_label(labels) if labels is not None and name == self.schema.label
+        columns = {
+            name: self._decode_label(labels) if labels is not None and name == self.schema.label
             else self._codec(name).decode(records)
             for name in self.schema.column_names()
-        ]  # fmt: skip
-        return pa.Table.from_arrays(columns, schema=self.arrow_schema)
+        }  # fmt: skip
+        columns |= dates_of(columns, [column for column in self.schema.columns if column.type == "date"])
+        return pa.Table.from_arrays(list(columns.values()), schema=self.arrow_schema)
 
     def _arrow_type(self, name: str) -> pa.DataType:
         if self._label is not None and name == self._label.name:
             return pa.int64() if self._label.type == "binary" else pa.string()
-        return self._codec(name).arrow_type
+        is_date = any(column.name == name and column.type == "date" for column in self.schema.columns)
+        return pa.date32() if is_date else self._codec(name).arrow_type
 
     def _codec(self, name: str) -> ColumnCodec | CodesCodec:
         return self._codecs[name] if name in self._codecs else self._code_codecs[name]

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from dpcgan_fast.data.code_rows import CodeSets
+from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import no_rows, open_with
 from dpcgan_fast.data.records import is_matrix_file, one_row_a_record, read_records
@@ -221,7 +222,7 @@ class _Preparation:
 
     def _records(self, rows: pa.Table) -> _Records:
         columns, where = self._schema.codes_columns(), str(self._source)
-        table = one_row_a_record(rows, self._schema, where) if rows.num_rows else rows
+        table = with_days(one_row_a_record(rows, self._schema, where), self._schema, where) if rows.num_rows else rows
         sets = [CodeSets.of_column(table, c.name, c.separator, f"{where}, column {c.name}") for c in columns]
         for place, column in enumerate(columns):
             if isinstance(column.vocabulary, tuple):

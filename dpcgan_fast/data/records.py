@@ -14,6 +14,7 @@ import pyarrow as pa
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets, code_entries
 from dpcgan_fast.data.csr_files import CodeMatrix, code_matrix_of, is_code_matrix, read_code_matrix
+from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.schema import Schema
@@ -31,7 +32,7 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
             schema's only column; or the folder of a store
 
     Returns a table of the unit column, if there is one, and the modelled columns; those of codes as lists of different
-    codes. And the names of the other columns, in the order of the data.
+    codes, dates as days (see `with_days`). And the names of the other columns, in the order of the data.
     Raises InputError as `read_table` and `unit_ids` do, or if a matrix or store does not fit the schema.
     """
     if isinstance(source, (str, os.PathLike)) and is_store(Path(source)):
@@ -41,7 +42,7 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
     if is_matrix_file(source):
         return _table_of_matrix(read_code_matrix(Path(source)), schema, str(source)), ()
     table, extra = read_table(source, table_columns(schema))
-    return one_row_a_record(table, schema, where), extra
+    return with_days(one_row_a_record(table, schema, where), schema, where), extra
 
 
 def is_matrix_file(source: object) -> bool:

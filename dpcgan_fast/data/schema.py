@@ -6,143 +6,28 @@ marked `"private"`, and then paid for. Nothing is read from the data without bei
 
 import contextlib
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from dpcgan_fast.data.vocabulary import checked_vocabulary, with_vocabularies
+from dpcgan_fast.data.schema_parts import OTHER as OTHER
+from dpcgan_fast.data.schema_parts import PRIVATE, Bounds, Column, Constraint, Signal, Strict
+from dpcgan_fast.data.vocabulary import with_vocabularies
 from dpcgan_fast.errors import InputError
 
-PRIVATE: Literal["private"] = "private"
-OTHER = "__other__"
 UNDECIDED_UNIT = "?"
-DEFAULT_MAX_CODES = 200
-
-Bounds = tuple[float, float]
-Kind = Literal["numeric", "binary", "categorical", "codes"]
 
 
-class _Strict(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
-
-
-def _checked_bounds(bounds: Bounds | Literal["private"] | None) -> None:
-    if isinstance(bounds, tuple) and not (all(math.isfinite(b) for b in bounds) and bounds[0] < bounds[1]):
-        raise ValueError("bounds must be two finite numbers, the lower one first")
-
-
-class Column(_Strict):
-    """One column of the table.
-
-    bounds:     numeric only: (lower, upper), "private", or None (to be filled in)
-    integer:    numeric only: values are written back as whole numbers
-    missing:    cells may be empty, and emptiness is modelled; if False, an empty cell reads as a public default
-    categories: categorical only: the public list, "private", or None (to be filled in). A list that was released may be
-                empty: every cell that is not missing is then unknown
-    unknown:    what a category outside the list becomes: "__other__", "missing", or the "first" of the list (for lists
-                that name every category there is)
-    rates:      label only: public class rates in the order of the classes
-    positive:   label only: the classes that count as positive in evaluation
-    vocabulary: codes only: the public list of codes, "private", or None (to be filled in). A schema file holds the
-                list, or the path of a text file with a code a line
-    separator:  codes only: text between the codes of one cell; None if a cell of text is always one code
-    max_codes:  codes only: codes of a record beyond this public cap are not used
-    """
-
-    name: str
-    type: Kind
-    bounds: Bounds | Literal["private"] | None = None
-    integer: bool = False
-    missing: bool = False
-    categories: tuple[str, ...] | Literal["private"] | None = None
-    unknown: Literal["__other__", "missing", "first"] = OTHER
-    rates: tuple[float, ...] | None = None
-    positive: tuple[str, ...] | None = None
-    vocabulary: tuple[str, ...] | Literal["private"] | None = None
-    separator: Annotated[str, Field(min_length=1)] | None = "|"
-    max_codes: Annotated[int, Field(ge=1)] = DEFAULT_MAX_CODES
-
-    @field_validator("categories", "positive", "vocabulary", mode="before")
-    @classmethod
-    def _names_as_text(cls, value: Any) -> Any:
-        """Codes may be written as whole numbers: 1 is "1"."""
-        if not isinstance(value, (list, tuple)):
-            return value
-        return tuple(str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in value)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Column":
-        _checked_bounds(self.bounds)
-        if isinstance(self.categories, tuple):
-            if len(set(self.categories)) != len(self.categories):
-                raise ValueError("categories must be a list of different names")
-            if not self.categories and self.unknown == "first":
-                raise ValueError('unknown "first" needs at least one category')
-            if OTHER in self.categories:
-                raise ValueError(f"{OTHER} is added by itself and must not be listed")
-        if isinstance(self.vocabulary, tuple):
-            checked_vocabulary(self.vocabulary, self.separator)
-        if self.unknown == "missing" and not self.missing:
-            raise ValueError('unknown "missing" needs "missing": true')
-        if self.unknown == "first" and self.categories == PRIVATE:
-            raise ValueError('unknown "first" needs a public list of categories')
-        if self.rates is not None and (any(rate < 0 for rate in self.rates) or abs(sum(self.rates) - 1) > 1e-6):
-            raise ValueError("rates must be at least 0 and add up to 1")
-        return self
-
-    def classes(self) -> tuple[str, ...]:
-        """The label classes: ("0", "1") of a binary column, the categories of a categorical one."""
-        if self.type == "binary":
-            return ("0", "1")
-        if self.type == "categorical" and isinstance(self.categories, tuple):
-            return self.categories
-        raise InputError(
-            "The label has no public list of classes",
-            f"schema, column {self.name}",
-            'Make it "binary", or "categorical" with its categories written out.',
-        )
-
-
-class Signal(_Strict):
-    """Ordered numeric columns with shared bounds, such as the samples of an EEG; the convolution runs along them."""
-
-    name: str
-    columns: tuple[str, ...]
-    bounds: Bounds | Literal["private"] | None = None
-    integer: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_range(cls, values: Any) -> Any:
-        """["X1", "...", "X178"] stands for X1, X2 and so on to X178."""
-        columns = values.get("columns") if isinstance(values, dict) else None
-        if isinstance(columns, (list, tuple)) and len(columns) == 3 and columns[1] == "...":
-            first, last = (re.fullmatch(r"(.*?)(\d+)", str(columns[i])) for i in (0, 2))
-            if not first or not last or first[1] != last[1] or int(first[2]) >= int(last[2]):
-                raise ValueError('a range is written ["X1", "...", "X178"]: one prefix, rising numbers')
-            names = [f"{first[1]}{i}" for i in range(int(first[2]), int(last[2]) + 1)]
-            return {**values, "columns": names}
-        return values
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Signal":
-        _checked_bounds(self.bounds)
-        if not self.columns or len(set(self.columns)) != len(self.columns):
-            raise ValueError("columns must be a list of different names, at least one")
-        return self
-
-
-class Schema(_Strict):
+class Schema(Strict):
     """A table's schema; `Schema.from_json` reads it, `require_complete` says what is still to be filled in.
 
     unit:              column whose value names the person, None if every row is a person, "?" if undecided
     n_units:           public number of units, or None: then only a paid noisy count enters the divisor
     max_rows_per_unit: rows of a unit beyond this public cap are not used
     label:             column that the model is conditional on, or None
+    constraints:       what holds in every synthetic record
     """
 
     version: Literal[1] = 1
@@ -152,6 +37,7 @@ class Schema(_Strict):
     label: str | None = None
     columns: tuple[Column, ...] = ()
     signals: tuple[Signal, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Schema":
@@ -182,7 +68,26 @@ class Schema(_Strict):
         for column in self.columns:
             if column.name != self.label and (column.rates is not None or column.positive is not None):
                 raise ValueError(f"column {column.name!r} is not the label, so rates and positive do not belong there")
+        self._check_origins()
+        self._check_constraints()
         return self
+
+    def _check_origins(self) -> None:
+        absolute = {column.name for column in self.columns if column.type == "date" and column.origin is None}
+        for column in self.columns:
+            if column.origin is not None and column.origin not in absolute:
+                raise ValueError(f"column {column.name!r} needs for its origin a date column that has none itself")
+
+    def _check_constraints(self) -> None:
+        types = {column.name: column.type for column in self.columns}
+        types |= {name: "numeric" for signal in self.signals for name in signal.columns}
+        for rule in self.constraints:
+            kinds = [types.get(name) for name in rule.columns]
+            if rule.kind == "implies":
+                if kinds != ["codes"] or not rule.code or not rule.implied:
+                    raise ValueError('a constraint "implies" needs one column of codes, a code, and an implied one')
+            elif kinds not in (["numeric"] * 2, ["date"] * 2) or rule.columns[0] == rule.columns[1]:
+                raise ValueError(f'a constraint "{rule.kind}" needs two numeric or two date columns')
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Schema":
@@ -250,9 +155,9 @@ class Schema(_Strict):
         """Raises InputError that names the first fact that is still to be decided, and both remedies."""
         self.require_units()
         for column in self.columns:
-            if column.type == "numeric" and column.bounds is None:
+            if column.type in ("numeric", "date") and column.bounds is None:
                 raise _to_fill_in("bounds", f"column {column.name}", "[lower, upper]")
-            if column.type == "categorical" and column.categories is None:
+            if column.type in ("categorical", "ordinal") and column.categories is None:
                 raise _to_fill_in("categories", f"column {column.name}", "the list of categories")
         for signal in self.signals:
             if signal.bounds is None:

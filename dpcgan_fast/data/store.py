@@ -60,6 +60,7 @@ def store_facts(schema: Schema) -> dict[str, Any]:
     return {
         "unit": schema.unit,
         "max_rows_per_unit": schema.max_rows_per_unit,
+        "dates": {column.name: column.origin for column in schema.columns if column.type == "date"},
         "codes": {
             column.name: {
                 "vocabulary": list(column.vocabulary) if isinstance(column.vocabulary, tuple) else column.vocabulary,
@@ -103,7 +104,7 @@ def read_store(path: Path, schema: Schema) -> pa.Table:
 
 def _refuse_other_schema(facts: dict[str, Any], schema: Schema, path: Path) -> None:
     wanted = store_facts(schema)
-    for name in ("unit", "max_rows_per_unit"):
+    for name in ("unit", "max_rows_per_unit", "dates"):
         if facts[name] != wanted[name]:
             raise InputError(f'The store was made for another schema: "{name}" differs', str(path), _AGAIN)
     for name, codes in wanted["codes"].items():

@@ -70,7 +70,8 @@ class TableWriter:
                     sink = opening.enter_context(gzip.GzipFile("", "wb", fileobj=sink, mtime=0))
                 sink.write(_header(self._schema.names))
                 options = pacsv.WriteOptions(include_header=False)
-                self._writer = opening.enter_context(pacsv.CSVWriter(sink, self._schema, write_options=options))
+                schema = self._as_written(self._schema.empty_table()).schema
+                self._writer = opening.enter_context(pacsv.CSVWriter(sink, schema, write_options=options))
             self._open = opening.pop_all()
         return self
 
@@ -84,9 +85,16 @@ class TableWriter:
         if self._ending != _PARQUET or sum(part.nbytes for part in self._waiting) >= _ROW_GROUP:
             self._write_waiting()
 
+    def _as_written(self, table: pa.Table) -> pa.Table:
+        """An only column of CSV as text: the empty line of a missing cell would be no row, quotation marks are one."""
+        if self._ending == _PARQUET or table.num_columns != 1:
+            return table
+        text = table.column(0).cast(pa.string()).fill_null("")
+        return pa.table([text], names=table.column_names)
+
     def _write_waiting(self) -> None:
         assert self._writer is not None
-        whole, self._waiting = pa.concat_tables(self._waiting), []
+        whole, self._waiting = self._as_written(pa.concat_tables(self._waiting)), []
         try:
             self._writer.write_table(whole)
         except OSError as error:

@@ -23,7 +23,9 @@ def modelled_columns(schema: Schema) -> tuple[Column, ...]:
 
     Raises InputError if a bound or category list is not yet a public or released value.
     """
-    columns = [column if column.name != schema.label else _label_only(column) for column in schema.columns]
+    columns = [
+        _as_measured(column) if column.name != schema.label else _label_only(column) for column in schema.columns
+    ]
     for signal in schema.signals:
         columns += [
             Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer) for name in signal.columns
@@ -37,6 +39,12 @@ def modelled_columns(schema: Schema) -> tuple[Column, ...]:
                 "Use the schema in the run folder, where released values stand in place of private ones.",
             )
     return tuple(columns)
+
+
+def _as_measured(column: Column) -> Column:
+    """Dates are whole numbers of days, and the order of categories does not count."""
+    types = {"date": {"type": "numeric", "integer": True}, "ordinal": {"type": "categorical"}}
+    return column.model_copy(update=types.get(column.type, {}))
 
 
 def label_of(schema: Schema) -> Column | None:

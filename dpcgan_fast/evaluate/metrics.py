@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.baseline import BASELINE_NAME, independent_marginals, noise_multiplier
 from dpcgan_fast.evaluate.code_columns import code_prevalence, code_view
@@ -111,6 +112,8 @@ def evaluate(
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
+    synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
+    train = None if train is None else with_days(train, schema, "--train")
     view = code_view(schema, test)
     if view is None:
         return _evaluate_wide(synthetic, test, schema, train, privacy)

@@ -22,7 +22,7 @@ _NEVER = -1e9
 
 def cells_of(block: Block) -> int:
     """Cells of a block's distribution: bins of a number, categories, or the two states of a flag."""
-    return {"numeric": NUMERIC_BINS, "binary": 2, "absent": 2, "categorical": block.width}[block.kind]
+    return {"numeric": block.cells or NUMERIC_BINS, "binary": 2, "absent": 2, "categorical": block.width}[block.kind]
 
 
 class RecordHead(nn.Module):
@@ -35,6 +35,7 @@ class RecordHead(nn.Module):
     last_cells: Tensor  # (n_blocks,), of each block
     numbers: Tensor  # blocks that are numbers
     number_positions: Tensor
+    number_bins: Tensor  # how many each has
     flags: Tensor  # blocks that are flags
     flag_positions: Tensor
     hot_blocks: Tensor  # block, cell and position of every one-hot entry
@@ -52,7 +53,7 @@ class RecordHead(nn.Module):
         self.padded = bool(unused.any())
         self.register_buffer("last_cells", counts - 1, persistent=False)
         self.register_buffer("unused", unused, persistent=False)
-        numbers = [(i, block.start) for i, block in enumerate(blocks) if block.kind == "numeric"]
+        numbers = [(i, block.start, cells_of(block)) for i, block in enumerate(blocks) if block.kind == "numeric"]
         flags = [(i, block.start) for i, block in enumerate(blocks) if block.kind in ("binary", "absent")]
         hot = [
             (i, cell, block.start + cell)
@@ -62,7 +63,7 @@ class RecordHead(nn.Module):
         ]
         flag_of = {block.name: block.start for block in blocks if block.kind == "absent"}
         guarded = [(i, flag_of[b.name]) for i, b in enumerate(blocks) if b.kind == "numeric" and b.name in flag_of]
-        self._index(numbers, "numbers", "number_positions")
+        self._index(numbers, "numbers", "number_positions", "number_bins")
         self._index(flags, "flags", "flag_positions")
         self._index(hot, "hot_blocks", "hot_cells", "hot_positions")
         self._index(guarded, "guarded", "guards")
@@ -80,8 +81,8 @@ class RecordHead(nn.Module):
     def cells(self, records: Tensor) -> Tensor:
         """The cell of each block that a record lies in; (B, F) -> (B, n_blocks) int64."""
         cells = torch.zeros(records.shape[0], self.n_blocks, dtype=torch.int64, device=records.device)
-        bins = (records[:, self.number_positions] * NUMERIC_BINS).long()
-        cells[:, self.numbers] = bins.clamp(0, NUMERIC_BINS - 1)
+        bins = (records[:, self.number_positions] * self.number_bins).long()
+        cells[:, self.numbers] = torch.minimum(bins.clamp(min=0), self.number_bins - 1)
         cells[:, self.flags] = (records[:, self.flag_positions] > 0.5).long()
         hot = (records[:, self.hot_positions] > 0.5).long()
         return cells.index_add_(1, self.hot_blocks, hot * self.hot_cells)
@@ -101,7 +102,7 @@ class RecordHead(nn.Module):
         """
         records = cells.new_zeros(len(cells), self.width)
         spread = cells - cells  # zero, or NaN
-        records[:, self.number_positions] = (cells[:, self.numbers] + within) / NUMERIC_BINS
+        records[:, self.number_positions] = (cells[:, self.numbers] + within) / self.number_bins
         records[:, self.flag_positions] = (cells[:, self.flags] == 1) + spread[:, self.flags]
         records[:, self.hot_positions] = (cells[:, self.hot_blocks] == self.hot_cells) + spread[:, self.hot_blocks]
         return records
@@ -142,7 +143,7 @@ class _Draw(torch.autograd.Function):
         (grad,), (soft,), head = grads, ctx.saved_tensors, ctx.head
         towards = torch.zeros_like(soft)  # gradient of the one-hot rows
         cells = torch.arange(head.max_cells, device=soft.device, dtype=soft.dtype)
-        numbers = grad[:, head.number_positions] / NUMERIC_BINS
+        numbers = grad[:, head.number_positions] / head.number_bins
         towards.index_copy_(1, head.numbers, numbers.unsqueeze(2) * cells)  # (B, numbers, max_cells)
         towards[:, head.flags, 1] = grad[:, head.flag_positions]
         towards[:, head.hot_blocks, head.hot_cells] = grad[:, head.hot_positions]

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.code_columns import code_view
 from dpcgan_fast.evaluate.features import target
@@ -94,6 +95,7 @@ def render(
 
 
 def _pictures(values: dict[str, Any], synthetic: pa.Table, test: pa.Table, schema: Schema) -> dict[str, Any]:
+    synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
     view = code_view(schema, test)
     if view is not None:
         synthetic, test, schema = view.wide(synthetic, "--synthetic"), view.wide(test, "--real"), view.schema

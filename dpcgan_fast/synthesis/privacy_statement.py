@@ -30,7 +30,7 @@ def unit_in_words(schema: Schema) -> str:
 
 def _public_facts(schema: Schema) -> list[str]:
     facts = [f"{len(schema.column_names())} columns, their names, order and types"]
-    given = [c.name for c in schema.columns if c.type == "numeric" and c.bounds != PRIVATE]
+    given = [c.name for c in schema.columns if c.type in ("numeric", "date") and c.bounds != PRIVATE]
     given += [s.name for s in schema.signals if s.bounds != PRIVATE]
     if given:
         facts.append(f"bounds of {len(given)} numeric columns or signals")

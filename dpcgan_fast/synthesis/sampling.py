@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from dpcgan_fast.data.cells import compute
+from dpcgan_fast.data.constraints import satisfied, with_implied_codes
+from dpcgan_fast.data.dates import parsed_date
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import OTHER
 from dpcgan_fast.errors import InputError
@@ -44,16 +46,20 @@ class Sampler:
         conditions = self._checked(where)
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
+        schema = self.codec.schema
+        selective = bool(conditions) or any(rule.kind != "implies" for rule in schema.constraints)
         missing, tries, batch = rows, 0, max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
         while missing > 0:
-            table = self._draw(batch if conditions else min(missing, batch), fixed, randomness)
+            table = self._draw(batch if selective else min(missing, batch), fixed, randomness)
+            table = with_implied_codes(table, schema)
+            table = table.filter(satisfied(table, schema)) if schema.constraints else table
             for name, value in conditions.items():
                 table = table.filter(_meets(table[name], value))
             tries = 0 if table.num_rows else tries + 1
             if tries >= _MOST_TRIES:
                 raise InputError(
                     f"No such row came up among {_MOST_TRIES * batch} synthetic ones",
-                    ", ".join(f"--where {name}" for name in conditions),
+                    ", ".join(f"--where {name}" for name in conditions) or "constraints of the schema",
                     "Ask for something less rare.",
                 )
             table = table.slice(0, missing)
@@ -84,12 +90,15 @@ class Sampler:
         if column is not None and column.type == "codes":
             if _text(value) not in (column.vocabulary or ()):
                 raise InputError("The column has no such code", f"--where {name}", "Give a code of its vocabulary.")
-        elif column is not None and column.type != "numeric":
+        elif column is not None and column.type not in ("numeric", "date"):
             names = column.classes() + ((OTHER,) if column.type == "categorical" and column.unknown == OTHER else ())
             if _text(value) not in names:
                 raise InputError(
                     "The column has no such category", f"--where {name}", f"Choose from {', '.join(names)}."
                 )
+        elif column is not None and column.type == "date":
+            if parsed_date(str(value)) is None:
+                raise InputError("The value is not a date", f"--where {name}", "Write it as 2024-12-31.")
         elif not _in_bounds(value, bounds):
             raise InputError("The value is outside the column's bounds", f"--where {name}", "Give one inside them.")
 
@@ -109,8 +118,7 @@ class Sampler:
             self._check_possible(name, value)
             try:
                 kind = types[name].value_type if pa.types.is_list(types[name]) else types[name]
-                plain = _text(value) if pa.types.is_string(kind) else float(str(value))
-                checked[name] = pa.scalar(plain, kind, from_pandas=False)
+                checked[name] = pa.scalar(_plain(value, kind), kind, from_pandas=False)
             except (ValueError, TypeError, pa.ArrowInvalid):
                 raise InputError("The value does not fit the column", f"--where {name}", "Give a number.") from None
         return checked
@@ -124,6 +132,13 @@ def _meets(column: pa.ChunkedArray, value: object) -> pa.Array:
     entries = compute.list_flatten(column)
     holding[compute.list_parent_indices(column).filter(compute.equal(entries, value)).to_numpy()] = True
     return pa.array(holding)
+
+
+def _plain(value: object, kind: pa.DataType) -> object:
+    """A value as what makes a scalar of a type. Raises ValueError for a text that is no number."""
+    if pa.types.is_date(kind):
+        return parsed_date(str(value))
+    return _text(value) if pa.types.is_string(kind) else float(str(value))
 
 
 def _in_bounds(value: object, bounds: object) -> bool:
