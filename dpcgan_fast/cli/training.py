@@ -90,7 +90,8 @@ def train(
     release_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of epsilon for class rates, bounds and lists. [default: 0.02 to 0.25, less for more units]"
+            help="Share of epsilon for class rates, bounds, lists and counts of codes. [default: 0.02 to 0.25, less "
+            "for more units; with codes 0.4]"
         ),
     ] = None,
     paired_fakes: Annotated[

@@ -120,25 +120,32 @@ def _keys(names: tuple[str, ...]) -> np.ndarray:
 def code_entries(column: pa.ChunkedArray | pa.Array, separator: str | None, where: str) -> CodeEntries:
     """The codes in a column of lists, of texts, or of whole numbers; blanks around a code do not count.
 
-    separator: text between the codes of a cell of text; None if such a cell is one code
+    separator: text between the codes of one cell, or of one entry of a list; None if it is always one code
     Missing cells, and missing entries of a list, are no codes.
     Raises InputError if the cells are neither single values nor lists of them.
     """
-    chunked = cells.plain(column)
-    if separator is not None and (pa.types.is_string(chunked.type) or pa.types.is_large_string(chunked.type)):
-        chunked = cells.compute.split_pattern(chunked, separator)
-    rows, values = _flat(chunked, where)
+    rows, values = _flat(cells.plain(column), where)
     found, codes = cells.distinct(values, where)
     index: dict[str, int] = {}
-    of_value = np.array([*(_number_of(value, index) for value in found), cells.MISSING], dtype=np.int64)
-    codes = of_value[codes]
-    present = codes != cells.MISSING
-    return CodeEntries(rows[present], codes[present], tuple(index))
+    texts = [cells.cell_text(value) for value in found]
+    parts = [[text] if separator is None else text.split(separator) for text in texts]
+    numbers = np.array([_number_of(part, index) for own in parts for part in own], dtype=np.int64)
+    counts = np.array([len(own) for own in parts], dtype=np.int64)
+    present = codes >= 0  # a null has index -1
+    rows, codes = rows[present], codes[present]
+    if counts.max(initial=1) > 1:
+        first = np.cumsum(counts) - counts
+        entries = counts[codes]
+        within = np.arange(int(entries.sum())) - np.repeat(np.cumsum(entries) - entries, entries)
+        rows, codes = np.repeat(rows, entries), np.repeat(first[codes], entries) + within
+    numbers = numbers[codes]
+    present = numbers != cells.MISSING
+    return CodeEntries(rows[present], numbers[present], tuple(index))
 
 
-def _number_of(value: object, index: dict[str, int]) -> int:
+def _number_of(text: str, index: dict[str, int]) -> int:
     """A code is taken as it is written: 250 and 250.0 are two."""
-    code = cells.cell_text(value).strip()
+    code = text.strip()
     return cells.MISSING if code.lower() in cells.MISSING_TEXTS else index.setdefault(code, len(index))
 
 
@@ -185,6 +192,17 @@ class CodeSets:
         return cls(
             CodeRows(starts - starts[0] if starts[0] else starts, positions), tuple(lists.values.dictionary.to_pylist())
         )
+
+    def capped(self, most: int) -> "CodeSets":
+        """At most `most` codes of each record, and the names of those alone that a record then has; see `CodeRows`."""
+        rows = self.rows.capped(most, self.names)
+        used = np.zeros(len(self.names), bool)
+        used[rows.positions] = True
+        if used.all():
+            return CodeSets(rows, self.names)
+        places = np.cumsum(used, dtype=np.int32) - np.int32(1)
+        names = tuple(name for name, kept in zip(self.names, used, strict=True) if kept)
+        return CodeSets(CodeRows(rows.starts, places[rows.positions]), names)
 
     def lists(self) -> pa.LargeListArray:
         """A column of lists, without a copy."""

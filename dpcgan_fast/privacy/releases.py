@@ -52,8 +52,9 @@ def code_weights(counts: np.ndarray, full: int) -> np.ndarray:
 
     counts: (N,) codes of each record
     Formal guarantee: a record's weighted codes, each in a cell of its own, have an L2 norm of at most sqrt(full).
+    Weights are whole multiples of 2^-20: sums of up to 2^33 of them are exact, and their order does not matter.
     """
-    return np.minimum(1.0, np.sqrt(full / np.maximum(counts, 1)))
+    return np.minimum(1.0, np.floor(np.sqrt(full / np.maximum(counts, 1)) * 2**20) / 2**20)
 
 
 def number_edges(most: int) -> np.ndarray:
@@ -195,7 +196,7 @@ def thresholded_names(
 ) -> tuple[list[str], np.ndarray]:
     """Names whose noisy count clears the threshold, most frequent first, and these counts.
 
-    names, counts: those present in the data, and their weights over units, of which a unit adds at most 1 to a name
+    names, counts: those that any unit adds to, and their weights over units, of which a unit adds at most 1 to a name
     mechanism:     with the delta that this list may spend
     most_alone:    names that a unit can hold and nobody else has: its rows, or the cap on its codes
     """
@@ -203,8 +204,9 @@ def thresholded_names(
         mechanism.mechanism, counts, mechanism.max_grad_norm, mechanism.noise_multiplier, key, mechanism.unit
     )
     threshold = category_threshold(release.std, mechanism.delta / most_alone)
-    order = np.argsort(-release.values, kind="stable")
-    kept = order[release.values[order] > threshold]
+    kept = np.flatnonzero(release.values > threshold)
+    # Where counts are equal the names decide: their order in the data would tell whose rows come first.
+    kept = np.array(sorted(kept, key=lambda i: (-release.values[i], names[i])), dtype=np.int64)
     return [names[i] for i in kept], release.values[kept]
 
 

@@ -24,6 +24,12 @@ def unit_in_words(schema: Schema) -> str:
             "one row of the table. Rows of one person, should there be several, are not protected together: the "
             "guarantee is then for each row, and not for the person"
         )
+    if schema.merges_rows:
+        rows = "all rows" if schema.max_rows_per_unit == 1 else f"the first {schema.max_rows_per_unit} rows"
+        caps = ", ".join(f"{column.max_codes} of {column.name}" for column in schema.codes_columns())
+        return (
+            f"one person: {rows} with one value of `{schema.unit}` are one record, with at most so many codes: {caps}"
+        )
     used = "one row is" if schema.max_rows_per_unit == 1 else f"at most {schema.max_rows_per_unit} rows are"
     return f"one person: all rows with one value of `{schema.unit}`, of which {used} used"
 
@@ -37,6 +43,9 @@ def _public_facts(schema: Schema) -> list[str]:
     lists = [c.name for c in schema.columns if isinstance(c.categories, tuple)]
     if lists:
         facts.append(f"categories of {len(lists)} columns")
+    vocabularies = [c for c in schema.codes_columns() if c.vocabulary != PRIVATE]
+    facts += [f"vocabulary of {c.name}: {len(c.vocabulary or ()):,} codes" for c in vocabularies]
+    facts += [f"at most {c.max_codes} codes of {c.name} a record" for c in schema.codes_columns()]
     if schema.n_units is not None:
         facts.append(f"number of units: {schema.n_units}")
     label = schema.label_column()

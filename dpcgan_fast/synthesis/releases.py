@@ -70,7 +70,8 @@ class ReleasedFacts:
         lines += [f"bounds of {name}: {low:g} to {high:g}" for name, (low, high) in self.bounds.items()]
         lines += [f"categories of {name}: {len(names)} found" for name, names in self.categories.items()]
         lines += [f"codes of {name}: {len(names)} found" for name, names in self.vocabularies.items()]
-        lines += [f"how many records have each code of {name}" for name in self.code_counts]
+        lines += [f"how many records have each code of {name}, and how many codes records have"
+                  for name in self.code_counts]  # fmt: skip
         return lines
 
 
@@ -221,8 +222,11 @@ def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: 
     Every row is a unit: a table with codes has one row a record, and one record a unit.
     """
     sets = CodeSets.of_column(table, column.name, column.separator, f"{where}, column {column.name}")
-    names = column.vocabulary if isinstance(column.vocabulary, tuple) else sets.names
-    rows = sets.within(names, column.max_codes)
+    if isinstance(column.vocabulary, tuple):
+        names, rows = column.vocabulary, sets.within(column.vocabulary, column.max_codes)
+    else:  # what a record has beyond its cap counts nowhere, so that a unit adds to at most max_codes names
+        used = sets.capped(column.max_codes)
+        names, rows = used.names, used.rows
     counts = np.zeros(len(names))
     for block in rows.blocks():
         weights = gaussian.code_weights(np.diff(block.starts), FULL_WEIGHT_CODES)

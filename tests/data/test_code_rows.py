@@ -60,12 +60,16 @@ def test_what_lies_beneath_a_null_list_is_no_code(kind, offsets):
     assert sets_of(kind.from_arrays(starts, pa.array(["hidden", "a", "b"]), mask=mask)) == [set(), {"a"}, {"b"}]
 
 
+def test_a_separator_divides_entries_of_lists_as_it_does_cells():
+    assert sets_of(pa.array([["a|b", "c"], ["||"]])) == [{"a", "b", "c"}, set()]
+
+
 def test_whole_numbers_are_codes():
     assert sets_of(pa.array([4019, None, 25000])) == [{"4019"}, set(), {"25000"}]
 
 
 def test_without_a_separator_a_cell_is_one_code():
-    assert sets_of(pa.array(["a|b", "c"]), separator=None) == [{"a|b"}, {"c"}]
+    assert sets_of(pa.array(["a|b", "c d"]), separator=None) == [{"a|b"}, {"c d"}]
 
 
 @pytest.mark.parametrize("column", [pa.array([[["a"]]]), pa.array([{"a": 1}]), pa.array([[{"a": 1}]])])
@@ -105,6 +109,15 @@ def test_what_a_cap_keeps_of_a_record_is_its_own_doing(lists, most, data):
     others = tuple(data.draw(st.permutations([*NAMES, "new"])))
     for own, codes in zip(kept, lists, strict=True):
         assert as_sets(code_rows([["new"], codes], others).capped(most, others), others)[1] == own
+
+
+@settings(max_examples=examples(100))
+@given(lists=SETS, most=st.integers(1, 5))
+def test_sets_that_are_capped_name_what_they_have_and_nothing_else(lists, most):
+    whole = CodeSets(code_rows(lists), NAMES)
+    capped = whole.capped(most)
+    assert as_sets(capped.rows, capped.names) == as_sets(whole.rows.capped(most, NAMES), NAMES)
+    assert set(capped.names) == {name for codes in as_sets(capped.rows, capped.names) for name in codes}
 
 
 def test_a_cap_prefers_no_code():

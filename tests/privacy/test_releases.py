@@ -1,5 +1,6 @@
 """One-shot Gaussian releases: sensitivity on neighbouring tables, noise, thresholds."""
 
+import itertools
 import math
 
 import numpy as np
@@ -164,6 +165,38 @@ def test_frequent_categories_appear_in_order_of_frequency():
     )
     assert names == ["b", "a"]
     assert counts == pytest.approx([900.0, 500.0], abs=12)
+
+
+def test_the_order_of_equal_counts_does_not_follow_that_of_the_data():
+    mechanism = Mechanism("categories: x", "gaussian", 1.0, 0.0, 1, 1.0, 1e-6)
+    names, counts = ["b", "d", "a", "c"], np.array([5.0, 9.0, 5.0, 5.0])
+    for order in itertools.permutations(range(4)):
+        shown, values = releases.thresholded_names(
+            [names[i] for i in order], counts[list(order)], mechanism, 1, NoiseKey(1)
+        )
+        assert (shown, values.tolist()) == (["d", "a", "b", "c"], [9.0, 5.0, 5.0, 5.0])
+
+
+@pytest.mark.parametrize("full", [1, 16, 40])
+def test_weighted_codes_of_a_record_have_at_most_the_norm_that_is_accounted(full):
+    counts = np.arange(0, 5000)
+    weights = releases.code_weights(counts, full)
+    assert ((weights**2 * counts) <= full).all()
+    assert (weights[: full + 1] == 1).all()
+    assert (weights * 2**20 == np.floor(weights * 2**20)).all()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100, 200])
+def test_a_histogram_of_numbers_tells_what_weights_took_away(most):
+    edges = releases.number_edges(most)
+    assert edges[0] == 0
+    assert edges[-1] <= most
+    numbers = np.random.default_rng(0).integers(0, most + 1, 20_000)
+    histogram = np.bincount(np.searchsorted(edges, numbers, side="right") - 1, minlength=len(edges)).astype(float)
+    lost = releases.lost_to_weights(histogram, edges, most, 16)
+    truth = numbers.sum() / (numbers * releases.code_weights(numbers, 16)).sum()
+    assert lost == pytest.approx(truth, rel=0.06)
+    assert releases.lost_to_weights(np.zeros(len(edges)), edges, most, 16) >= 1
 
 
 def test_the_threshold_allows_for_all_rows_of_a_unit():
