@@ -7,7 +7,7 @@ reads as a public default, never as something taken from the data.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.schema import OTHER, Bounds, Column
 
+_LOG_RANGE = 1000.0  # of a log scale: from this share of the bounds' width on it is about logarithmic
 _EXACT = 2.0**53  # whole numbers beyond this have no exact float64
 
 
@@ -44,7 +45,7 @@ class ColumnCodec(Protocol):
 def column_codec(column: Column, start: int) -> ColumnCodec:
     """The codec of a column whose schema is complete and holds nothing "private", from position `start` on."""
     if column.type == "numeric" and isinstance(column.bounds, tuple):
-        return NumericCodec(column.name, start, column.bounds, column.integer, column.missing)
+        return NumericCodec(column.name, start, column.bounds, column.integer, column.missing, column.scale)
     if column.type == "date" and isinstance(column.bounds, tuple):
         return NumericCodec(column.name, start, column.bounds, True, column.missing)
     if column.type == "ordinal" and isinstance(column.categories, tuple):
@@ -58,7 +59,9 @@ def column_codec(column: Column, start: int) -> ColumnCodec:
 
 @dataclass(frozen=True)
 class NumericCodec:
-    """A number scaled to [0, 1] by its bounds; with `missing`, then a flag that is 1 where the cell is missing.
+    """A number scaled to [0, 1] by its bounds, or by the logarithm of its share of them.
+
+    With `missing`, then a flag that is 1 where the cell is missing.
 
     Out-of-bounds cells are clipped. A missing cell has the middle of the bounds as its value. Whole numbers come back
     inside the bounds, too (bounds that hold none, which paid bounds may be, give the whole number nearest to them).
@@ -69,6 +72,7 @@ class NumericCodec:
     bounds: Bounds
     integer: bool = False
     missing: bool = False
+    scale: Literal["linear", "log"] = "linear"
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -88,6 +92,8 @@ class NumericCodec:
         lower, upper = self.bounds
         scale = 1.0 if math.isfinite(upper - lower) else 0.5  # keeps the widest bounds from overflowing
         values = (np.clip(numbers, lower, upper) * scale - lower * scale) / (upper * scale - lower * scale)
+        if self.scale == "log":
+            values = np.log1p(_LOG_RANGE * values) / math.log1p(_LOG_RANGE)
         records[:, self.start] = np.where(absent, 0.5, values)
         if self.missing:
             records[:, self.start + 1] = absent
@@ -96,6 +102,8 @@ class NumericCodec:
         """See `ColumnCodec`."""
         lower, upper = self.bounds
         share = records[:, self.start].astype(np.float64)
+        if self.scale == "log":
+            share = np.expm1(share * math.log1p(_LOG_RANGE)) / _LOG_RANGE
         numbers = np.clip(lower * (1.0 - share) + upper * share, lower, upper)
         if self.integer:
             first, last = _whole_bounds(self.bounds)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import scipy.sparse
 
 from dpcgan_fast.errors import DpcganError, InputError
@@ -65,17 +66,21 @@ class CodeMatrix:
 
 
 def is_code_matrix(source: object) -> bool:
-    """Whether it is a sparse matrix or array of scipy's, of any format."""
-    return scipy.sparse.issparse(source)
+    """Whether it is a sparse matrix or array of scipy's, of any format, or a CSR matrix of Arrow's."""
+    return scipy.sparse.issparse(source) or isinstance(source, pa.SparseCSRMatrix)
 
 
 def code_matrix_of(matrix: Any) -> CodeMatrix:
-    """Codes out of scipy's CSR matrix or array in memory, which stays as it is and may share memory with the result.
+    """Codes out of a CSR matrix or array in memory, of scipy's or Arrow's.
+
+    It stays as it is, and may share memory with the result.
 
     Entries may be in any order, repeated, or zero. Of repeated ones each counts by itself: 1 and -1 are a code.
     Raises InputError if the matrix is of another format, or is not a sound matrix of numbers.
     """
     where = "matrix"
+    if isinstance(matrix, pa.SparseCSRMatrix):
+        matrix = matrix.to_scipy()
     if matrix.format != "csr":
         raise InputError(f"The matrix is of format {matrix.format}, not CSR", where, f"{_CONVERT}.")
     if matrix.data.dtype.kind not in _NUMBERS:

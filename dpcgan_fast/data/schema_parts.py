@@ -35,6 +35,7 @@ class Column(Strict):
     bounds:     numeric and date: (lower, upper), "private", or None (to be filled in). Of a date they are dates, held
                 as days since 1970-01-01; with an origin they are days since that
     origin:     date only: the date column from which the days of this one are counted
+    scale:      numeric only: "log" gives small values, next to the lower bound, as much room in a record as large ones
     integer:    numeric only: values are written back as whole numbers
     missing:    cells may be empty, and emptiness is modelled; if False, an empty cell reads as a public default
     categories: categorical and ordinal (in order): the public list, "private", or None (to be filled in). A list that
@@ -53,6 +54,7 @@ class Column(Strict):
     type: Kind
     bounds: Bounds | Literal["private"] | None = None
     origin: str | None = None
+    scale: Literal["linear", "log"] = "linear"
     integer: bool = False
     missing: bool = False
     categories: tuple[str, ...] | Literal["private"] | None = None
@@ -88,6 +90,8 @@ class Column(Strict):
         _checked_bounds(self.bounds)
         if self.origin is not None and self.type != "date":
             raise ValueError("only a date has an origin")
+        if self.scale != "linear" and self.type != "numeric":
+            raise ValueError("only a numeric column has a scale")
         if self.type == "ordinal" and (self.unknown == OTHER or self.categories == PRIVATE):
             raise ValueError('an ordinal needs a public list of categories, in order, and unknown "first" or "missing"')
         if isinstance(self.categories, tuple):

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import scipy.sparse
 from hypothesis import given, settings
@@ -602,3 +603,10 @@ def test_too_little_memory_is_the_machines_error(path, monkeypatch):
     with pytest.raises(MachineError, match="Out of memory") as caught:
         read_code_matrix(path)
     assert SENTINEL not in str(caught.value)
+
+
+def test_a_sparse_matrix_of_arrows_is_read_as_scipys():
+    own = scipy.sparse.csr_matrix(np.array([[0, 2.0, 0], [0, 0, 0], [1.0, 0, 3.0]]))
+    found = code_matrix_of(pa.SparseCSRMatrix.from_scipy(own))
+    assert is_code_matrix(pa.SparseCSRMatrix.from_scipy(own))
+    assert (found.starts.tolist(), found.columns.tolist(), found.width) == ([0, 1, 1, 3], [1, 0, 2], 3)

@@ -31,6 +31,7 @@ def columns(draw):
         upper = lower + draw(st.integers(1, 3000))
         cells = st.integers(lower, upper) if kind == "integer" else st.floats(lower, upper)
         column = {"type": "numeric", "bounds": [lower, upper], "integer": kind == "integer"}
+        column["scale"] = draw(st.sampled_from(["linear", "log"]))
     elif kind == "binary":
         column, cells = {"type": "binary"}, st.integers(0, 1)
     elif kind == "date":
