@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.data.reading import TableSource, column_names, read_table
+from dpcgan_fast.data.csr_files import read_code_matrix
+from dpcgan_fast.data.reading import TableSource, column_names, open_with, read_table
 from dpcgan_fast.data.records import is_matrix_file
 from dpcgan_fast.data.schema import UNDECIDED_UNIT
 from dpcgan_fast.data.table_files import MEDS_CODE, MEDS_UNIT, is_meds
@@ -28,8 +29,10 @@ def draft_schema(source: TableSource) -> dict[str, Any]:
     Raises InputError if the data cannot be read; the message quotes no cell.
     """
     if is_matrix_file(source):
+        read_code_matrix(Path(str(source)))
         return _draft(None, [_codes("codes")])
     if isinstance(source, (str, os.PathLike)) and is_meds(Path(source)):
+        open_with(source, [MEDS_UNIT, MEDS_CODE])
         return _draft(MEDS_UNIT, [_codes(MEDS_CODE)])
     table, _ = read_table(source, column_names(source))
     return _draft(UNDECIDED_UNIT, [_draft_column(name, table[name]) for name in table.column_names])

@@ -8,9 +8,11 @@ bucket; called again with the same table and schema, the work goes on there.
 import json
 import math
 import os
+import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
+from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
@@ -26,13 +29,32 @@ from dpcgan_fast.data.reading import no_rows, open_with
 from dpcgan_fast.data.records import is_matrix_file, one_row_a_record, read_records
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
-from dpcgan_fast.data.store import STORE_FILE, STORE_VERSION, CodeFiles, checksum, is_store, part_file, store_facts
+from dpcgan_fast.data.store import (
+    STORE_FILE,
+    STORE_VERSION,
+    CodeFiles,
+    checksum,
+    is_store,
+    part_file,
+    sealed,
+    store_facts,
+    unsealed,
+)
+from dpcgan_fast.data.units import missing_id
 from dpcgan_fast.errors import InputError, StoppedError
-from dpcgan_fast.files import PRIVATE_FILE, machine_error, make_private_folder, write_whole, written_whole
+from dpcgan_fast.files import (
+    PRIVATE_FILE,
+    PRIVATE_FOLDER,
+    machine_error,
+    make_private_folder,
+    write_whole,
+    written_whole,
+)
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 _GROUP = 1 << 26  # bytes of rows in a group; a bucket has about half as many
+_MOST_BUCKETS = 1 << 15  # as many as the numbers that rows are sorted by
 _AHEAD = 2  # groups or buckets at work beside the one that is being written
 _PROGRESS = "progress.json"
 
@@ -51,7 +73,7 @@ class Progress(Protocol):
 class _Done:
     """What a call that was interrupted has done.
 
-    facts, source: of the schema and of the files, for a later call to compare
+    facts, columns, source: of the schema and of the files, for a later call to compare
     buckets: how many there are, 0 if rows are not sorted
     batches: of the source that were taken
     spools:  files of sorted rows, and where the buckets begin in each
@@ -63,6 +85,7 @@ class _Done:
     """
 
     facts: dict[str, Any]
+    columns: list[str]
     source: list[list[Any]]
     buckets: int
     batches: int = 0
@@ -84,10 +107,19 @@ def prepare(
     schema:  with the unit and vocabularies decided; bounds and categories may still be open
     stopped: asked after each group of rows
 
-    Raises InputError if the table does not fit or there is another store at `out`, StoppedError if it was stopped,
-    MachineError if the disk is full.
+    Raises InputError if the table does not fit, and then leaves nothing behind, or if there is another store at `out`;
+    StoppedError if it was stopped, MachineError if the disk is full.
     """
     return _Preparation(source, schema, out, progress, stopped).run()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows of the source. before: rows before these; batches: those of the source up to and with these."""
+
+    table: pa.Table
+    before: int
+    batches: int
 
 
 @dataclass(frozen=True)
@@ -99,8 +131,10 @@ class _Records:
     rows: int
 
 
-def _ahead(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """What `work` makes of each item, in order; that of the next ones is made meanwhile, on other threads."""
+def _ahead(work: Callable[[_In], _Out], items: Iterable[_In]) -> Generator[_Out, None, None]:
+    """What `work` makes of each item, in order; that of the next ones is made meanwhile, on other threads, which end
+    when it is closed.
+    """
     begun: deque[Future[_Out]] = deque()
     with ThreadPoolExecutor(_AHEAD) as pool:
         for item in items:
@@ -126,7 +160,8 @@ class _Preparation:
             wanted = list(table_columns(schema))
             opened, self._left = open_with(source, wanted)
             self._batches, size = (lambda: opened.batches(wanted)), opened.size
-        self._done = self._begin(math.ceil(2 * size / _GROUP) or 1 if schema.merges_rows else 0)
+        buckets = min(math.ceil(2 * size / _GROUP) or 1, _MOST_BUCKETS)
+        self._done = self._begin(buckets if schema.merges_rows else 0)
 
     def _matrix(self) -> Iterator[pa.Table]:
         yield read_records(self._source, self._schema, str(self._source))[0]
@@ -136,89 +171,110 @@ class _Preparation:
         files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]
         stats = [(path.name, path.stat()) for path in files if path.is_file()]
         seen = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        fresh = _Done(store_facts(self._schema), seen, buckets)
+        fresh = _Done(store_facts(self._schema), list(table_columns(self._schema)), seen, buckets)
         path = self._out / _PROGRESS
         if path.is_file():
             try:
-                before = _Done(**json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
+                before = _Done(**unsealed(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 where, how = f"{path}: {type(error).__name__}", "Remove the folder and start again."
                 raise InputError("The work that was begun cannot be read", where, how) from None
-            if (before.facts, before.source) != (fresh.facts, fresh.source):
+            if (before.facts, before.columns, before.source) != (fresh.facts, fresh.columns, fresh.source):
                 what = "Another table, or the same one by another schema, was begun at the output path"
                 raise InputError(what, str(self._out), "Remove the folder, or choose a new one.")
             return before
         if self._out.exists() and (not self._out.is_dir() or any(self._out.iterdir())):
             raise InputError("There is something at the output path already", str(self._out), "Choose a new folder.")
         make_private_folder(self._out)
+        try:
+            self._out.chmod(PRIVATE_FOLDER)  # of a folder that was there
+        except OSError as error:
+            raise machine_error(error, self._out) from error
         columns = self._schema.codes_columns()
         fresh.entries = [0] * len(columns)
         fresh.names = [list(c.vocabulary) if isinstance(c.vocabulary, tuple) else [] for c in columns]
+        write_whole(path, sealed(vars(fresh)), private=True)
         return fresh
 
     def run(self) -> tuple[str, ...]:
-        if self._done.buckets:
-            self._sort_rows()
-            self._progress.start("records", self._done.buckets, self._done.taken)
-            left = range(self._done.taken, self._done.buckets)
-            for number, records in zip(left, _ahead(self._records_of_bucket, left), strict=True):
-                self._add(records)
-                self._done.taken = number + 1
-                self._note()
-                self._progress.advance(number + 1)
-        else:
-            self._progress.start("groups of rows", 0, 0)
-            for number, (records, batches) in enumerate(_ahead(self._records_of_group, self._groups()), start=1):
-                self._add(records)
-                self._done.batches = batches
-                self._note()
-                self._progress.advance(number)
-        if not self._done.rows:
-            raise no_rows(str(self._source))
+        try:
+            self._take_all()
+        except InputError:  # once the table is mended, it is another one
+            shutil.rmtree(self._out, ignore_errors=True)
+            raise
         self._finish()
         return self._left
 
-    def _groups(self) -> Iterator[tuple[pa.Table, int]]:
-        """The rows that are still to be taken, in tables of bounded size, and the batches up to and with each."""
+    def _take_all(self) -> None:
+        if self._done.buckets:
+            self._sort_rows()
+            if not self._done.spools:
+                raise no_rows(str(self._source))
+            self._progress.start("records", self._done.buckets, self._done.taken)
+            left = range(self._done.taken, self._done.buckets)
+            with closing(_ahead(self._records_of_bucket, left)) as ready:
+                for number, records in zip(left, ready, strict=True):
+                    self._add(records)
+                    self._done.taken = number + 1
+                    self._note()
+                    self._progress.advance(number + 1)
+        else:
+            self._progress.start("groups of rows", 0, 0)
+            with closing(_ahead(self._records_of_group, self._groups())) as ready:
+                for number, (records, batches) in enumerate(ready, start=1):
+                    self._add(records)
+                    self._done.batches = batches
+                    self._note()
+                    self._progress.advance(number)
+        if not self._done.rows:
+            raise no_rows(str(self._source))
+
+    def _groups(self) -> Iterator[_Group]:
+        """The rows that are still to be taken, in tables of bounded size."""
         waiting: list[pa.Table] = []
-        number = 0
+        number, before = 0, 0
         for number, batch in enumerate(self._batches(), start=1):
             if number <= self._done.batches:
+                before += batch.num_rows
                 continue
             waiting.append(batch)
             if sum(part.nbytes for part in waiting) >= _GROUP:
-                yield pa.concat_tables(waiting), number
+                yield _Group(pa.concat_tables(waiting), before, number)
+                before += sum(part.num_rows for part in waiting)
                 waiting = []
         if waiting:
-            yield pa.concat_tables(waiting), number
+            yield _Group(pa.concat_tables(waiting), before, number)
 
     def _sort_rows(self) -> None:
         if self._done.sorted:
             return
         self._progress.start("groups of rows", 0, len(self._done.spools))
-        for spool, batches in _ahead(self._spool, enumerate(self._groups(), start=len(self._done.spools))):
-            self._done.spools.append(spool)
-            self._done.batches = batches
-            self._note()
-            self._progress.advance(len(self._done.spools))
+        with closing(_ahead(self._spool, enumerate(self._groups(), start=len(self._done.spools)))) as ready:
+            for spool, batches in ready:
+                self._done.spools.append(spool)
+                self._done.batches = batches
+                self._note()
+                self._progress.advance(len(self._done.spools))
         self._done.sorted = True
         self._note()
 
-    def _spool(self, group: tuple[int, tuple[pa.Table, int]]) -> tuple[tuple[str, list[int]], int]:
-        number, (table, batches) = group
+    def _spool(self, numbered: tuple[int, _Group]) -> tuple[tuple[str, list[int]], int]:
+        number, group = numbered
         assert self._schema.unit is not None
-        place = f"{self._source}, column {self._schema.unit}"
-        buckets = bucket_of_rows(table[self._schema.unit], self._done.buckets, place)
+        ids, place = group.table[self._schema.unit], f"{self._source}, column {self._schema.unit}"
+        missing = cells.is_missing(ids)
+        if missing.any():  # said here, where it is known which row it is
+            raise missing_id(place, group.before + int(missing.argmax()) + 1)
+        buckets = bucket_of_rows(ids, self._done.buckets, place)
         name = f"spool-{number:05}"
-        return (name, write_spool(self._out / name, table, buckets, self._done.buckets)), batches
+        return (name, write_spool(self._out / name, group.table, buckets, self._done.buckets)), group.batches
 
     def _records_of_bucket(self, bucket: int) -> _Records:
         spools = [(self._out / name, offsets) for name, offsets in self._done.spools]
         return self._records(pa.concat_tables(read_bucket(spools, bucket)))
 
-    def _records_of_group(self, group: tuple[pa.Table, int]) -> tuple[_Records, int]:
-        table, batches = group
-        return self._records(table), batches
+    def _records_of_group(self, group: _Group) -> tuple[_Records, int]:
+        return self._records(group.table), group.batches
 
     def _records(self, rows: pa.Table) -> _Records:
         columns, where = self._schema.codes_columns(), str(self._source)
@@ -258,25 +314,33 @@ class _Preparation:
         path = self._out / name
         try:
             with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE), "r+b") as file:
+                if file.seek(0, os.SEEK_END) < size:
+                    what = "The work that was begun is damaged: a file is too short"
+                    raise InputError(what, str(path), "Run the same command again.")
                 file.truncate(size)
                 file.seek(size)
                 file.write(np.ascontiguousarray(values).tobytes())
                 file.flush()
+                os.fsync(file.fileno())  # before the note of it
         except OSError as error:
             raise machine_error(error, path) from error
 
     def _note(self) -> None:
-        write_whole(self._out / _PROGRESS, json.dumps(vars(self._done)), private=True)
+        write_whole(self._out / _PROGRESS, sealed(vars(self._done)), private=True)
         if self._stopped():
             raise StoppedError("Stopped by a signal", str(self._out), "Run the same command again to go on.")
 
     def _finish(self) -> None:
+        """The files of the store are whole; all others are removed before it is one."""
         for place, names in enumerate(self._done.names):
             lines = "".join(json.dumps(name) + "\n" for name in names)
             write_whole(self._out / CodeFiles.of(place).names, lines, private=True)
         files = [*self._done.parts]
         for place in range(len(self._done.names)):
             files += CodeFiles.of(place).all()
+        for path in self._out.iterdir():
+            if path.is_file() and path.name not in (*files, _PROGRESS):
+                path.unlink()
         facts = {
             "version": STORE_VERSION,
             "facts": self._done.facts,
@@ -287,6 +351,5 @@ class _Preparation:
                 for name in files
             },
         }
-        write_whole(self._out / STORE_FILE, json.dumps(facts, indent=1), private=True)
-        for name in (_PROGRESS, *(name for name, _ in self._done.spools)):
-            (self._out / name).unlink()
+        write_whole(self._out / STORE_FILE, sealed(facts), private=True)
+        (self._out / _PROGRESS).unlink()

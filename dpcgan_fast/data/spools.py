@@ -9,20 +9,23 @@ import pyarrow.ipc as ipc
 from numpy.lib.stride_tricks import as_strided
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.files import written_whole
+from dpcgan_fast.data.opened import UNREADABLE
+from dpcgan_fast.files import unreadable, written_whole
 
-_ODD = np.uint64(0x100000001B3)
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
+_LONGEST = 1 << 9  # bytes of a text that its bucket depends on
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
 
 
 def bucket_of_rows(ids: pa.ChunkedArray, buckets: int, where: str) -> np.ndarray:
-    """Bucket of each row, int64 (M,), from 0 to buckets - 1; ids that mean the same have the same bucket.
+    """Bucket of each row, int64 (M,), from 0 to buckets - 1; ids that mean the same, of whatever type, have the same.
 
     Raises InputError if the column is of a nested type.
     """
     column = cells.plain(ids)
-    if pa.types.is_integer(column.type) and not column.null_count:
-        return _of_words(column.cast(pa.int64()).to_numpy().view(np.uint64), buckets)
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
     if pa.types.is_string(column.type) and all(map(_one_way_to_write, column.chunks)):
         return np.concatenate([np.empty(0, np.int64), *(_of_words(_hashes(chunk), buckets) for chunk in column.chunks)])
     values, codes = cells.distinct(column, where)
@@ -46,17 +49,19 @@ def _one_way_to_write(texts: pa.StringArray) -> bool:
 
 
 def _hashes(texts: pa.StringArray) -> np.ndarray:
-    """A number for each text, uint64, of its first and last eight bytes and its length."""
+    """A number for each text, uint64, of its first bytes and its length."""
     text, starts = _bytes_of(texts)
-    lengths = np.diff(starts)
-    padded = np.concatenate([np.zeros(8, np.uint8), text, np.zeros(8, np.uint8)])
+    starts, lengths = starts[:-1], np.diff(starts)
+    padded = np.concatenate([text, np.zeros(8, np.uint8)])
     words = as_strided(padded[:8].view(np.uint64), (len(padded) - 7,), (1,))  # eight bytes from each byte on
-    unused = (8 * (8 - np.minimum(lengths, 8))).astype(np.uint64)  # bits
-    full = np.uint64(0xFFFFFFFFFFFFFFFF)
-    some = np.where(lengths > 0, full, np.uint64(0))  # a shift by 64 bits is none
-    first = words[starts[:-1] + 8] & (full >> unused) & some
-    last = words[starts[1:]] & (full << unused) & some
-    return first * _ODD + last + lengths.astype(np.uint64)
+    hashes = lengths.astype(np.uint64)
+    for begin in range(0, min(int(lengths.max(initial=0)), _LONGEST), 8):
+        rows = np.flatnonzero(lengths > begin) if begin else slice(None)
+        unused = (8 * (8 - np.clip(lengths[rows] - begin, 1, 8))).astype(np.uint64)  # bits
+        word = np.where(lengths[rows] > begin, words[starts[rows] + begin] & (_FULL >> unused), np.uint64(0))
+        mixed = (hashes[rows] ^ word) * _ODD
+        hashes[rows] = mixed ^ (mixed >> np.uint64(32))
+    return hashes
 
 
 def _of_words(words: np.ndarray, buckets: int) -> np.ndarray:
@@ -86,9 +91,16 @@ def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int
 
 
 def read_bucket(spools: list[tuple[Path, list[int]]], bucket: int) -> Iterator[pa.Table]:
-    """The rows of a bucket out of each spool, in order. spools: paths, and what `write_spool` returned."""
+    """The rows of a bucket out of each spool, in order. spools: paths, and what `write_spool` returned.
+
+    Raises InputError if a spool is gone or damaged.
+    """
     for path, offsets in spools:
-        with path.open("rb") as file:
-            file.seek(offsets[bucket])
-            content = file.read(offsets[bucket + 1] - offsets[bucket])
-        yield ipc.open_stream(content).read_all()
+        try:
+            with path.open("rb") as file:
+                file.seek(offsets[bucket])
+                content = file.read(offsets[bucket + 1] - offsets[bucket])
+            table = ipc.open_stream(content).read_all()
+        except UNREADABLE as error:
+            raise unreadable(error, path) from None
+        yield table

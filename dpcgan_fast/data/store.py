@@ -23,7 +23,11 @@ from dpcgan_fast.files import unreadable
 STORE_VERSION = 1
 STORE_FILE = "store.json"
 _BLOCK = 1 << 24  # bytes
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError, RecursionError)
+_UNREADABLE = (
+    pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError,
+    RecursionError,
+)  # fmt: skip
+_CHECKSUM = "crc32"
 _AGAIN = "Make it again with `dpcgan prepare`."
 
 
@@ -81,6 +85,23 @@ def checksum(path: Path) -> int:
     return crc
 
 
+def sealed(facts: dict[str, Any]) -> str:
+    """Facts as JSON text, with a checksum that `unsealed` compares."""
+    return json.dumps({**facts, _CHECKSUM: _checksum_of(facts)}, indent=1)
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The facts that were sealed. Raises one of the errors of damaged JSON if they are not the same any more."""
+    facts = dict(json.loads(text))
+    if facts.pop(_CHECKSUM) != _checksum_of(facts):
+        raise ValueError
+    return facts
+
+
+def _checksum_of(facts: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+
+
 def read_store(path: Path, schema: Schema) -> pa.Table:
     """The columns that a schema wants, mapped into memory: the unit's, if it was kept, and the modelled ones.
 
@@ -88,7 +109,7 @@ def read_store(path: Path, schema: Schema) -> pa.Table:
     another schema.
     """
     try:
-        facts = json.loads((path / STORE_FILE).read_text(encoding="utf-8"))
+        facts = unsealed((path / STORE_FILE).read_text(encoding="utf-8"))
         if facts["version"] != STORE_VERSION:
             raise InputError("The store is of another version", str(path), _AGAIN)
         _refuse_other_schema(facts["facts"], schema, path)

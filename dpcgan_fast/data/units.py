@@ -30,9 +30,14 @@ def unit_ids(table: pa.Table, schema: Schema, where: str = "data") -> np.ndarray
     ids = of_value[codes]
     missing = ids == cells.MISSING
     if missing.any():
-        how = "Give each row the id of its person, or leave the row out."
-        raise InputError("A unit id is missing", f"{place}, row {int(missing.argmax()) + 1}", how)
+        raise missing_id(place, int(missing.argmax()) + 1)
     return ids
+
+
+def missing_id(place: str, row: int) -> InputError:
+    """The error for a row without an id. place: file and column; row: the first one is 1."""
+    how = "Give each row the id of its person, or leave the row out."
+    return InputError("A unit id is missing", f"{place}, row {row}", how)
 
 
 def _number_of(value: object, number: dict[str, int]) -> int:

@@ -76,7 +76,7 @@ class CodedRows:
         if out.is_cuda:
             self._gather_there(rows, out)
             return
-        starts, positions = torch.from_numpy(self.codes.starts), torch.from_numpy(self.codes.positions)
+        starts, positions = _as_tensor(self.codes.starts), _as_tensor(self.codes.positions)
         ops.gather_rows(out, torch.from_numpy(rows), self.dense, starts, positions, self.first_code)
 
     def _gather_there(self, rows: np.ndarray, out: Tensor) -> None:
@@ -88,6 +88,19 @@ class CodedRows:
         out[:, out.shape[1] - after :] = dense[:, self.first_code :]
         entries = drawn.row_of_entry() * out.shape[1] + drawn.positions + self.first_code
         out.view(-1)[torch.from_numpy(entries).to(out.device)] = 1.0
+
+
+class _Held:
+    """An array's memory, as if it could be written to."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """An array as a tensor, without a copy; one of a mapped file, too, of which torch would warn."""
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Held(array)))
 
 
 class ChunkBuffer:

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dpcgan_fast.data.datasets import DATA_SETS, data_folder, dataset_path
@@ -94,3 +95,14 @@ def test_drafts_of_public_data(name):
     }
     column, kind = expected[name]
     assert kinds[column] == {"name": column, **kind}
+
+
+@pytest.mark.parametrize("name", ["codes.npz", "meds"])
+def test_codes_alone_are_looked_at_before_they_are_drafted(tmp_path, name):
+    """Neither a file that is no matrix, nor a folder without the standard's columns, gets a schema."""
+    if name == "meds":
+        for part in ("data", "metadata"):
+            (tmp_path / name / part).mkdir(parents=True)
+        pq.write_table(pa.table({"subject_id": [1], "event": ["a"]}), tmp_path / name / "data" / "0.parquet")
+    with pytest.raises(InputError, match=r"does not exist|lack a column of the schema .*column code"):
+        draft_schema(tmp_path / name)
