@@ -1,0 +1,138 @@
+"""What leaves a run tells of no one, but for what was noised: with one patient more, all else is the same to the byte.
+
+The patient has a new category, a new maximum, a new code, wide text, and a thousand rows of events. Of the noised
+values the part that the data have in them is taken away: sums of clipped gradients are zero, and statistics fixed.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from dpcgan_fast.cli import run
+from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.privacy import releases
+from tests.synthesis.code_runs import PATIENTS, VOCABULARY, events, quick_runs, write_events
+
+HEADER = ["patient", "age", "weight", "sex", "died", "dx", "note"]
+NUMBER, CODE, SEX, NOTE = "987654321", "NEWCODE", "newsex", "wide text " * 500
+LISTS = {"sex": ["F", "M"], "dx": VOCABULARY[:3]}
+FILES = {
+    "config.json", "ledger.jsonl", "model.safetensors", "privacy_card.md", "schema.json", "train_log.jsonl",
+}  # fmt: skip
+
+
+def schema_values(codes, private):
+    columns = [
+        {"name": "age", "type": "numeric", "bounds": [0, 110], "integer": True},
+        {"name": "weight", "type": "numeric", "bounds": "private", "missing": True},
+        {"name": "sex", "type": "categorical", "categories": "private" if private else ["F", "M"]},
+        {"name": "died", "type": "binary"},
+    ]
+    if codes:
+        columns.append({"name": "dx", "type": "codes", "vocabulary": "private" if private else VOCABULARY})
+    rows = {} if codes else {"max_rows_per_unit": 3}
+    return {"unit": "patient", "n_units": PATIENTS, "label": "died", "columns": columns, **rows}
+
+
+def rows_of(rows):
+    return [[patient, age, f"{40 + len(code) + int(age)}", "FM"[int(age) % 2], died, code, "n"]
+            for patient, age, died, code in rows]  # fmt: skip
+
+
+def one_more():
+    """Rows of another patient, who stands at the end of a table."""
+    first = ["one more", NUMBER, NUMBER, SEX, "1", CODE, NOTE]
+    return [first, *(["one more", "", "", "", "", f"{CODE}{i % 300}", ""] for i in range(1000))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_runs():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_signal(monkeypatch):
+    """C = 0, and statistics without the data; noise, draws and fakes stay as they are."""
+    noisy, step = releases.noisy_release, PrivateStep.step
+
+    def fixed(name, values, *rest):
+        return noisy(name, np.full(len(values), 30.0), *rest)
+
+    def named(_names, _counts, mechanism, *_rest):
+        kept = LISTS[mechanism.mechanism.split(": ")[1]]
+        return list(kept), np.linspace(60.0, 30.0, len(kept))
+
+    def nothing_of_the_data(self):
+        self._private_sum = {}
+        step(self)
+
+    monkeypatch.setattr(releases, "noisy_release", fixed)
+    monkeypatch.setattr(releases, "thresholded_names", named)
+    monkeypatch.setattr(PrivateStep, "step", nothing_of_the_data)
+
+
+def artefacts(folder, rows, values, form, monkeypatch, capsys):
+    """Trains in a folder of its own, always by the same command; everything that comes of it."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    write_events(folder / "events.csv", rows, HEADER)
+    (folder / "schema.json").write_text(json.dumps(values))
+    source = "events.csv"
+    if form == "store":
+        assert run(["prepare", source, "--schema", "schema.json", "--out", "store"]) == 0
+        capsys.readouterr()
+        source = "store"
+    options = {
+        "schema": "schema.json", "epsilon": 20, "delta": 1e-4, "out": "run", "steps": 6, "autoencoder-steps": 6,
+        "batch-size": 20, "seed": 5, "device": "cpu",
+    }  # fmt: skip
+    arguments = ["train", source, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    code = run(arguments)
+    said = capsys.readouterr()
+    code_of_sample = run(["sample", "run", "-n", "50", "--seed", "1", "--out", "synthetic.parquet"])
+    sampled = capsys.readouterr()
+    paths = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in [*paths, folder / "synthetic.parquet"]}
+    return (code, code_of_sample), (said.out, said.err, sampled.out, sampled.err), files
+
+
+@pytest.mark.parametrize(
+    ("codes", "private", "form"),
+    [
+        (False, False, "table"), (False, True, "store"), (True, False, "table"), (True, False, "store"),
+        (True, True, "table"), (True, True, "store"),
+    ],
+)  # fmt: skip
+def test_one_patient_more_changes_nothing_but_what_is_noised(tmp_path, monkeypatch, capsys, codes, private, form):
+    rows, values = rows_of(events()), schema_values(codes, private)
+    got = [
+        artefacts(tmp_path / name, table, values, form, monkeypatch, capsys)
+        for name, table in (("without", rows), ("with", [*rows, *one_more()]))
+    ]
+    (codes_without, said_without, without), (codes_with, said_with, with_one) = got
+    assert codes_without == codes_with == (0, 0)
+    assert said_without == said_with
+    assert set(without) == set(with_one)
+    assert {name.removeprefix("run/") for name in without} >= FILES
+    assert any("checkpoints" in name for name in without)
+    for name, content in without.items():
+        assert content == with_one[name], name
+    everything = b"".join(with_one.values()) + "".join(said_with).encode()
+    for cell in (NUMBER, CODE, SEX, NOTE, "one more"):
+        assert cell.encode() not in everything
+
+
+def test_the_twin_that_must_fail(tmp_path, monkeypatch, capsys):
+    """With the statistics as they are, one patient more shows in what was released: so the comparison sees it."""
+    monkeypatch.undo()
+    rows, values = rows_of(events()), schema_values(True, False)
+    _, _, without = artefacts(tmp_path / "without", rows, values, "table", monkeypatch, capsys)
+    _, _, with_one = artefacts(tmp_path / "with", [*rows, *one_more()], values, "table", monkeypatch, capsys)
+    files = {name for name in without if "checkpoints" not in name}  # whose names have a sum of their content
+    changed = {name.removeprefix("run/") for name in files if without[name] != with_one[name]}
+    assert {"config.json", "model.safetensors"} <= changed
+    assert not {"ledger.jsonl", "schema.json", "train_log.jsonl"} & changed
+    assert len(without) == len(with_one)
+    assert len(without["run/model.safetensors"]) == len(with_one["run/model.safetensors"])
