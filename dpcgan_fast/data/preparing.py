@@ -300,6 +300,7 @@ class _Preparation:
         for place, (column, sets) in enumerate(zip(self._schema.codes_columns(), records.sets, strict=True)):
             names = self._done.names[place]
             if not isinstance(column.vocabulary, tuple):
+                sets = sets.capped(column.max_codes)
                 names += sorted(set(sets.names) - set(names))
             rows = sets.within(tuple(names), column.max_codes)
             files = CodeFiles.of(place)

@@ -92,14 +92,21 @@ def _open_folder(folder: Path, paths: list[Path]) -> Opened:
                 raise InputError(what, where, "Write the files again, with one type for each column.") from None
         return pa.unify_schemas(schemas, promote_options="permissive")
 
+    def as_common(table: pa.Table, common: pa.Schema) -> pa.Table:
+        try:
+            return without_dictionaries(table).cast(common)
+        except pa.ArrowInvalid:  # whole numbers that floats cannot tell apart
+            what = "A column has whole numbers in some files of a folder and others in some that cannot hold them"
+            raise InputError(what, str(folder), "Write the files again, with one type for each column.") from None
+
     def read(wanted: list[str]) -> pa.Table:
         common = types(wanted)
-        return pa.concat_tables([without_dictionaries(part.read(wanted)).cast(common) for part in parts])
+        return pa.concat_tables([as_common(part.read(wanted), common) for part in parts])
 
     def batches(wanted: list[str]) -> Iterator[pa.Table]:
         common = types(wanted)
         for part in parts:
-            yield from (batch.cast(common) for batch in part.batches(wanted))
+            yield from (as_common(batch, common) for batch in part.batches(wanted))
 
     return Opened(str(folder), parts[0].names, read, types, batches, sum(part.size for part in parts))
 

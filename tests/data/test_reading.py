@@ -341,3 +341,9 @@ def test_a_cell_of_a_data_frame_that_is_not_a_single_value_is_refused_with_its_r
 
 def test_data_of_another_type_are_refused():
     assert "list" in refusal([SENTINEL])
+
+
+def test_files_whose_whole_numbers_do_not_fit_into_the_floats_of_others_are_refused(tmp_path):
+    pq.write_table(pa.table({"a": pa.array([2**60 + 1])}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": pa.array([0.5])}), tmp_path / "2.parquet")
+    assert "Write the files again" in refusal(tmp_path, ["a"])
