@@ -1,4 +1,4 @@
-"""Benchmarks: one private step, training, and sampling. Correctness is checked before anything is timed."""
+"""Benchmarks: a private step, training, sampling, tables of any size. Correctness is checked before it is timed."""
 
 from dpcgan_fast.bench.compare import compare_markdown as compare_markdown
 from dpcgan_fast.bench.files import jax_results as jax_results
@@ -7,6 +7,9 @@ from dpcgan_fast.bench.files import write_results as write_results
 from dpcgan_fast.bench.machine import describe as describe
 from dpcgan_fast.bench.nets import chosen_nets as chosen_nets
 from dpcgan_fast.bench.sample import bench_sample as bench_sample
+from dpcgan_fast.bench.scale import SIZES as SIZES
+from dpcgan_fast.bench.scale import WIDTHS as WIDTHS
+from dpcgan_fast.bench.scale import bench_scale as bench_scale
 from dpcgan_fast.bench.step import bench_step as bench_step
 from dpcgan_fast.bench.table import others_markdown as others_markdown
 from dpcgan_fast.bench.table import targets_markdown as targets_markdown

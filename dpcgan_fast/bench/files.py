@@ -6,6 +6,7 @@ from typing import Any
 
 from dpcgan_fast.bench.compare import train_markdown
 from dpcgan_fast.bench.figures import roofline_figure, step_figure
+from dpcgan_fast.bench.scale_table import scale_markdown
 from dpcgan_fast.bench.table import step_markdown
 from dpcgan_fast.files import write_whole
 
@@ -27,7 +28,7 @@ def write_results(results: dict[str, Any], out: Path) -> None:
     """Writes FILE.json and what can be made of it. Raises MachineError if the machine cannot write.
 
     Suite step: FILE.md, FILE.svg and FILE_roofline.svg, with the column of jax-privacy if its file lies in the folder;
-    suite train: FILE.md.
+    suites train and scale: FILE.md.
     """
     write_whole(out, json.dumps(results, indent=1) + "\n")
     if results["suite"] == "step":
@@ -37,3 +38,5 @@ def write_results(results: dict[str, Any], out: Path) -> None:
         write_whole(out.with_name(f"{out.stem}_roofline.svg"), roofline_figure(results))
     if results["suite"] == "train":
         write_whole(out.with_suffix(".md"), train_markdown(results))
+    if results["suite"] == "scale":
+        write_whole(out.with_suffix(".md"), scale_markdown(results))

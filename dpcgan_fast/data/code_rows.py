@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
+from dpcgan_fast.data.mapping import let_go
 from dpcgan_fast.errors import InputError
 
 _IS_SETS = {b"dpcgan_fast": b"sets of codes"}  # of a field: its lists are sets, in order, of one list of names
@@ -84,10 +85,11 @@ class CodeRows:
         return CodeRows(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), self.positions[entries])
 
     def blocks(self) -> Iterator["CodeRows"]:
-        """The records in blocks of bounded memory, in order."""
+        """The records in blocks of bounded memory, in order; pages of a mapped file are let go of block by block."""
         for first in range(0, len(self), _BLOCK_ROWS):
             starts = self.starts[first : first + _BLOCK_ROWS + 1]
             yield CodeRows(starts - starts[0], self.positions[starts[0] : starts[-1]])
+            let_go(self.positions)
 
     def moved(self, by: int) -> "CodeRows":
         """All positions moved by `by`, without a copy if that is 0."""
@@ -218,7 +220,16 @@ class CodeSets:
         """Positions in a vocabulary, of which a record has at most `most`; codes that are not in it do not count."""
         if self.names == vocabulary:
             return self.rows.capped(most, vocabulary)
-        positions = positions_in(vocabulary, self.names)[self.rows.positions]
-        known = positions != cells.UNKNOWN
-        rows = CodeRows.from_entries(self.rows.row_of_entry()[known], positions[known], len(self.rows))
-        return rows.capped(most, vocabulary)
+        place = positions_in(vocabulary, self.names)
+        starts, row = np.zeros(len(self.rows) + 1, np.int64), 0
+        found = np.empty(len(self.rows.positions), np.int32)  # what is not filled takes no memory
+        for block in self.rows.blocks():
+            positions = place[block.positions]
+            known = positions != cells.UNKNOWN
+            own = CodeRows.from_entries(block.row_of_entry()[known], positions[known], len(block))
+            own = own.capped(most, vocabulary)
+            first = int(starts[row])
+            starts[row + 1 : row + 1 + len(own)] = own.starts[1:] + first
+            found[first : first + len(own.positions)] = own.positions
+            row += len(own)
+        return CodeRows(starts, found[: starts[-1]])

@@ -5,7 +5,6 @@ takes the buckets one at a time. Else the rows are taken as they come. What is d
 bucket; called again with the same table and schema, the work goes on there.
 """
 
-import json
 import math
 import os
 import shutil
@@ -29,17 +28,7 @@ from dpcgan_fast.data.reading import no_rows, open_with
 from dpcgan_fast.data.records import is_matrix_file, one_row_a_record, read_records
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
-from dpcgan_fast.data.store import (
-    STORE_FILE,
-    STORE_VERSION,
-    CodeFiles,
-    checksum,
-    is_store,
-    part_file,
-    sealed,
-    store_facts,
-    unsealed,
-)
+from dpcgan_fast.data.store import CodeFiles, is_store, part_file, sealed, store_facts, unsealed, write_store_file
 from dpcgan_fast.data.units import missing_id
 from dpcgan_fast.errors import InputError, StoppedError
 from dpcgan_fast.files import (
@@ -333,24 +322,11 @@ class _Preparation:
 
     def _finish(self) -> None:
         """The files of the store are whole; all others are removed before it is one."""
-        for place, names in enumerate(self._done.names):
-            lines = "".join(json.dumps(name) + "\n" for name in names)
-            write_whole(self._out / CodeFiles.of(place).names, lines, private=True)
-        files = [*self._done.parts]
+        files = {_PROGRESS, *self._done.parts}
         for place in range(len(self._done.names)):
-            files += CodeFiles.of(place).all()
+            files.update(CodeFiles.of(place).all())
         for path in self._out.iterdir():
-            if path.is_file() and path.name not in (*files, _PROGRESS):
+            if path.is_file() and path.name not in files:
                 path.unlink()
-        facts = {
-            "version": STORE_VERSION,
-            "facts": self._done.facts,
-            "rows": self._done.rows,
-            "parts": self._done.parts,
-            "files": {
-                name: {"bytes": (self._out / name).stat().st_size, "crc32": checksum(self._out / name)}
-                for name in files
-            },
-        }
-        write_whole(self._out / STORE_FILE, sealed(facts), private=True)
+        write_store_file(self._out, self._schema, self._done.rows, self._done.parts, self._done.names)
         (self._out / _PROGRESS).unlink()

@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
+from dpcgan_fast.data.mapping import mapped
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.files import unreadable
+from dpcgan_fast.files import unreadable, write_whole
 
 STORE_VERSION = 1
 STORE_FILE = "store.json"
@@ -102,6 +103,22 @@ def _checksum_of(facts: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
+def write_store_file(path: Path, schema: Schema, rows: int, parts: list[str], names: list[list[str]]) -> None:
+    """Makes a store of a folder that has all other files: writes the names of codes, then sizes and checksums.
+
+    parts: files of plain columns; names: codes, by column of codes
+    Raises MachineError if the machine cannot write.
+    """
+    files = [*parts]
+    for place, codes in enumerate(names):
+        own = CodeFiles.of(place)
+        write_whole(path / own.names, "".join(json.dumps(name) + "\n" for name in codes), private=True)
+        files += own.all()
+    sums = {name: {"bytes": (path / name).stat().st_size, "crc32": checksum(path / name)} for name in files}
+    facts = {"version": STORE_VERSION, "facts": store_facts(schema), "rows": rows, "parts": parts, "files": sums}
+    write_whole(path / STORE_FILE, sealed(facts), private=True)
+
+
 def read_store(path: Path, schema: Schema) -> pa.Table:
     """The columns that a schema wants, mapped into memory: the unit's, if it was kept, and the modelled ones.
 
@@ -155,8 +172,5 @@ def _mapped(path: Path, facts: dict[str, Any], schema: Schema) -> pa.Table:
 
 def _mapped_sets(path: Path, files: CodeFiles, rows: int) -> CodeSets:
     names = tuple(json.loads(line) for line in (path / files.names).read_text(encoding="utf-8").splitlines())
-    starts = np.memmap(path / files.starts, np.int64, "r", shape=(rows + 1,))
-    entries = int(starts[-1])
-    if entries == 0:  # an empty file cannot be mapped
-        return CodeSets(CodeRows(starts, np.empty(0, np.int32)), names)
-    return CodeSets(CodeRows(starts, np.memmap(path / files.positions, np.int32, "r", shape=(entries,))), names)
+    starts = mapped(path / files.starts, np.int64, rows + 1)
+    return CodeSets(CodeRows(starts, mapped(path / files.positions, np.int32, int(starts[-1]))), names)

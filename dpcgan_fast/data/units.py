@@ -70,7 +70,9 @@ class UnitIndex:
         alone, and a unit whose rows were all dropped still counts, so that adding or removing a unit changes no other.
         """
         if ids is None:
-            ids = np.arange(len(kept))
+            starts = np.zeros(len(kept) + 1, np.int64)
+            np.cumsum(kept, out=starts[1:])
+            return cls(starts, np.arange(starts[-1]))
         n_units = int(ids.max()) + 1 if len(ids) else 0
         ids = ids[kept]
         by_unit = np.argsort(ids, kind="stable")

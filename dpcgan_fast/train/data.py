@@ -1,5 +1,6 @@
 """Encoded training data: records grouped by unit, cut into chunks of whole units, and gathered chunk by chunk."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,8 +13,10 @@ from torch import Tensor
 from dpcgan_fast import ops
 from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.data.encoding import EncodedRecords
+from dpcgan_fast.data.mapping import let_go
 from dpcgan_fast.data.units import UnitIndex
 
+_MAPPED_ROWS = 1 << 13  # gathered from a mapped file until its pages are let go of: a row brings some 64 KiB with it
 MAX_CHUNK_ROWS = 1024  # rows of one forward; larger draws are taken in chunks, which changes nothing but memory
 
 
@@ -58,49 +61,42 @@ class DenseRows:
             np.take(self.values.numpy(), rows, axis=0, out=out.numpy(), mode="clip")
 
 
-@dataclass(frozen=True)
 class CodedRows:
     """Rows of which some positions, side by side, are few ones among zeros; in the memory of the machine.
 
     dense:      (N, D) float32, the other positions
-    codes:      of each row the ones, counted from the first of these positions
+    codes:      of each row the ones, counted from the first of these positions; they may lie in a mapped file
     first_code: position of the first of them
     """
 
-    dense: Tensor
-    codes: CodeRows
-    first_code: int
+    def __init__(self, dense: Tensor, codes: CodeRows, first_code: int):
+        self._dense, self._codes, self._first_code = dense, codes, first_code
+        with warnings.catch_warnings():  # that the tensors must not be written to
+            warnings.simplefilter("ignore", UserWarning)
+            self._starts, self._positions = torch.from_numpy(codes.starts), torch.from_numpy(codes.positions)
+        self._rows_in_memory = 0
 
     def gather(self, rows: np.ndarray, out: Tensor) -> None:
         """Writes the rows into out (B, F), on any device."""
         if out.is_cuda:
             self._gather_there(rows, out)
-            return
-        starts, positions = _as_tensor(self.codes.starts), _as_tensor(self.codes.positions)
-        ops.gather_rows(out, torch.from_numpy(rows), self.dense, starts, positions, self.first_code)
+        else:
+            row_numbers = torch.from_numpy(rows)
+            ops.gather_rows(out, row_numbers, self._dense, self._starts, self._positions, self._first_code)
+        self._rows_in_memory += len(rows)
+        if self._rows_in_memory > _MAPPED_ROWS:
+            let_go(self._codes.positions)
+            self._rows_in_memory = 0
 
     def _gather_there(self, rows: np.ndarray, out: Tensor) -> None:
         """Only what the rows hold is moved, and spread out on the device."""
-        drawn, dense = self.codes.take(rows), self.dense[torch.from_numpy(rows)].to(out.device)
-        after = dense.shape[1] - self.first_code
+        drawn, dense = self._codes.take(rows), self._dense[torch.from_numpy(rows)].to(out.device)
+        after = dense.shape[1] - self._first_code
         out.zero_()
-        out[:, : self.first_code] = dense[:, : self.first_code]
-        out[:, out.shape[1] - after :] = dense[:, self.first_code :]
-        entries = drawn.row_of_entry() * out.shape[1] + drawn.positions + self.first_code
+        out[:, : self._first_code] = dense[:, : self._first_code]
+        out[:, out.shape[1] - after :] = dense[:, self._first_code :]
+        entries = drawn.row_of_entry() * out.shape[1] + drawn.positions + self._first_code
         out.view(-1)[torch.from_numpy(entries).to(out.device)] = 1.0
-
-
-class _Held:
-    """An array's memory, as if it could be written to."""
-
-    def __init__(self, array: np.ndarray):
-        self._array = array
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-
-
-def _as_tensor(array: np.ndarray) -> Tensor:
-    """An array as a tensor, without a copy; one of a mapped file, too, of which torch would warn."""
-    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Held(array)))
 
 
 class ChunkBuffer:

@@ -37,23 +37,35 @@ def draw_labels(session: Session, count: int, randomness: torch.Generator) -> Te
     return F.one_hot(drawn, classes).float()
 
 
+def critic_turn(session: Session) -> Callable[[Turn], None]:
+    """What takes a private step of the critic, and every now and then a free one of the generator."""
+    settings, state = session.settings, session.state
+    state.networks.train()
+    step = session.private_step(CRITIC, state.networks.critic)
+    add_rows = (_paired_rows if settings.paired_fakes else _separate_rows)(session, step)
+
+    def take(turn: Turn) -> None:
+        rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)
+        for optimizer in (state.optimizers[CRITIC], state.optimizers["generator"]):
+            scale_learning_rate(optimizer, rate)
+        add_rows(turn)
+        step.step()
+        if (turn.number + 1) % settings.critic_per_generator == 0:
+            _generator_step(session, _fakes_per_step(session))
+
+    return take
+
+
 def train_gan(session: Session) -> None:
     """Takes the critic's private steps that the budget still holds, and the generator's free steps in between."""
-    settings, state = session.settings, session.state
+    state = session.state
     state.networks.train()
     if state.steps[CRITIC] == 0:
         state.networks.calibrate(partial(draw_labels, session), state.randomness)
-    step = session.private_step(CRITIC, state.networks.critic)
-    add_rows = (_paired_rows if settings.paired_fakes else _separate_rows)(session, step)
+    take = critic_turn(session)
     with closing(session.private_steps(CRITIC)) as turns:
         for turn in turns:
-            rate = max(_LAST_RATE, 1 - turn.number / settings.critic_steps)
-            for optimizer in (state.optimizers[CRITIC], state.optimizers["generator"]):
-                scale_learning_rate(optimizer, rate)
-            add_rows(turn)
-            step.step()
-            if (turn.number + 1) % settings.critic_per_generator == 0:
-                _generator_step(session, _fakes_per_step(session))
+            take(turn)
     state.networks.calibrate(partial(draw_labels, session), state.randomness)
 
 

@@ -46,7 +46,7 @@ class Silent:
     def start(self, phase: str, total: int, done: int) -> None:
         """Nothing."""
 
-    def advance(self, done: int, epsilon: float | None) -> None:
+    def advance(self, done: int, epsilon: float | None = None) -> None:
         """Nothing."""
 
 

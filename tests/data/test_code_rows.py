@@ -127,3 +127,19 @@ def test_a_cap_prefers_no_code():
     kept = code_rows(lists, names).capped(3, names)
     shares = np.bincount(kept.positions, minlength=len(names))[:10] / len(lists)
     assert np.abs(shares - 3 / 11).max() < 5 * np.sqrt(3 / 11 * 8 / 11 / len(lists))
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_positions_in_a_vocabulary_do_not_depend_on_the_blocks(monkeypatch, block):
+    lists = [["a", "c", "x"], [], ["x"], ["c", "b", "a"], ["d"], [], ["b", "d"]]
+    table = pa.table({"dx": lists})
+    sets = CodeSets.of_column(table, "dx", None, "data")
+    monkeypatch.setattr("dpcgan_fast.data.code_rows._BLOCK_ROWS", block)
+    vocabulary = ("d", "c", "b", "a")
+    within = sets.within(vocabulary, 2)
+    assert within.starts.tolist() == [0, 2, 2, 2, 4, 5, 5, 7]
+    for row, codes in enumerate(lists):
+        kept = [vocabulary[p] for p in within.positions[within.starts[row] : within.starts[row + 1]]]
+        assert set(kept) <= set(codes)
+        assert len(kept) == min(2, len(set(codes) & set(vocabulary)))
+    assert within.positions.dtype == np.int32

@@ -96,3 +96,11 @@ def test_float_ids_that_may_stand_for_several_people_are_refused():
     assert unit_ids(exact, schema("id")).tolist() == [0, 1]
     with pytest.raises(InputError, match="may stand for several ids"):
         unit_ids(merged, schema("id"))
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_rows_without_ids_are_grouped_as_rows_with_an_id_each(kept):
+    own, given_ids = (UnitIndex.from_ids(ids, np.array(kept, bool), 1) for ids in (None, np.arange(len(kept))))
+    assert own.starts.tolist() == given_ids.starts.tolist()
+    assert own.rows.tolist() == given_ids.rows.tolist()
+    assert own.rows.dtype == own.starts.dtype == np.int64

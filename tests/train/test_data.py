@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.data.encoding import EncodedRecords
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.train import data as train_data
-from dpcgan_fast.train.data import TrainingData
+from dpcgan_fast.train.data import CodedRows, TrainingData
 
 
 def training_data(units, rows_are_units=False, labels=None, conditional=True):
@@ -70,3 +71,18 @@ def test_a_buffer_is_used_again_and_grows():
     assert second.data_ptr() == first.data_ptr()
     assert second[:, 0].tolist() == [4, 5]
     assert data.gather(more, buffer).records[:, 0].tolist() == list(range(1, 9))
+
+
+def test_pages_of_a_mapped_file_are_let_go_of_every_few_rows(monkeypatch):
+    starts, positions = np.arange(0, 11, 2), np.array([0, 3, 1, 2, 0, 1, 2, 3, 0, 2], np.int32)
+    for values in (starts, positions):
+        values.setflags(write=False)  # as those of a map are, and nobody is warned
+    rows = CodedRows(torch.zeros(5, 0), CodeRows(starts, positions), 0)
+    let_go = []
+    monkeypatch.setattr(train_data, "_MAPPED_ROWS", 4)
+    monkeypatch.setattr(train_data, "let_go", lambda values: let_go.append(values is positions))
+    out = torch.empty(3, 4)
+    for expected in (0, 1, 1, 2):
+        rows.gather(np.array([4, 0, 1]), out)
+        assert out.tolist() == [[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]]
+        assert let_go == [True] * expected
