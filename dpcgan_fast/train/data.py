@@ -16,7 +16,7 @@ from dpcgan_fast.data.encoding import EncodedRecords
 from dpcgan_fast.data.mapping import let_go
 from dpcgan_fast.data.units import UnitIndex
 
-_MAPPED_ROWS = 1 << 13  # gathered from a mapped file until its pages are let go of: a row brings some 64 KiB with it
+_MAPPED_ROWS = 128  # gathered from a mapped file until its pages are let go of: a row may bring 2 MiB with it
 MAX_CHUNK_ROWS = 1024  # rows of one forward; larger draws are taken in chunks, which changes nothing but memory
 
 
@@ -74,19 +74,17 @@ class CodedRows:
         with warnings.catch_warnings():  # that the tensors must not be written to
             warnings.simplefilter("ignore", UserWarning)
             self._starts, self._positions = torch.from_numpy(codes.starts), torch.from_numpy(codes.positions)
-        self._rows_in_memory = 0
 
     def gather(self, rows: np.ndarray, out: Tensor) -> None:
-        """Writes the rows into out (B, F), on any device."""
-        if out.is_cuda:
-            self._gather_there(rows, out)
-        else:
-            row_numbers = torch.from_numpy(rows)
-            ops.gather_rows(out, row_numbers, self._dense, self._starts, self._positions, self._first_code)
-        self._rows_in_memory += len(rows)
-        if self._rows_in_memory > _MAPPED_ROWS:
+        """Writes the rows into out (B, F), on any device; of a mapped file the pages of a few rows at a time are held."""
+        for first in range(0, len(rows), _MAPPED_ROWS):
+            part, to = rows[first : first + _MAPPED_ROWS], out[first : first + _MAPPED_ROWS]
+            if out.is_cuda:
+                self._gather_there(part, to)
+            else:
+                numbers = torch.from_numpy(part)
+                ops.gather_rows(to, numbers, self._dense, self._starts, self._positions, self._first_code)
             let_go(self._codes.positions)
-            self._rows_in_memory = 0
 
     def _gather_there(self, rows: np.ndarray, out: Tensor) -> None:
         """Only what the rows hold is moved, and spread out on the device."""

@@ -79,10 +79,10 @@ def test_pages_of_a_mapped_file_are_let_go_of_every_few_rows(monkeypatch):
         values.setflags(write=False)  # as those of a map are, and nobody is warned
     rows = CodedRows(torch.zeros(5, 0), CodeRows(starts, positions), 0)
     let_go = []
-    monkeypatch.setattr(train_data, "_MAPPED_ROWS", 4)
+    monkeypatch.setattr(train_data, "_MAPPED_ROWS", 2)
     monkeypatch.setattr(train_data, "let_go", lambda values: let_go.append(values is positions))
     out = torch.empty(3, 4)
-    for expected in (0, 1, 1, 2):
+    for expected in (2, 4):
         rows.gather(np.array([4, 0, 1]), out)
         assert out.tolist() == [[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]]
         assert let_go == [True] * expected
