@@ -206,10 +206,10 @@ class CodeSets:
         names = tuple(name for name, kept in zip(self.names, used, strict=True) if kept)
         return CodeSets(CodeRows(rows.starts, places[rows.positions]), names)
 
-    def lists(self) -> pa.LargeListArray:
-        """A column of lists, without a copy."""
+    def lists(self, checked: bool = False) -> pa.LargeListArray:
+        """A column of lists, without a copy. checked: whether all positions are known to have a name."""
         names = pa.array(self.names, pa.string())
-        values = pa.DictionaryArray.from_arrays(pa.array(self.rows.positions, pa.int32()), names)
+        values = pa.DictionaryArray.from_arrays(pa.array(self.rows.positions, pa.int32()), names, safe=not checked)
         return pa.LargeListArray.from_arrays(pa.array(self.rows.starts, pa.int64()), values)
 
     def field(self, name: str) -> pa.Field:

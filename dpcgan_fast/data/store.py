@@ -162,7 +162,7 @@ def _mapped(path: Path, facts: dict[str, Any], schema: Schema) -> pa.Table:
     for place, name in enumerate(facts["facts"]["codes"]):
         if name in schema.column_names():
             sets = _mapped_sets(path, CodeFiles.of(place), facts["rows"])
-            columns.append(sets.lists())
+            columns.append(sets.lists(checked=True))
             fields.append(sets.field(name))
     lacking = [name for name in schema.column_names() if name not in {field.name for field in fields}]
     if lacking:
@@ -173,4 +173,8 @@ def _mapped(path: Path, facts: dict[str, Any], schema: Schema) -> pa.Table:
 def _mapped_sets(path: Path, files: CodeFiles, rows: int) -> CodeSets:
     names = tuple(json.loads(line) for line in (path / files.names).read_text(encoding="utf-8").splitlines())
     starts = mapped(path / files.starts, np.int64, rows + 1)
-    return CodeSets(CodeRows(starts, mapped(path / files.positions, np.int32, int(starts[-1]))), names)
+    rows_of_codes = CodeRows(starts, mapped(path / files.positions, np.int32, int(starts[-1])))
+    for block in rows_of_codes.blocks():  # as Arrow would, which leaves the whole file in memory
+        if len(block.positions) and not 0 <= block.positions.min() <= block.positions.max() < len(names):
+            raise InputError("The store is damaged: a code has no name", str(path / files.positions), _AGAIN)
+    return CodeSets(rows_of_codes, names)

@@ -76,7 +76,7 @@ class CodedRows:
             self._starts, self._positions = torch.from_numpy(codes.starts), torch.from_numpy(codes.positions)
 
     def gather(self, rows: np.ndarray, out: Tensor) -> None:
-        """Writes the rows into out (B, F), on any device; of a mapped file the pages of a few rows at a time are held."""
+        """Writes the rows into out (B, F), on any device; a mapped file has a few rows in memory at a time."""
         for first in range(0, len(rows), _MAPPED_ROWS):
             part, to = rows[first : first + _MAPPED_ROWS], out[first : first + _MAPPED_ROWS]
             if out.is_cuda:

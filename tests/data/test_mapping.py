@@ -8,6 +8,9 @@ import pytest
 
 from dpcgan_fast.data import mapping
 from dpcgan_fast.data.mapping import let_go, mapped
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.store import read_store, write_store_file
+from dpcgan_fast.errors import InputError
 
 SMAPS = Path("/proc/self/smaps")
 VALUES = np.arange(1 << 20, dtype=np.int32)
@@ -62,3 +65,14 @@ def test_an_empty_file_is_no_values_and_a_short_one_an_error(tmp_path, path):
         mapped(path, np.int32, len(VALUES) + 1)
     with pytest.raises(ValueError, match="empty"):
         mapped(tmp_path / "empty", np.int32, 1)
+
+
+@pytest.mark.parametrize("position", [-1, 2])
+def test_a_store_with_a_code_that_has_no_name_is_refused(tmp_path, position):
+    values = {"unit": None, "n_units": 1, "columns": [{"name": "dx", "type": "codes", "vocabulary": ["a", "b"]}]}
+    schema = Schema.from_dict(values)
+    np.array([0, 2], np.int64).tofile(tmp_path / "codes-0.starts")
+    np.array([0, position], np.int32).tofile(tmp_path / "codes-0.positions")
+    write_store_file(tmp_path, schema, 1, [], [["a", "b"]])
+    with pytest.raises(InputError, match="a code has no name"):
+        read_store(tmp_path, schema)
