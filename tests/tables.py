@@ -47,5 +47,27 @@ def make_table(rows=ROWS, seed=0, patients=None) -> pa.Table:
     return pa.table(columns)
 
 
+def visits_values(**changes):
+    """A schema of people with up to four visits."""
+    values = schema_values(unit="patient", n_units=100)
+    age, sodium, sex, smoker, died = values["columns"]
+    year = {"name": "year", "type": "numeric", "bounds": [0, 10]}
+    values["columns"] = [age, sex, died, year, sodium, {**smoker, "missing": False}]
+    values["visits"] = {"time": "year", "max_visits": 4, "max_gap": 3, "columns": ["sodium", "smoker"]}
+    return {**values, **changes}
+
+
+def make_visits(people=100, seed=0) -> pa.Table:
+    """One to six visits of each of the people, in any order of rows; of a person only sodium and smoking change."""
+    rng = np.random.default_rng(seed)
+    whose = rng.permutation(np.repeat(np.arange(people), rng.integers(1, 7, people)))
+    static = make_table(people, seed).select(["age", "sex", "died"]).take(whose)
+    own = make_table(len(whose), seed + 1).select(["sodium", "smoker"])
+    columns = {"patient": pa.array([f"{seed}-{i}" for i in whose]), "year": pa.array(rng.uniform(0, 10, len(whose)))}
+    for table in (static, own):
+        columns |= {name: table[name] for name in table.column_names}
+    return pa.table(columns)
+
+
 # Few steps: what is tested is that everything happens, not how good the model is.
 FEW_STEPS = {"steps": 6, "autoencoder_steps": 6, "autoencoder_batch": 32, "critic_batch": 32, "checkpoint_interval": 4}

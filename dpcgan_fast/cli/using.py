@@ -17,6 +17,7 @@ from dpcgan_fast.data.layouts import Layout, check_layout, is_matrix_name, open_
 from dpcgan_fast.data.reading import column_names
 from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.visits import schema_of_sample
 from dpcgan_fast.data.writing import TableWriter, check_output
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import Metrics
@@ -31,7 +32,7 @@ _QUICK = {"steps": 100, "autoencoder_steps": 200}
 
 def sample(
     run: Annotated[Path, typer.Argument(help="Run folder of `dpcgan train`.")],
-    rows: Annotated[int, typer.Option("-n", help="Number of rows.")],
+    rows: Annotated[int, typer.Option("-n", help="Number of rows; of people where the schema has visits.")],
     out: Annotated[
         Path,
         typer.Option(help="File to write; .csv, .csv.gz, .parquet, or .npz for codes alone. Replaced if it is there."),
@@ -44,8 +45,8 @@ def sample(
     layout: Annotated[
         Layout,
         typer.Option(
-            help="records: a row a record. For tables with codes also events: a row for each code, numbered by record; "
-            "or meds: a folder in the MEDS standard."
+            help="records: a row a record, or a visit. For tables with codes also events: a row for each "
+            "code, numbered by record; or meds: a folder in the MEDS standard."
         ),
     ] = "records",
     device: Device = "auto",
@@ -119,7 +120,9 @@ def _read(path: Path, schema: Schema) -> pa.Table:
 
 
 def _read_synthetic(path: Path, schema: Schema) -> pa.Table:
-    """A table of records has no unit column; one of events has its records' numbers in it."""
+    """A table of records has no unit column; one of events or visits has its records' numbers in it."""
+    if schema.visits is not None:
+        return _read(path, schema_of_sample(schema, column_names(path)))
     numbered = schema.merges_rows and not is_matrix_name(path) and schema.unit in column_names(path)
     return _read(path, schema if numbered else schema.model_copy(update={"unit": None}))
 

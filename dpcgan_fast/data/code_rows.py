@@ -65,13 +65,17 @@ class CodeRows:
             return self
         rows = self.row_of_entry()
         keys = _keys(names)[self.positions]
-        of_row = np.zeros(len(counts), np.uint64)
-        np.add.at(of_row, rows, keys)
-        order = np.lexsort((_mixed(keys ^ _mixed(of_row)[rows]), rows))
+        order = np.lexsort((_mixed(keys ^ _mixed(self.keys(names))[rows]), rows))
         place = np.arange(len(rows)) - np.repeat(self.starts[:-1], counts)
         kept = np.sort(order[place < most])
         starts = np.concatenate([[0], np.cumsum(np.minimum(counts, most))])
         return CodeRows(starts.astype(np.int64), self.positions[kept])
+
+    def keys(self, names: tuple[str, ...]) -> np.ndarray:
+        """A number for each record, uint64 (N,), that follows from its set of names alone. names: of the positions."""
+        of_row = np.zeros(len(self), np.uint64)
+        np.add.at(of_row, self.row_of_entry(), _keys(names)[self.positions])
+        return of_row
 
     def row_of_entry(self) -> np.ndarray:
         """Record of each entry, int64 (E,)."""

@@ -51,9 +51,11 @@ class EncodedRecords:
 
 
 def table_columns(schema: Schema) -> tuple[str, ...]:
-    """The columns to read for a schema: the unit column if there is one, then the modelled columns."""
+    """The columns to read for a schema: the unit column if there is one, the modelled columns, and a key of visits."""
     unit = () if schema.unit in (None, UNDECIDED_UNIT) else (schema.unit,)
-    return (*unit, *schema.column_names())
+    names = schema.column_names()
+    key = None if schema.visits is None else schema.visits.key
+    return (*unit, *names) if key is None or key in names else (*unit, *names, key)
 
 
 class RecordCodec:

@@ -49,6 +49,8 @@ def check_layout(path: str | Path, layout: str, schema: Schema) -> None:
     where = f"--layout {layout}"
     if layout not in LAYOUTS:
         raise InputError("There is no such layout", where, f"Choose one of {', '.join(LAYOUTS)}.")
+    if layout != "records" and schema.visits is not None:
+        raise InputError("Visits are written a row a visit", where, "Use --layout records.")
     if layout != "records" and len(codes) != 1:
         raise InputError("A layout of events needs exactly one column of codes", where, "Use --layout records.")
     if layout == "events" and schema.unit is None:
@@ -76,7 +78,7 @@ def check_layout(path: str | Path, layout: str, schema: Schema) -> None:
 def open_sink(path: str | Path, layout: Layout, schema: Schema, arrow_schema: pa.Schema) -> Iterator[Sink]:
     """Opens an output, whole or not at all, for records of `arrow_schema`.
 
-    records: a row a record; codes are lists in Parquet, a cell with separators in CSV, and a CSR matrix in .npz
+    records: a row a record, or a visit; codes are lists in Parquet, a cell with separators in CSV, a CSR matrix in .npz
     events:  a row for each code of a record, with the record's number, from 1, in the unit's column and its other
              cells repeated; a record without codes has one row with an empty code
     meds:    a folder

@@ -22,10 +22,9 @@ import pyarrow.ipc as ipc
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
-from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import no_rows, open_with
-from dpcgan_fast.data.records import is_matrix_file, one_row_a_record, read_records
+from dpcgan_fast.data.records import is_matrix_file, read_records, records_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
 from dpcgan_fast.data.store import CodeFiles, is_store, part_file, sealed, store_facts, unsealed, write_store_file
@@ -141,6 +140,7 @@ class _Preparation:
         self._source, self._schema, self._out = source, schema, out
         self._progress, self._stopped = progress, stopped
         schema.require_units()
+        self._codes = schema.as_records().codes_columns()
         if is_store(out):
             raise InputError("There is a store at the output path already", str(out), "Choose a new folder.")
         if is_matrix_file(source):
@@ -179,9 +179,8 @@ class _Preparation:
             self._out.chmod(PRIVATE_FOLDER)  # of a folder that was there
         except OSError as error:
             raise machine_error(error, self._out) from error
-        columns = self._schema.codes_columns()
-        fresh.entries = [0] * len(columns)
-        fresh.names = [list(c.vocabulary) if isinstance(c.vocabulary, tuple) else [] for c in columns]
+        fresh.entries = [0] * len(self._codes)
+        fresh.names = [list(c.vocabulary) if isinstance(c.vocabulary, tuple) else [] for c in self._codes]
         write_whole(path, sealed(vars(fresh)), private=True)
         return fresh
 
@@ -266,8 +265,10 @@ class _Preparation:
         return self._records(group.table), group.batches
 
     def _records(self, rows: pa.Table) -> _Records:
-        columns, where = self._schema.codes_columns(), str(self._source)
-        table = with_days(one_row_a_record(rows, self._schema, where), self._schema, where) if rows.num_rows else rows
+        columns, where = self._codes, str(self._source)
+        if not rows.num_rows:
+            return _Records(rows, [], 0)
+        table = records_of(rows, self._schema, where)
         sets = [CodeSets.of_column(table, c.name, c.separator, f"{where}, column {c.name}") for c in columns]
         for place, column in enumerate(columns):
             if isinstance(column.vocabulary, tuple):
@@ -286,7 +287,7 @@ class _Preparation:
             ):
                 stream.write_table(records.plain)
             self._done.parts.append(name)
-        for place, (column, sets) in enumerate(zip(self._schema.codes_columns(), records.sets, strict=True)):
+        for place, (column, sets) in enumerate(zip(self._codes, records.sets, strict=True)):
             names = self._done.names[place]
             if not isinstance(column.vocabulary, tuple):
                 sets = sets.capped(column.max_codes)

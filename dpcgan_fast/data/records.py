@@ -2,6 +2,7 @@
 
 Where a schema has columns of codes and names a unit, all rows of a unit are one record: a table of events (a row for
 each diagnosis, say) gives each patient the set of codes, and of every other column the first cell that is not missing.
+Where a schema has visits, they lie side by side in the record; see `visits.wide`.
 """
 
 import os
@@ -20,6 +21,7 @@ from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.store import is_store, read_store
 from dpcgan_fast.data.units import UnitIndex, unit_ids
+from dpcgan_fast.data.visits import wide
 from dpcgan_fast.errors import InputError
 
 RecordSource = Any  # what `read_table` takes, and scipy's sparse matrices, which have no common type
@@ -31,8 +33,8 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
     source: what `read_table` takes; a CSR matrix, in a file (.npz) or of scipy's, whose columns are the codes of the
             schema's only column; or the folder of a store
 
-    Returns a table of the unit column, if there is one, and the modelled columns; those of codes as lists of different
-    codes, dates as days (see `with_days`). And the names of the other columns, in the order of the data.
+    Returns a table of the unit column, if there is one, and the columns of `schema.as_records()`; those of codes as
+    lists of different codes, dates as days (see `with_days`). And the names of the other columns, in the data's order.
     Raises InputError as `read_table` and `unit_ids` do, or if a matrix or store does not fit the schema.
     """
     if isinstance(source, (str, os.PathLike)) and is_store(Path(source)):
@@ -42,7 +44,14 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
     if is_matrix_file(source):
         return _table_of_matrix(read_code_matrix(Path(source)), schema, str(source)), ()
     table, extra = read_table(source, table_columns(schema))
-    return with_days(one_row_a_record(table, schema, where), schema, where), extra
+    return records_of(table, schema, where), extra
+
+
+def records_of(table: pa.Table, schema: Schema, where: str) -> pa.Table:
+    """The records of a table's rows, with dates as days. Raises InputError if a cell or id cannot be read."""
+    if schema.visits is not None:
+        return wide(with_days(table, schema, where), schema, where)
+    return with_days(one_row_a_record(table, schema, where), schema, where)
 
 
 def is_matrix_file(source: object) -> bool:

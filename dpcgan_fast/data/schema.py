@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from dpcgan_fast.data.schema_parts import OTHER as OTHER
-from dpcgan_fast.data.schema_parts import PRIVATE, Bounds, Column, Constraint, Signal, Strict
+from dpcgan_fast.data.schema_parts import PRIVATE, Bounds, Column, Constraint, Signal, Strict, Visits
+from dpcgan_fast.data.visit_columns import check_visits, record_columns, record_constraints
 from dpcgan_fast.data.vocabulary import with_vocabularies
 from dpcgan_fast.errors import InputError
 
@@ -28,6 +29,7 @@ class Schema(Strict):
     max_rows_per_unit: rows of a unit beyond this public cap are not used
     label:             column that the model is conditional on, or None
     constraints:       what holds in every synthetic record
+    visits:            which columns differ between the visits of a person, None if a person has none
     """
 
     version: Literal[1] = 1
@@ -38,6 +40,7 @@ class Schema(Strict):
     columns: tuple[Column, ...] = ()
     signals: tuple[Signal, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    visits: Visits | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Schema":
@@ -70,6 +73,8 @@ class Schema(Strict):
                 raise ValueError(f"column {column.name!r} is not the label, so rates and positive do not belong there")
         self._check_origins()
         self._check_constraints()
+        if self.visits is not None:
+            self._check_visits(self.visits)
         return self
 
     def _check_origins(self) -> None:
@@ -88,6 +93,16 @@ class Schema(Strict):
                     raise ValueError('a constraint "implies" needs one column of codes, a code, and an implied one')
             elif kinds not in (["numeric"] * 2, ["date"] * 2) or rule.columns[0] == rule.columns[1]:
                 raise ValueError(f'a constraint "{rule.kind}" needs two numeric or two date columns')
+
+    def _check_visits(self, visits: Visits) -> None:
+        if self.unit is None:
+            raise ValueError("visits need the name of the column that identifies a person, in unit")
+        if visits.key == self.unit:
+            raise ValueError("the key of visits must not be the unit's column")
+        if self.max_rows_per_unit != 1:
+            raise ValueError("visits have a cap of their own, max_visits: leave max_rows_per_unit out")
+        samples = {name for signal in self.signals for name in signal.columns}
+        check_visits(visits, self.columns, {self.unit, *samples}, self.label)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Schema":
@@ -144,8 +159,19 @@ class Schema(Strict):
 
     @property
     def merges_rows(self) -> bool:
-        """Whether all rows of a unit are one record, as in a table of events: so where there are columns of codes."""
-        return self.unit is not None and bool(self.codes_columns())
+        """Whether all rows of a unit are one record: so where there are columns of codes, or visits."""
+        return self.unit is not None and (bool(self.codes_columns()) or self.visits is not None)
+
+    def as_records(self) -> "Schema":
+        """The schema of records, which hold all visits of a person side by side; without visits the schema itself.
+
+        The columns are those of `record_columns`; `visits.wide` makes such a table.
+        """
+        if self.visits is None:
+            return self
+        columns = record_columns(self.visits, self.columns)
+        constraints = record_constraints(self.visits, self.constraints)
+        return self.model_copy(update={"columns": columns, "constraints": constraints, "visits": None})
 
     def label_column(self) -> Column | None:
         """The label's column, or None without a label."""

@@ -148,6 +148,34 @@ class Constraint(Strict):
     implied: str | None = None
 
 
+class Visits(Strict):
+    """Which columns differ between the visits of a person, and what orders them; all other columns are static.
+
+    time:       numeric or date column by which visits are ordered; it need not be among `columns`
+    max_visits: visits of a person beyond this public cap are not used
+    columns:    names of the columns that a visit has cells of its own of
+    key:        a column of the data, in the schema or not, whose equal values within a person are one visit, as in a
+                table of events; None if every row is a visit
+    max_gap:    public: longer gaps between two visits are cut to it; None if the bounds of the time are all that holds
+    """
+
+    time: str
+    max_visits: Annotated[int, Field(ge=2)]
+    columns: tuple[str, ...] = ()
+    key: str | None = None
+    max_gap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Visits":
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError("columns must be a list of different names")
+        return self
+
+    def differs(self, name: str) -> bool:
+        """Whether a column differs between visits."""
+        return name == self.time or name in self.columns
+
+
 class Signal(Strict):
     """Ordered numeric columns with shared bounds, such as the samples of an EEG; the convolution runs along them."""
 

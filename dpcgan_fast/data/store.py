@@ -72,8 +72,24 @@ def store_facts(schema: Schema) -> dict[str, Any]:
                 "separator": column.separator,
                 "max_codes": column.max_codes,
             }
-            for column in schema.codes_columns()
+            for column in schema.as_records().codes_columns()
         },
+        "visits": _visits_facts(schema),
+    }
+
+
+def _visits_facts(schema: Schema) -> dict[str, Any] | None:
+    """Also the bounds of the time, by which times are clipped before gaps are taken."""
+    if schema.visits is None:
+        return None
+    bounds = next(column.bounds for column in schema.columns if column.name == schema.visits.time)
+    columns = sorted({*schema.visits.columns, schema.visits.time})
+    return {
+        "time": schema.visits.time,
+        "bounds": list(bounds) if isinstance(bounds, tuple) else None,
+        "max_visits": schema.visits.max_visits,
+        "columns": columns,
+        "key": schema.visits.key,
     }
 
 
@@ -133,7 +149,7 @@ def read_store(path: Path, schema: Schema) -> pa.Table:
         for name, file in facts["files"].items():
             if (path / name).stat().st_size != file["bytes"] or checksum(path / name) != file["crc32"]:
                 raise InputError("The store is damaged: a checksum does not match", str(path / name), _AGAIN)
-        return _mapped(path, facts, schema)
+        return _mapped(path, facts, schema.as_records())
     except InputError:
         raise
     except _UNREADABLE as error:
@@ -142,8 +158,8 @@ def read_store(path: Path, schema: Schema) -> pa.Table:
 
 def _refuse_other_schema(facts: dict[str, Any], schema: Schema, path: Path) -> None:
     wanted = store_facts(schema)
-    for name in ("unit", "max_rows_per_unit", "dates"):
-        if facts[name] != wanted[name]:
+    for name in ("unit", "max_rows_per_unit", "dates", "visits"):
+        if facts.get(name) != wanted[name]:
             raise InputError(f'The store was made for another schema: "{name}" differs', str(path), _AGAIN)
     for name, codes in wanted["codes"].items():
         if facts["codes"].get(name) != codes:
@@ -152,6 +168,7 @@ def _refuse_other_schema(facts: dict[str, Any], schema: Schema, path: Path) -> N
 
 
 def _mapped(path: Path, facts: dict[str, Any], schema: Schema) -> pa.Table:
+    """schema: of the records"""
     parts = [ipc.open_stream(pa.memory_map(str(path / name))).read_all() for name in facts["parts"]]
     plain = pa.concat_tables(parts) if parts else pa.table({})
     columns, fields = [], []

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.visits import widened
 from dpcgan_fast.evaluate.baseline import BASELINE_NAME, independent_marginals, noise_multiplier
 from dpcgan_fast.evaluate.code_columns import code_prevalence, code_view
 from dpcgan_fast.evaluate.columns import typed_table
@@ -108,10 +109,16 @@ def evaluate(
                      figures and the baseline, both None without them
     privacy:         the model's statement; "epsilon" (or "inf") and "delta" are used, for the baseline
 
+    Tables of visits are turned into records, and the columns of records (see `Schema.as_records`) are compared; a
+    synthetic one needs the unit's column, too.
     A codes column is judged as the columns of a `CodeView`, and `codes` compares all of its codes.
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
+    synthetic = widened(synthetic, schema, "--synthetic", synthetic=True)
+    test = widened(test, schema, "--real")
+    train = None if train is None else widened(train, schema, "--train")
+    schema = schema.as_records()
     synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
     train = None if train is None else with_days(train, schema, "--train")
     view = code_view(schema, test)

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.visits import widened
 from dpcgan_fast.evaluate.code_columns import code_view
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import correlations
@@ -95,6 +96,8 @@ def render(
 
 
 def _pictures(values: dict[str, Any], synthetic: pa.Table, test: pa.Table, schema: Schema) -> dict[str, Any]:
+    synthetic, test = widened(synthetic, schema, "--synthetic", synthetic=True), widened(test, schema, "--real")
+    schema = schema.as_records()
     synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
     view = code_view(schema, test)
     if view is not None:
@@ -127,8 +130,9 @@ def _sentence(text: str) -> str:
 
 def _subject(values: Mapping[str, Any], schema: Schema) -> str:
     label = f" with the label {shown(schema.label)}" if schema.label else ""
-    rows = values["rows"]
+    rows, visits = values["rows"], schema.visits
+    whom, with_visits = ("rows", "") if visits is None else ("people", f" with up to {visits.max_visits} visits")
     return (
-        f"{count(rows['synthetic'])} synthetic rows of {len(schema.column_names()):,} columns{label}, judged on "
-        f"{count(rows['test'])} real held-out rows"
+        f"{count(rows['synthetic'])} synthetic {whom}{with_visits} of {len(schema.column_names()):,} columns{label}, "
+        f"judged on {count(rows['test'])} real held-out {whom}"
     )

@@ -126,7 +126,7 @@ class DPCGAN:
     def sample(self, n: int, where: Mapping[str, object] | None = None, seed: int | None = None) -> pa.Table:
         """Draws a synthetic table.
 
-        n:     rows
+        n:     rows; with visits in the schema patients, each of which has a row for each visit
         where: values that columns must have. A label of preset "auto" is met by construction, all else by rejection
         seed:  makes the draw reproducible; it costs no privacy
 
@@ -150,14 +150,14 @@ class DPCGAN:
         """Columns and types of the tables that `sample` gives."""
         self._fitted()
         assert self._sampler is not None
-        return self._sampler.codec.arrow_schema
+        return self._sampler.arrow_schema
 
     @property
     def released_schema(self) -> Schema:
         """The schema with released values in place of "private" ones."""
         self._fitted()
         assert self._sampler is not None
-        return self._sampler.codec.schema
+        return self._sampler.schema
 
     def privacy(self) -> dict[str, Any]:
         """What was guaranteed and spent: epsilon, delta, unit, mechanisms, accountant, and the card's other facts."""
@@ -222,7 +222,8 @@ def _load_sampler(folder: RunFolder, settings: TrainSettings, device: torch.devi
         )
     loaded = unpack(content, str(folder.model))
     conditional = is_conditional(settings.preset)
-    codec = RecordCodec(Schema.from_json(folder.schema), joint=not conditional)
+    schema = Schema.from_json(folder.schema)
+    codec = RecordCodec(schema.as_records(), joint=not conditional)
     networks = make_networks(settings.preset, codec.blocks, codec.n_classes)
     try:
         networks.load_state_dict(loaded.tensors)
@@ -231,4 +232,4 @@ def _load_sampler(folder: RunFolder, settings: TrainSettings, device: torch.devi
     rates = torch.tensor(loaded.values["rates"], device=device)
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates.tolist()):
         raise InputError("The model file holds no class rates", str(folder.model), "Restore it from a copy.")
-    return Sampler(networks.to(device).eval(), codec, rates, conditional)
+    return Sampler(networks.to(device).eval(), codec, rates, conditional, schema if schema.visits else None)

@@ -75,7 +75,7 @@ def pick_device(asked: str) -> torch.device:
 
 
 def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
-    """Reads what the schema names, a row a record. Raises InputError if it is missing or cannot be read."""
+    """Reads the records of `schema.as_records()`. Raises InputError if a column is missing or cannot be read."""
     where = str(source) if isinstance(source, (str, Path)) else "data"
     table, extra = read_records(source, schema, where)
     if extra and hooks.dropped is not None:
@@ -85,7 +85,7 @@ def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
 
 
 def _networks(schema: Schema, settings: TrainSettings, device: torch.device) -> tuple[RecordCodec, Networks]:
-    """The codec of a complete schema and fresh networks for it."""
+    """The codec of a complete schema of records and fresh networks for it."""
     codec = RecordCodec(schema, joint=not is_conditional(settings.preset))
     return codec, make_networks(settings.preset, codec.blocks, codec.n_classes, settings.seed).to(device)
 
@@ -132,6 +132,7 @@ def _state(
 def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
     """Everything that can be refused without the data, and the budget plan. Raises InputError or PrivacyError."""
     schema.require_complete()
+    schema = schema.as_records()
     if not is_conditional(settings.preset) and schema.has_private_lists():
         raise InputError(
             "The published presets take records of a fixed length, so lists of categories and codes must be public",
@@ -151,10 +152,11 @@ def start(
     begun: called as soon as there is a ledger, after which the run may have spent something, whatever happens to it
     """
     plan = check_before_reading(schema, settings)
-    if not schema.has_private_lists():
-        _dry_networks(schema, settings)
+    records = schema.as_records()
+    if not records.has_private_lists():
+        _dry_networks(records, settings)
     raw = read_raw(source, schema, hooks)
-    _dry_encoding(raw, schema)
+    _dry_encoding(raw, records)
     folder = RunFolder.create(out)
     try:
         folder.write_config(
@@ -173,11 +175,12 @@ def start(
     begun(folder)
     with ledger:
         key = noise_key(settings.seed)
-        released = make_releases(raw.table, raw.ids, schema, plan, ledger, key, raw.where)
+        released = make_releases(raw.table, raw.ids, records, plan, ledger, key, raw.where)
         complete = schema.with_released(released.bounds, released.categories, released.vocabularies)
         folder.write(folder.schema, complete.to_json())
+        complete = complete.as_records()
         codec, networks = _networks(complete, settings, device)
-        state = _state(schema, settings, released, networks, codec.n_classes, device)
+        state = _state(records, settings, released, networks, codec.n_classes, device)
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
         folder.write_config({**folder.read_config(), "released": released.to_dict(), "device": str(device.type)})
         session.save()
@@ -252,8 +255,8 @@ def resume(
         _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
         released = ReleasedFacts.from_dict(config["released"])
         complete = schema.with_released(released.bounds, released.categories, released.vocabularies)
-        codec, networks = _networks(complete, settings, device)
-        state = _state(schema, settings, released, networks, codec.n_classes, device)
+        codec, networks = _networks(complete.as_records(), settings, device)
+        state = _state(schema.as_records(), settings, released, networks, codec.n_classes, device)
         state.restore(checkpoint.tensors, checkpoint.values)
         key = noise_key(settings.seed, checkpoint.values["noise_position"] or 0)
         raw = read_raw(source, schema, hooks)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from dpcgan_fast.data.schema import PRIVATE, Schema
+from dpcgan_fast.data.schema import PRIVATE, Column, Schema
 from dpcgan_fast.privacy import PrivacySpent
 from dpcgan_fast.privacy.card import ASSUMPTIONS, CardFacts, privacy_card
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
@@ -23,6 +23,15 @@ def unit_in_words(schema: Schema) -> str:
         return (
             "one row of the table. Rows of one person, should there be several, are not protected together: the "
             "guarantee is then for each row, and not for the person"
+        )
+    if schema.visits is not None:
+        caps = "".join(
+            f", with at most {column.max_codes} codes of {column.name}{' a visit' * schema.visits.differs(column.name)}"
+            for column in schema.codes_columns()
+        )
+        return (
+            f"one person: all rows with one value of `{schema.unit}` are one record of at most "
+            f"{schema.visits.max_visits} visits{caps}"
         )
     if schema.merges_rows:
         rows = "all rows" if schema.max_rows_per_unit == 1 else f"the first {schema.max_rows_per_unit} rows"
@@ -45,13 +54,19 @@ def _public_facts(schema: Schema) -> list[str]:
         facts.append(f"categories of {len(lists)} columns")
     vocabularies = [c for c in schema.codes_columns() if c.vocabulary != PRIVATE]
     facts += [f"vocabulary of {c.name}: {len(c.vocabulary or ()):,} codes" for c in vocabularies]
-    facts += [f"at most {c.max_codes} codes of {c.name} a record" for c in schema.codes_columns()]
+    facts += [f"at most {c.max_codes} codes of {c.name} a {_holder(schema, c)}" for c in schema.codes_columns()]
+    if schema.visits is not None:
+        facts.append(f"at most {schema.visits.max_visits} visits a person, and which columns differ between visits")
     if schema.n_units is not None:
         facts.append(f"number of units: {schema.n_units}")
     label = schema.label_column()
     if label is not None and label.rates is not None:
         facts.append("class rates of the label: " + ", ".join(f"{rate:g}" for rate in label.rates))
     return facts
+
+
+def _holder(schema: Schema, column: Column) -> str:
+    return "visit" if schema.visits is not None and schema.visits.differs(column.name) else "record"
 
 
 def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:

@@ -12,7 +12,8 @@ from dpcgan_fast.data.cells import compute
 from dpcgan_fast.data.constraints import satisfied, with_implied_codes
 from dpcgan_fast.data.dates import parsed_date
 from dpcgan_fast.data.encoding import RecordCodec
-from dpcgan_fast.data.schema import OTHER
+from dpcgan_fast.data.schema import OTHER, Schema
+from dpcgan_fast.data.visits import in_order, long, long_fields
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import Networks, sample_records
 
@@ -25,21 +26,36 @@ _MOST_TRIES = 200  # batches without the rows that are asked for, before giving 
 class Sampler:
     """Draws rows from trained networks.
 
+    codec:       of records
     rates:       (K,) class rates for rows whose label is not asked for
     conditional: whether the label is a condition of the networks; otherwise it is drawn with the record
+    visits:      the schema of the rows that records are turned into, if it has visits
     """
 
     networks: Networks
     codec: RecordCodec
     rates: torch.Tensor
     conditional: bool
+    visits: Schema | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of the rows."""
+        return self.codec.schema if self.visits is None else self.visits
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """Columns and types of the rows."""
+        return self.codec.arrow_schema if self.visits is None else long_fields(self.visits)
 
     def batches(self, rows: int, where: Mapping[str, object], randomness: torch.Generator) -> Iterator[pa.Table]:
-        """Tables with `rows` rows in all. Where the label is a condition it is met by construction, else by rejection.
+        """Tables with `rows` rows in all, or with visits the rows of so many patients, numbered from 1.
 
-        where: values that columns must have, by column name; numbers, or names of categories
+        where: values that columns must have, by column name; numbers, or names of categories. A label that is a
+               condition of the networks has it by construction, all else by rejection
 
-        Raises InputError for a column or value that the schema does not have, or if such rows do not come up.
+        Raises InputError for a column or value that the schema does not have, or that differs between visits, or if
+        such rows do not come up.
         """
         if rows < 1:
             raise InputError("The number of rows must be at least 1", f"-n {rows}", "Give a positive whole number.")
@@ -47,7 +63,7 @@ class Sampler:
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
         schema = self.codec.schema
-        selective = bool(conditions) or any(rule.kind != "implies" for rule in schema.constraints)
+        selective = bool(conditions) or any(rule.kind != "implies" for rule in self.schema.constraints)
         missing, tries, batch = rows, 0, max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
         while missing > 0:
             table = self._draw(batch if selective else min(missing, batch), fixed, randomness)
@@ -55,6 +71,8 @@ class Sampler:
             table = table.filter(satisfied(table, schema)) if schema.constraints else table
             for name, value in conditions.items():
                 table = table.filter(_meets(table[name], value))
+            if self.visits is not None and self.visits.constraints:
+                table = table.filter(in_order(table, self.visits))
             tries = 0 if table.num_rows else tries + 1
             if tries >= _MOST_TRIES:
                 raise InputError(
@@ -65,7 +83,7 @@ class Sampler:
             table = table.slice(0, missing)
             missing -= table.num_rows
             if table.num_rows:
-                yield table
+                yield table if self.visits is None else long(table, self.visits, rows - missing - table.num_rows + 1)
 
     def _draw(self, rows: int, label: str | None, randomness: torch.Generator) -> pa.Table:
         classes = self.codec.n_classes if self.conditional else 0
@@ -106,8 +124,14 @@ class Sampler:
         """Conditions as values of the decoded table's types; the label's as the name of its class."""
         types = {field.name: field.type for field in self.codec.arrow_schema}
         checked: dict[str, object] = {}
+        of_rows = self.schema.column_names()
         for name, value in where.items():
-            if name not in types:
+            if self.visits is not None and self.visits.visits is not None and self.visits.visits.differs(name):
+                how = "Give a column that is the same at all visits."
+                raise InputError(
+                    "The column differs between visits, and a condition is on people", f"--where {name}", how
+                )
+            if name not in of_rows:
                 raise InputError("There is no such column", f"--where {name}", "Give a column of the schema.")
             if self.conditional and name == self.codec.schema.label:
                 if _text(value) not in self.codec.class_names:

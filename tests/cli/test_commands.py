@@ -12,7 +12,7 @@ from dpcgan_fast.cli import run
 from dpcgan_fast.data.datasets import load_support2
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, account
-from tests.tables import make_table, schema_values
+from tests.tables import make_table, make_visits, schema_values, visits_values
 
 TRAIN_OPTIONS = ["--epsilon", "3", "--delta", "1e-4", "--steps", "4", "--autoencoder-steps", "4", "--batch-size", "32"]
 
@@ -272,3 +272,24 @@ def test_flags_take_no_value(workplace, tmp_path, flag, capsys):
     arguments = ["train", workplace / "train.csv", "--schema", workplace / "schema.json", "--out", tmp_path / "r"]
     assert run([str(a) for a in [*arguments, *TRAIN_OPTIONS, flag, "False"]]) == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_visits_from_training_to_evaluation(tmp_path, capsys, ending):
+    pyarrow.csv.write_csv(make_visits(), tmp_path / "train.csv")
+    pyarrow.csv.write_csv(make_visits(50, seed=1), tmp_path / "test.csv")
+    (tmp_path / "schema.json").write_text(json.dumps(visits_values()))
+    out, drawn = tmp_path / "run", tmp_path / f"synthetic{ending}"
+    arguments = ["train", tmp_path / "train.csv", "--schema", tmp_path / "schema.json", "--out", out, *TRAIN_OPTIONS]
+    assert run([str(a) for a in arguments]) == 0
+    assert run(["sample", str(out), "-n", "40", "--out", str(drawn), "--where", "died=1"]) == 0
+    table = pyarrow.csv.read_csv(drawn) if ending == ".csv" else pyarrow.parquet.read_table(drawn)
+    assert table.column_names[0] == "patient"
+    assert set(table["patient"].to_pylist()) == set(range(1, 41))
+    capsys.readouterr()
+    evaluated = ["evaluate", out, "--real", tmp_path / "test.csv", "--train", tmp_path / "train.csv", "--json"]
+    for synthetic, rows in ([], 100), (["--synthetic", drawn], 40):
+        assert run([str(a) for a in [*evaluated, *synthetic, "--out", tmp_path / "evaluation"]]) == 0
+        assert json_of(capsys)["rows"] == {"synthetic": rows, "test": 50, "train": 100}
+    assert run(["sample", str(out), "-n", "4", "--out", str(drawn), "--where", "sodium=140"]) == 2
+    assert run(["sample", str(out), "-n", "4", "--out", str(drawn), "--layout", "events"]) == 2

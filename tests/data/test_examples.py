@@ -22,7 +22,7 @@ EXAMPLES = {  # rows, width of a record, classes, units
 
 
 def test_every_example_has_a_test():
-    assert {path.stem for path in FOLDER.glob("*.json")} == {*EXAMPLES, "mimic_iv_demo"}
+    assert {path.stem for path in FOLDER.glob("*.json")} == {*EXAMPLES, "mimic_iv_demo", "pbc2_visits"}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -60,6 +60,18 @@ def test_an_example_reads_its_file(name):
 
 def test_the_published_nets_record_is_178_samples_and_the_label():
     assert RecordCodec(Schema.from_json(FOLDER / "epileptic_seizure.json"), joint=True).width == 179
+
+
+@pytest.mark.skipif(data_folder() is None, reason="no folder with the public data sets")
+def test_the_visits_of_pbc2_are_a_record_a_patient():
+    schema = Schema.from_json(FOLDER / "pbc2_visits.json")
+    schema.require_complete()
+    table, left = read_records(dataset_path("pbc2"), schema, "data")
+    assert left == ("years", "status2")
+    encoded = RecordCodec(schema.as_records()).encode(table)
+    assert encoded.kept.all()
+    assert len(encoded.dense) == 312
+    assert max(table["number of visits"].to_pylist()) == 8
 
 
 @pytest.mark.skipif(data_folder() is None, reason="no folder with the public data sets")

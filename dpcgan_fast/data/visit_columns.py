@@ -1,0 +1,105 @@
+"""The columns of a record that holds all visits of a person: static ones, how many visits there are, then each visit.
+
+Visits lie one after another, so that a convolution along the record runs along time.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from dpcgan_fast.data.schema_parts import PRIVATE, Bounds, Column, Constraint, Visits
+
+NUMBER_OF_VISITS = "number of visits"
+
+
+def slot_name(name: str, slot: int) -> str:
+    """Name of a column at the visit of that number, from 1."""
+    return f"{name}[{slot}]"
+
+
+def record_columns(visits: Visits, columns: Iterable[Column]) -> tuple[Column, ...]:
+    """Columns of a record, out of those of a row.
+
+    The time of the first visit is as it is, that of a later one the gap to the visit before. A date of a visit that has
+    an origin is the number of days. The first visit is always there; the cells of later ones may be missing.
+    """
+    columns = list(columns)
+    static = [column for column in columns if not visits.differs(column.name)]
+    of_visit = sorted(
+        (column for column in columns if visits.differs(column.name)), key=lambda column: column.name != visits.time
+    )
+    number = Column(name=NUMBER_OF_VISITS, type="numeric", bounds=(1, visits.max_visits), integer=True)
+    slots = range(1, visits.max_visits + 1)
+    return (*static, number, *(_of_slot(column, slot, visits) for slot in slots for column in of_visit))
+
+
+def _of_slot(column: Column, slot: int, visits: Visits) -> Column:
+    changes: dict[str, object] = {"name": slot_name(column.name, slot)}
+    if column.type == "date" and (column.origin is not None or (column.name == visits.time and slot > 1)):
+        changes |= {"type": "numeric", "integer": True, "origin": None}
+    if slot > 1:
+        if column.name == visits.time:
+            changes["bounds"] = _gap_bounds(column, visits)
+        if column.type == "ordinal":
+            changes["unknown"] = "missing"  # an ordinal has a place for missing cells only so
+        changes["missing"] = column.type != "codes"
+    return column.model_copy(update=changes)
+
+
+def _gap_bounds(time: Column, visits: Visits) -> Bounds | None:
+    if not isinstance(time.bounds, tuple):
+        return None
+    longest = time.bounds[1] - time.bounds[0]
+    return (0.0, longest if visits.max_gap is None else min(longest, visits.max_gap))
+
+
+def record_constraints(visits: Visits, constraints: Iterable[Constraint]) -> tuple[Constraint, ...]:
+    """What holds in a record: orders of static columns, and implied codes at each visit.
+
+    Orders of columns that differ between visits are left out: a record has gaps in place of times, so that they are
+    seen in the visits alone.
+    """
+    kept = []
+    for rule in constraints:
+        if not any(map(visits.differs, rule.columns)):
+            kept.append(rule)
+        elif rule.kind == "implies":
+            slots = range(1, visits.max_visits + 1)
+            kept += [rule.model_copy(update={"columns": (slot_name(rule.columns[0], slot),)}) for slot in slots]
+    return tuple(kept)
+
+
+def check_visits(visits: Visits, columns: tuple[Column, ...], taken: set[str], label: str | None) -> None:
+    """Raises ValueError if visits do not fit the columns.
+
+    taken: names of the unit's column and of those of signals
+    """
+    by_name = {column.name: column for column in columns}
+    time = by_name.get(visits.time)
+    if time is None or time.type not in ("numeric", "date"):
+        raise ValueError(f"the time of visits {visits.time!r} must be a numeric or date column")
+    for name in visits.columns:
+        if name not in by_name:
+            raise ValueError(f"the column {name!r} of visits is not among the columns")
+    if label is not None and visits.differs(label):
+        raise ValueError(f"the label {label!r} must be the same at all visits of a person")
+    for column in columns:
+        if visits.differs(column.name):
+            _refuse_private(column)
+        elif column.origin is not None and visits.differs(column.origin):
+            raise ValueError(
+                f"column {column.name!r} has an origin that differs between visits, and must do so as well"
+            )
+    uses = Counter([*taken, *(column.name for column in record_columns(visits, columns))])
+    repeated = next((name for name, count in uses.items() if count > 1), None)
+    if repeated is not None:
+        raise ValueError(f"rename the column {repeated!r}: records of visits have a column of that name")
+
+
+def _refuse_private(column: Column) -> None:
+    facts = {"bounds": column.bounds, "categories": column.categories, "vocabulary": column.vocabulary}
+    fact = next((name for name, value in facts.items() if value == PRIVATE), None)
+    if fact is not None:
+        raise ValueError(
+            f"column {column.name!r} differs between visits, so that its {fact} must be public: write them into the "
+            'schema in place of "private"'
+        )
