@@ -5,7 +5,7 @@ Text and typed columns read alike, so that a table gives the same records from a
 
 import contextlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ compute: Any = pc  # its functions are made when it is imported, unseen by type 
 # Texts that stand for a missing cell, in any case and with blanks around them; so do nulls and floating-point NaN.
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null"})
 
+_EXACT = 2.0**53  # whole numbers from here on have no float of their own
 MISSING = -1
 UNKNOWN = -2
 
@@ -113,6 +114,16 @@ def category_names(
 
     of_value = [code(canonical_text(value)) for value in values]
     return list(index), np.array([*of_value, MISSING], dtype=np.int64)[codes]
+
+
+def refuse_rounded(values: Iterable[object], what: str, where: str) -> None:
+    """Raises InputError if names are floating-point numbers too large to tell neighbours apart.
+
+    One missing cell can make a column of whole numbers one of floats, and would then fuse the names of others.
+    """
+    if any(isinstance(value, float) and abs(value) >= _EXACT for value in values):
+        how = "Read them as whole numbers or as text."
+        raise InputError(f"{what} are floating-point numbers that may stand for several", where, how)
 
 
 def distinct(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[list[object], np.ndarray]:

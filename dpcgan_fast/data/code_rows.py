@@ -132,6 +132,7 @@ def code_entries(column: pa.ChunkedArray | pa.Array, separator: str | None, wher
     """
     rows, values = _flat(cells.plain(column), where)
     found, codes = cells.distinct(values, where)
+    cells.refuse_rounded(found, "The codes", where)
     index: dict[str, int] = {}
     texts = [cells.cell_text(value) for value in found]
     parts = [[text] if separator is None else text.split(separator) for text in texts]

@@ -2,14 +2,16 @@
 
 import datetime
 
+import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.data.schema import Column, Schema
+from dpcgan_fast.data.schema import Bounds, Column, Schema
 from dpcgan_fast.errors import InputError
 
 _ISO = r"^\d{4}-\d{2}-\d{2}([T ].*)?$"  # what follows is a time of the day, which does not count
 _DATE_LENGTH = 10
+_MOST_DAYS = 700_000 / 2  # on either side of 1970: from the year 1011 to 2928
 _HOW = "Write dates as 2024-12-31, or leave the cell empty if the date is missing."
 
 
@@ -73,6 +75,12 @@ def parsed_date(text: str) -> datetime.date | None:
         return datetime.date.fromisoformat(text)
     except ValueError:
         return None
+
+
+def within_calendar(bounds: Bounds) -> Bounds:
+    """Bounds in days, of which no sum of two leaves the years that dates can have."""
+    first, last = (float(np.clip(bound, -_MOST_DAYS, _MOST_DAYS)) for bound in bounds)
+    return (first, last) if first < last else (0.0, 1.0)
 
 
 def dates_of(columns: dict[str, pa.Array], date_columns: list[Column]) -> dict[str, pa.Array]:

@@ -45,6 +45,7 @@ _GROUP = 1 << 26  # bytes of rows in a group; a bucket has about half as many
 _MOST_BUCKETS = 1 << 15  # as many as the numbers that rows are sorted by
 _AHEAD = 2  # groups or buckets at work beside the one that is being written
 _PROGRESS = "progress.json"
+_LAYOUT = 1  # of batches, groups and buckets: to be raised whenever these are cut in another way
 
 
 class Progress(Protocol):
@@ -160,7 +161,9 @@ class _Preparation:
         files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]
         stats = [(path.name, path.stat()) for path in files if path.is_file()]
         seen = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        fresh = _Done(store_facts(self._schema), list(table_columns(self._schema)), seen, buckets)
+        # What is noted counts batches and buckets, which other versions may cut in another way.
+        facts = {**store_facts(self._schema), "cut by": [pa.__version__, _LAYOUT]}
+        fresh = _Done(facts, list(table_columns(self._schema)), seen, buckets)
         path = self._out / _PROGRESS
         if path.is_file():
             try:
@@ -169,7 +172,7 @@ class _Preparation:
                 where, how = f"{path}: {type(error).__name__}", "Remove the folder and start again."
                 raise InputError("The work that was begun cannot be read", where, how) from None
             if (before.facts, before.columns, before.source) != (fresh.facts, fresh.columns, fresh.source):
-                what = "Another table, or the same one by another schema, was begun at the output path"
+                what = "Another table, or the same one by another schema or version, was begun at the output path"
                 raise InputError(what, str(self._out), "Remove the folder, or choose a new one.")
             return before
         if self._out.exists() and (not self._out.is_dir() or any(self._out.iterdir())):

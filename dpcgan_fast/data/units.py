@@ -9,8 +9,6 @@ from dpcgan_fast.data import cells
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 
-_EXACT = 2.0**53  # whole numbers from here on have no float of their own
-
 
 def unit_ids(table: pa.Table, schema: Schema, where: str = "data") -> np.ndarray | None:
     """Unit of each row, int64 (M,), numbered by first appearance; None if every row is a unit of its own.
@@ -22,9 +20,7 @@ def unit_ids(table: pa.Table, schema: Schema, where: str = "data") -> np.ndarray
         return None
     place = f"{where}, column {schema.unit}"
     values, codes = cells.distinct(table[schema.unit], place)
-    if any(isinstance(value, float) and abs(value) >= _EXACT for value in values):
-        how = "Read them as whole numbers or as text."
-        raise InputError("The unit ids are floating-point numbers that may stand for several ids", place, how)
+    cells.refuse_rounded(values, "The unit ids", place)
     number: dict[str, int] = {}
     of_value = np.array([*(_number_of(value, number) for value in values), cells.MISSING], dtype=np.int64)
     ids = of_value[codes]

@@ -207,6 +207,7 @@ def _ranks(column: pa.ChunkedArray, where: str) -> np.ndarray:
 
     Of two cells the greater name has the greater place, whatever other cells there are.
     """
+    cells.refuse_rounded(cells.distinct(column, where)[0], "The keys of visits", where)
     names, codes = cells.category_names(column, where)
     places = np.full(len(names) + 1, _NONE)  # a missing cell has the last index
     places[np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)] = np.arange(len(names))

@@ -48,7 +48,7 @@ def _public_facts(schema: Schema) -> list[str]:
     given = [c.name for c in schema.columns if c.type in ("numeric", "date") and c.bounds != PRIVATE]
     given += [s.name for s in schema.signals if s.bounds != PRIVATE]
     if given:
-        facts.append(f"bounds of {len(given)} numeric columns or signals")
+        facts.append(f"bounds of {len(given)} numeric columns, dates or signals")
     lists = [c.name for c in schema.columns if isinstance(c.categories, tuple)]
     if lists:
         facts.append(f"categories of {len(lists)} columns")
@@ -57,6 +57,12 @@ def _public_facts(schema: Schema) -> list[str]:
     facts += [f"at most {c.max_codes} codes of {c.name} a {_holder(schema, c)}" for c in schema.codes_columns()]
     if schema.visits is not None:
         facts.append(f"at most {schema.visits.max_visits} visits a person, and which columns differ between visits")
+        if schema.visits.max_gap is not None:
+            facts.append(f"gaps between visits of at most {schema.visits.max_gap:g}")
+        if schema.visits.key is not None:
+            facts.append(f"rows of one `{schema.visits.key}` are one visit")
+    if schema.constraints:
+        facts.append(f"{len(schema.constraints)} constraints; synthetic rows alone are held to them")
     if schema.n_units is not None:
         facts.append(f"number of units: {schema.n_units}")
     label = schema.label_column()

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
+from dpcgan_fast.data.dates import within_calendar
 from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Column, Schema
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.models import is_conditional
@@ -200,7 +201,9 @@ def _release_bounds(
     coarse = releaser.release(COARSE_BOUNDS, gaussian.coarse_histograms(flat, spread))
     rough = gaussian.coarse_bounds(coarse.values, len(names), coarse.std)
     fine = releaser.release(FINE_BOUNDS, gaussian.fine_histograms(flat, spread, rough))
-    return gaussian.fine_bounds(fine.values, rough, fine.std)
+    dates = {column.name for column in schema.columns if column.type == "date"}
+    found = zip(names, gaussian.fine_bounds(fine.values, rough, fine.std), strict=True)
+    return [within_calendar(bounds) if name in dates else bounds for name, bounds in found]
 
 
 def _release_categories(

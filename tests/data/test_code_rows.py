@@ -143,3 +143,8 @@ def test_positions_in_a_vocabulary_do_not_depend_on_the_blocks(monkeypatch, bloc
         assert set(kept) <= set(codes)
         assert len(kept) == min(2, len(set(codes) & set(vocabulary)))
     assert within.positions.dtype == np.int32
+
+
+def test_codes_that_became_floats_too_large_to_tell_apart_are_refused():
+    with pytest.raises(InputError, match="The codes are floating-point numbers that may stand for several"):
+        code_entries(pa.array([900000000000207008.0, None]), None, "data, column dx")

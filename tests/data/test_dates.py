@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dpcgan_fast.data.dates import with_days
+from dpcgan_fast.data.dates import with_days, within_calendar
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
@@ -98,3 +98,12 @@ def test_dates_that_say_nothing_are_refused(columns, message):
 def test_bounds_that_are_not_filled_in_are_named():
     with pytest.raises(InputError, match=r"bounds are still to be filled in \(schema, column born\)"):
         schema({**BORN, "bounds": None}).require_complete()
+
+
+@pytest.mark.parametrize("bounds", [(-(2.0**40), 2.0**40), (0.0, 1e300), (1e9, 2e9), (-5.0, 9.0)])
+def test_bounds_of_dates_that_were_released_stay_within_the_calendar(bounds):
+    first, last = within_calendar(bounds)
+    assert first < last
+    for days in (first, last, first + last):
+        datetime.date(1970, 1, 1) + datetime.timedelta(days=days)
+    assert within_calendar((-5.0, 9.0)) == (-5.0, 9.0)

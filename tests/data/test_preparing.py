@@ -298,7 +298,10 @@ def test_work_that_was_begun_by_another_schema_is_left_alone(table, tmp_path, na
     with groups_of(SMALL), pytest.raises(StoppedError):
         prepare(table[0], SCHEMAS["merged"], out, StopAt(1))
     before = content(out)
-    with groups_of(SMALL), pytest.raises(InputError, match="by another schema, was begun at the output path"):
+    with (
+        groups_of(SMALL),
+        pytest.raises(InputError, match="by another schema or version, was begun at the output path"),
+    ):
         prepare(table[0], OTHER_SCHEMAS[name], out)
     assert content(out) == before
 
@@ -316,7 +319,10 @@ def test_work_on_another_table_is_not_gone_on_with(table, tmp_path, change):
         shutil.copy(source / "part-0.csv", source / "part-3.csv")
     else:
         (source / "part-1.csv").unlink()
-    with groups_of(SMALL), pytest.raises(InputError, match="Another table, or the same one by another schema"):
+    with (
+        groups_of(SMALL),
+        pytest.raises(InputError, match="Another table, or the same one by another schema or version"),
+    ):
         prepare(source, SCHEMAS["merged"], out)
 
 
