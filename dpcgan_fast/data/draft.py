@@ -23,7 +23,7 @@ def draft_schema(source: TableSource) -> dict[str, Any]:
     """A schema to be filled in, as a dict for a JSON file: what a person must decide is "?" (the unit) or null.
 
     A column is binary if all cells that are not missing are 0 or 1, numeric if all are numbers (`integer` if all are
-    whole), else categorical; lists are codes; `missing` is true if a cell is empty, NA, NaN, N/A or null.
+    whole), else categorical; columns of lists are codes. `missing` is true if a cell is empty, NA, NaN, N/A or null.
     A code matrix (.npz) and a folder in the MEDS standard have one column of codes; of the latter, values and times are
     left out.
     Raises InputError if the data cannot be read; the message quotes no cell.

@@ -27,7 +27,16 @@ from dpcgan_fast.data.reading import no_rows, open_with
 from dpcgan_fast.data.records import is_matrix_file, read_records, records_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
-from dpcgan_fast.data.store import CodeFiles, is_store, part_file, sealed, store_facts, unsealed, write_store_file
+from dpcgan_fast.data.store import (
+    PROGRESS_FILE,
+    CodeFiles,
+    is_store,
+    part_file,
+    sealed,
+    store_facts,
+    unsealed,
+    write_store_file,
+)
 from dpcgan_fast.data.units import missing_id
 from dpcgan_fast.errors import InputError, StoppedError
 from dpcgan_fast.files import (
@@ -44,7 +53,6 @@ _Out = TypeVar("_Out")
 _GROUP = 1 << 26  # bytes of rows in a group; a bucket has about half as many
 _MOST_BUCKETS = 1 << 15  # as many as the numbers that rows are sorted by
 _AHEAD = 2  # groups or buckets at work beside the one that is being written
-_PROGRESS = "progress.json"
 _LAYOUT = 1  # of batches, groups and buckets: to be raised whenever these are cut in another way
 
 
@@ -164,7 +172,7 @@ class _Preparation:
         # What is noted counts batches and buckets, which other versions may cut in another way.
         facts = {**store_facts(self._schema), "cut by": [pa.__version__, _LAYOUT]}
         fresh = _Done(facts, list(table_columns(self._schema)), seen, buckets)
-        path = self._out / _PROGRESS
+        path = self._out / PROGRESS_FILE
         if path.is_file():
             try:
                 before = _Done(**unsealed(path.read_text(encoding="utf-8")))
@@ -320,17 +328,17 @@ class _Preparation:
             raise machine_error(error, path) from error
 
     def _note(self) -> None:
-        write_whole(self._out / _PROGRESS, sealed(vars(self._done)), private=True)
+        write_whole(self._out / PROGRESS_FILE, sealed(vars(self._done)), private=True)
         if self._stopped():
             raise StoppedError("Stopped by a signal", str(self._out), "Run the same command again to go on.")
 
     def _finish(self) -> None:
         """The files of the store are whole; all others are removed before it is one."""
-        files = {_PROGRESS, *self._done.parts}
+        files = {PROGRESS_FILE, *self._done.parts}
         for place in range(len(self._done.names)):
             files.update(CodeFiles.of(place).all())
         for path in self._out.iterdir():
             if path.is_file() and path.name not in files:
                 path.unlink()
         write_store_file(self._out, self._schema, self._done.rows, self._done.parts, self._done.names)
-        (self._out / _PROGRESS).unlink()
+        (self._out / PROGRESS_FILE).unlink()

@@ -19,7 +19,7 @@ from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.data.store import is_store, read_store
+from dpcgan_fast.data.store import is_store, read_store, refuse_unfinished
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.data.visits import wide
 from dpcgan_fast.errors import InputError
@@ -37,6 +37,8 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
     lists of different codes, dates as days (see `with_days`). And the names of the other columns, in the data's order.
     Raises InputError as `read_table` and `unit_ids` do, or if a matrix or store does not fit the schema.
     """
+    if isinstance(source, (str, os.PathLike)):
+        refuse_unfinished(Path(source))
     if isinstance(source, (str, os.PathLike)) and is_store(Path(source)):
         return read_store(Path(source), schema), ()
     if is_code_matrix(source):

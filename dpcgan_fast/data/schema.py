@@ -87,7 +87,10 @@ class Schema(Strict):
         types = {column.name: column.type for column in self.columns}
         types |= {name: "numeric" for signal in self.signals for name in signal.columns}
         for rule in self.constraints:
-            kinds = [types.get(name) for name in rule.columns]
+            unknown = [name for name in rule.columns if name not in types]
+            if unknown:
+                raise ValueError(f"a constraint names a column {unknown[0]!r} that is not there")
+            kinds = [types[name] for name in rule.columns]
             if rule.kind == "implies":
                 if kinds != ["codes"] or not rule.code or not rule.implied:
                     raise ValueError('a constraint "implies" needs one column of codes, a code, and an implied one')

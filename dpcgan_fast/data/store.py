@@ -23,6 +23,7 @@ from dpcgan_fast.files import unreadable, write_whole
 
 STORE_VERSION = 1
 STORE_FILE = "store.json"
+PROGRESS_FILE = "progress.json"  # of one that is being made
 _BLOCK = 1 << 24  # bytes
 _UNREADABLE = (
     pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError,
@@ -58,6 +59,12 @@ def part_file(number: int) -> str:
 def is_store(path: Path) -> bool:
     """Whether a path is a store that was written whole."""
     return (path / STORE_FILE).is_file()
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Raises InputError if a path is a store that is still being made."""
+    if (path / PROGRESS_FILE).is_file():
+        raise InputError("The store is not finished", str(path), "Run the same `dpcgan prepare` again to go on.")
 
 
 def store_facts(schema: Schema) -> dict[str, Any]:

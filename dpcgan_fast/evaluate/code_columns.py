@@ -20,6 +20,7 @@ from dpcgan_fast.evaluate.columns import cells_of, errors_name
 compute: Any = pc  # its functions are made when it is imported, unseen by type checkers
 
 MOST_CODES = 200
+_FEW_KNOWN = 0.5
 BLOCK_ROWS = 1 << 15  # rows whose codes are unpacked at a time, so that memory is bounded
 
 
@@ -31,11 +32,13 @@ class CodeView:
               integer column "dx: number of codes" between 0 and max_codes
     original: the schema with the codes columns
     chosen:   by codes column, places of the chosen codes in its vocabulary, rising: (chosen,) int64
+    known:    by codes column, share of the codes of the test rows that are in the vocabulary; None if there are none
     """
 
     schema: Schema
     original: Schema
     chosen: Mapping[str, np.ndarray]
+    known: Mapping[str, float | None]
 
     def wide(self, table: pa.Table, where: str = "table") -> pa.Table:
         """The table with flags and numbers in place of codes columns; all other columns are kept as they are.
@@ -64,13 +67,20 @@ class CodeView:
     def notes(self) -> list[str]:
         """Sentences on what a reader of the figures must know about the codes columns."""
         notes = []
-        for column in _codes_columns(self.original).values():
+        for name, column in _codes_columns(self.original).items():
             looked_at, codes = len(self.chosen[column.name]), len(_vocabulary(column))
             which = f"the {looked_at:,} most frequent among the real test rows" if looked_at < codes else "all"
             notes.append(
                 f"Of the {codes:,} codes of column {column.name}, the figures look at {which}: each is a column of its "
                 "own, and so is the number of codes in a row. `codes` compares the prevalences of all of them."
             )
+            share = self.known[name]
+            if share is not None:
+                warning = "WARNING: only " if share < _FEW_KNOWN else ""
+                notes.append(
+                    f"{warning}{share:.1%} of the codes in the real test rows are in the vocabulary of {name}; others "
+                    "do not count. Compare the vocabulary and the separator with the data if that is few."
+                )
         return notes
 
 
@@ -89,11 +99,12 @@ def code_view(schema: Schema, test: pa.Table, most: int = MOST_CODES) -> CodeVie
     unit = () if schema.unit is None else (schema.unit,)
     with errors_name("schema"):
         _refuse_collisions((*schema.column_names(), *unit), schema)
-    chosen = {}
+    chosen, known = {}, {}
     with errors_name("--real"):
         for name, column in codes_columns.items():
             by_frequency = np.argsort(-_counts(test, column), kind="stable")
             chosen[name] = np.sort(by_frequency[:most])
+            known[name] = _share_known(test, column)
     columns = []
     for column in schema.columns:
         if column.name not in codes_columns:
@@ -102,7 +113,7 @@ def code_view(schema: Schema, test: pa.Table, most: int = MOST_CODES) -> CodeVie
         *flags, number = _wide_names(column, chosen[column.name])
         columns += [Column(name=flag, type="binary") for flag in flags]
         columns.append(Column(name=number, type="numeric", bounds=(0, column.max_codes), integer=True))
-    return CodeView(schema.model_copy(update={"columns": tuple(columns)}), schema, chosen)
+    return CodeView(schema.model_copy(update={"columns": tuple(columns)}), schema, chosen, known)
 
 
 def code_prevalence(table: pa.Table, real: pa.Table, schema: Schema) -> dict[str, dict[str, float | None]]:
@@ -191,6 +202,14 @@ def _counts(table: pa.Table, column: Column) -> np.ndarray:
     for _, _, codes in _blocks(table, column):
         counts += np.bincount(codes, minlength=len(counts))
     return counts
+
+
+def _share_known(table: pa.Table, column: Column) -> float | None:
+    """Share of the codes in a column that are in the vocabulary; None if it holds none."""
+    vocabulary = pa.array(_vocabulary(column), pa.large_string())
+    places = [_places(compute.list_flatten(chunk), vocabulary) for chunk in _lists(table, column).chunks]
+    found = np.concatenate([np.empty(0, np.int64), *places])
+    return float((found >= 0).mean()) if len(found) else None
 
 
 def _blocks(table: pa.Table, column: Column) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

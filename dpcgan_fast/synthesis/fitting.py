@@ -132,6 +132,7 @@ def _state(
 def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
     """Everything that can be refused without the data, and the budget plan. Raises InputError or PrivacyError."""
     schema.require_complete()
+    _refuse_idle_constraints(schema)
     schema = schema.as_records()
     if not is_conditional(settings.preset) and schema.has_private_lists():
         raise InputError(
@@ -141,6 +142,16 @@ def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
         )
     releases = planned_releases(schema, settings)
     return make_plan(settings, releases, unit_name(schema))
+
+
+def _refuse_idle_constraints(schema: Schema) -> None:
+    """A code that a public vocabulary lacks would imply nothing, and nobody would notice."""
+    vocabularies = {c.name: c.vocabulary for c in schema.codes_columns() if isinstance(c.vocabulary, tuple)}
+    for rule in schema.constraints:
+        known = vocabularies.get(rule.columns[0])
+        if rule.kind == "implies" and known is not None and not {rule.code, rule.implied} <= set(known):
+            what = "A constraint names a code that the vocabulary lacks"
+            raise InputError(what, f"schema, column {rule.columns[0]}", "Correct the constraint or the vocabulary.")
 
 
 def start(

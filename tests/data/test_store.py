@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from dpcgan_fast.data.records import read_records
+from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.store import read_store, sealed, unsealed
 from dpcgan_fast.errors import InputError
 from tests.data.preparations import ROWS, VOCABULARY, groups_of, make_schema, prepare, records_of, write_shards
@@ -159,3 +160,10 @@ def test_a_schema_may_name_less_and_change_what_the_store_does_not_depend_on(who
     values["columns"][1]["bounds"] = [0, 50]
     labelled = SCHEMA.from_dict({**values, "label": "died", "n_units": 100})
     assert records_of(read_store(whole, labelled), labelled) == records_of(read_store(whole, SCHEMA), SCHEMA)
+
+
+def test_a_store_that_is_not_finished_is_no_table(tmp_path):
+    (tmp_path / "progress.json").write_text("{}")
+    schema = Schema.from_dict({"unit": None, "columns": [{"name": "x", "type": "binary"}]})
+    with pytest.raises(InputError, match=r"store is not finished .* Run the same `dpcgan prepare` again"):
+        read_records(tmp_path, schema, "data")

@@ -326,7 +326,7 @@ def test_without_a_training_table_codes_are_judged_and_the_floor_is_null():
 def test_the_notes_say_how_many_codes_the_figures_look_at(most, words):
     view = code_view(SICK, TEST, most)
     assert view is not None
-    (note,) = view.notes()
+    note, _ = view.notes()
     assert note.startswith(f"Of the 5 codes of column dx, the figures {words}")
 
 
@@ -360,3 +360,14 @@ def test_the_report_compares_prevalences_and_shows_codes_as_columns(metrics, tmp
 
 def test_the_report_of_a_table_without_codes_does_not_speak_of_them():
     assert "Codes of" not in page(train=None, schema=schema_of(label=None)).text
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [([["a", "b"], []], "100.0% of the codes"), ([["a", "x", "y;z"]], "WARNING: only 33.3% of"), ([[]], None)],
+)
+def test_notes_say_how_many_real_codes_the_vocabulary_knows(lists, said):
+    schema = Schema.from_dict({"unit": None, "columns": [{"name": "dx", "type": "codes", "vocabulary": ["a", "b"]}]})
+    view = code_view(schema, pa.table({"dx": pa.array(lists, pa.list_(pa.string()))}))
+    notes = [note for note in view.notes() if "in the vocabulary of dx" in note]
+    assert [note.startswith(said) for note in notes] == ([True] if said else [])
