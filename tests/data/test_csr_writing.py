@@ -1,5 +1,6 @@
 """Codes written batch by batch are one matrix for scipy; the file appears whole, or not at all."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -190,13 +191,16 @@ def test_batches_wait_in_files_without_names(tmp_path):
         assert names(tmp_path) == []
 
 
-@pytest.fixture
-def small_disk():
-    """A limit on the size of files, beyond which a write fails with EFBIG."""
+@contextlib.contextmanager
+def small_disk(size):
+    """A limit on the size of files, beyond which a write fails with EFBIG; no fixture, since it holds for logs, too."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def large_batch():
@@ -206,12 +210,12 @@ def large_batch():
 
 
 @pytest.mark.parametrize("space", [4, 20, 1000, 300_000])
-def test_a_disk_that_is_full_while_batches_come_is_the_machines_error(tmp_path, small_disk, space):
+def test_a_disk_that_is_full_while_batches_come_is_the_machines_error(tmp_path, space):
     """400 KB of starts do not fit, be it on the way in or a part of them."""
     (tmp_path / "out.npz").write_text("before")
-    small_disk(space)
     with (
         pytest.raises(MachineError, match="full") as caught,
+        small_disk(space),
         CodeMatrixWriter(tmp_path / "out.npz", 2**31 - 1) as writer,
     ):
         writer.write(*large_batch())
@@ -222,31 +226,34 @@ def test_a_disk_that_is_full_while_batches_come_is_the_machines_error(tmp_path, 
 
 
 @pytest.mark.parametrize("space", [10, 1000, 150_000])
-def test_a_disk_that_is_full_while_the_file_is_packed_is_the_machines_error(tmp_path, small_disk, space):
+def test_a_disk_that_is_full_while_the_file_is_packed_is_the_machines_error(tmp_path, space):
     (tmp_path / "out.npz").write_text("before")
     with (  # noqa: PT012
         pytest.raises(MachineError, match="full") as caught,
+        contextlib.ExitStack() as until_it_is_closed,
         CodeMatrixWriter(tmp_path / "out.npz", 2**31 - 1) as writer,
     ):
         writer.write(*large_batch())
-        small_disk(space)
+        until_it_is_closed.enter_context(small_disk(space))
     assert caught.value.where == str(tmp_path / "out.npz")
     assert names(tmp_path) == ["out.npz"]
     assert (tmp_path / "out.npz").read_text() == "before"
 
 
-def test_a_disk_that_is_full_after_few_bytes_is_the_machines_error(tmp_path, small_disk):
+def test_a_disk_that_is_full_after_few_bytes_is_the_machines_error(tmp_path):
     """So few that a buffer would hold them back and write them when the file is closed."""
-    small_disk(20)
-    with pytest.raises(MachineError, match="full"), CodeMatrixWriter(tmp_path / "out.npz", WIDTH) as writer:
+    with (
+        pytest.raises(MachineError, match="full"),
+        small_disk(20),
+        CodeMatrixWriter(tmp_path / "out.npz", WIDTH) as writer,
+    ):
         writer.write(*batch_of(BATCH))
     assert names(tmp_path) == []
 
 
-def test_a_batch_that_was_written_in_part_never_becomes_a_file(tmp_path, small_disk):
+def test_a_batch_that_was_written_in_part_never_becomes_a_file(tmp_path):
     with CodeMatrixWriter(tmp_path / "out.npz", 2**31 - 1) as writer:
-        small_disk(1000)
-        with pytest.raises(MachineError, match="full"):
+        with small_disk(1000), pytest.raises(MachineError, match="full"):
             writer.write(*large_batch())
         with pytest.raises(ValueError, match="with statement"):
             writer.write(*batch_of(BATCH))
