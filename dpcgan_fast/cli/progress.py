@@ -2,34 +2,34 @@
 
 import sys
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from dpcgan_fast.cli.console import say
 
 _LINES_PER_PHASE = 10
 
 
-class TerminalProgress:
-    """A bar for each phase on a terminal; a few plain lines elsewhere, such as in a log file."""
+class _Bars:
+    """A bar for each phase on a terminal, and none elsewhere; a context manager."""
 
-    def __init__(self) -> None:
-        self._bars: Progress | None = None
-        if sys.stderr.isatty():
-            self._bars = Progress(
-                TextColumn("{task.description:<12}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("epsilon {task.fields[epsilon]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
-        self._phase, self._total, self._epsilon = "", 0, "-"
-        self._task = None
+    def __init__(self, *columns: ProgressColumn):
+        self._bars = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
+        self._phase, self._total = "", 0
+        self._task: TaskID | None = None
 
-    def __enter__(self) -> "TerminalProgress":
-        say("epsilon so far is by Renyi DP, a looser bound than the claim's: it may end above the budget, which holds")
+    def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()
         return self
@@ -39,6 +39,24 @@ class TerminalProgress:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+
+class TerminalProgress(_Bars):
+    """A bar for each phase on a terminal; a few plain lines elsewhere, such as in a log file."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epsilon {task.fields[epsilon]}"),
+            TimeRemainingColumn(),
+        )
+        self._epsilon = "-"
+
+    def __enter__(self) -> Self:
+        say("epsilon so far is by Renyi DP, a looser bound than the claim's: it may end above the budget, which holds")
+        return super().__enter__()
 
     def start(self, phase: str, total: int, done: int) -> None:
         """A phase begins, or goes on after `done` steps."""
@@ -58,25 +76,11 @@ class TerminalProgress:
             say(f"{self._phase}: {done}/{self._total}, epsilon so far {self._epsilon}")
 
 
-class WorkProgress:
+class WorkProgress(_Bars):
     """A bar for each phase of work other than training, a count if its end is not known; lines without a terminal."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=Console(stderr=True)) if sys.stderr.isatty() else None
-        self._phase, self._total = "", 0
-        self._task = None
-
-    def __enter__(self) -> "WorkProgress":
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        super().__init__(TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
     def start(self, phase: str, total: int, done: int) -> None:
         """A phase begins, or goes on after `done`; a total of 0 is not known."""

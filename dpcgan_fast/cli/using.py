@@ -12,8 +12,9 @@ import typer
 from dpcgan_fast.cli.console import result, result_json, say
 from dpcgan_fast.cli.progress import TerminalProgress
 from dpcgan_fast.cli.training import Device, Json, privacy_line
+from dpcgan_fast.data.csr_files import is_matrix_file
 from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
-from dpcgan_fast.data.layouts import Layout, check_layout, is_matrix_name, open_sink
+from dpcgan_fast.data.layouts import Layout, check_layout, open_sink
 from dpcgan_fast.data.reading import column_names
 from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import Schema
@@ -52,7 +53,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draw a synthetic table from a trained run, in batches, so that it may be larger than memory."""
-    if layout != "meds" and not is_matrix_name(out):
+    if layout != "meds" and not is_matrix_file(out):
         check_output(out)
     model = DPCGAN.load(run, device)
     schema = model.released_schema
@@ -123,7 +124,7 @@ def _read_synthetic(path: Path, schema: Schema) -> pa.Table:
     """A table of records has no unit column; one of events or visits has its records' numbers in it."""
     if schema.visits is not None:
         return _read(path, schema_of_sample(schema, column_names(path)))
-    numbered = schema.merges_rows and not is_matrix_name(path) and schema.unit in column_names(path)
+    numbered = schema.merges_rows and not is_matrix_file(path) and schema.unit in column_names(path)
     return _read(path, schema if numbered else schema.model_copy(update={"unit": None}))
 
 

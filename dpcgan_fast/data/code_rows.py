@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
+from dpcgan_fast.data.hashing import mixed
 from dpcgan_fast.data.mapping import let_go
 from dpcgan_fast.errors import InputError
 
 _IS_SETS = {b"dpcgan_fast": b"sets of codes"}  # of a field: its lists are sets, in order, of one list of names
 _BLOCK_ROWS = 1 << 17
-_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))  # of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CodeRows:
             return self
         rows = self.row_of_entry()
         keys = _keys(names)[self.positions]
-        order = np.lexsort((_mixed(keys ^ _mixed(self.keys(names))[rows]), rows))
+        order = np.lexsort((mixed(keys ^ mixed(self.keys(names))[rows]), rows))
         place = np.arange(len(rows)) - np.repeat(self.starts[:-1], counts)
         kept = np.sort(order[place < most])
         starts = np.concatenate([[0], np.cumsum(np.minimum(counts, most))])
@@ -108,13 +108,6 @@ class CodeRows:
         order = np.argsort(rows, kind="stable")
         starts = np.sum([part.starts for part in parts], axis=0)
         return cls(starts, np.concatenate([part.positions for part in parts])[order])
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in _MIXING:
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _keys(names: tuple[str, ...]) -> np.ndarray:

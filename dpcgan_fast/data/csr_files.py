@@ -65,6 +65,11 @@ class CodeMatrix:
     width: int
 
 
+def is_matrix_file(source: object) -> bool:
+    """Whether it is the path of a CSR matrix, by its ending."""
+    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".npz"
+
+
 def is_code_matrix(source: object) -> bool:
     """Whether it is a sparse matrix or array of scipy's, of any format, or a CSR matrix of Arrow's."""
     return scipy.sparse.issparse(source) or isinstance(source, pa.SparseCSRMatrix)

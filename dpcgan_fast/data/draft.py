@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.data.csr_files import read_code_matrix
+from dpcgan_fast.data.csr_files import is_matrix_file, read_code_matrix
 from dpcgan_fast.data.reading import TableSource, column_names, open_with, read_table
-from dpcgan_fast.data.records import is_matrix_file
 from dpcgan_fast.data.schema import UNDECIDED_UNIT
 from dpcgan_fast.data.table_files import MEDS_CODE, MEDS_UNIT, is_meds
 

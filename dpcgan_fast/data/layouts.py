@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data.cells import compute
+from dpcgan_fast.data.csr_files import is_matrix_file
 from dpcgan_fast.data.csr_writing import CodeMatrixWriter
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.writing import TableWriter, check_output, check_place
@@ -37,11 +38,6 @@ class Sink(Protocol):
         """Appends a batch."""
 
 
-def is_matrix_name(path: str | Path) -> bool:
-    """Whether a name is that of a CSR matrix."""
-    return str(path).lower().endswith(".npz")
-
-
 def check_layout(path: str | Path, layout: str, schema: Schema) -> None:
     """Raises InputError if the records of a schema cannot be written so; before a long computation, not after it."""
     codes = schema.codes_columns()
@@ -61,7 +57,7 @@ def check_layout(path: str | Path, layout: str, schema: Schema) -> None:
         if Path(path).exists():
             raise InputError("There is something at the output path already", str(path), "Choose a new folder.")
         return
-    if is_matrix_name(path):
+    if is_matrix_file(path):
         if layout != "records" or not alone:
             how = "Use a name that ends in .parquet or .csv."
             raise InputError("A code matrix (.npz) holds one column of codes and nothing else", str(path), how)
@@ -89,7 +85,7 @@ def open_sink(path: str | Path, layout: Layout, schema: Schema, arrow_schema: pa
     if layout == "meds":
         with _meds_folder(Path(path)) as sink:
             yield sink
-    elif is_matrix_name(path):
+    elif is_matrix_file(path):
         (column,) = schema.codes_columns()
         assert isinstance(column.vocabulary, tuple)
         with CodeMatrixWriter(path, max(1, len(column.vocabulary))) as writer:

@@ -22,9 +22,10 @@ import pyarrow.ipc as ipc
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
+from dpcgan_fast.data.csr_files import is_matrix_file
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import no_rows, open_with
-from dpcgan_fast.data.records import is_matrix_file, read_records, records_of
+from dpcgan_fast.data.records import read_records, records_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
 from dpcgan_fast.data.store import (

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets, code_entries
-from dpcgan_fast.data.csr_files import CodeMatrix, code_matrix_of, is_code_matrix, read_code_matrix
+from dpcgan_fast.data.csr_files import CodeMatrix, code_matrix_of, is_code_matrix, is_matrix_file, read_code_matrix
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import read_table
@@ -38,9 +38,10 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
     Raises InputError as `read_table` and `unit_ids` do, or if a matrix or store does not fit the schema.
     """
     if isinstance(source, (str, os.PathLike)):
-        refuse_unfinished(Path(source))
-    if isinstance(source, (str, os.PathLike)) and is_store(Path(source)):
-        return read_store(Path(source), schema), ()
+        path = Path(source)
+        refuse_unfinished(path)
+        if is_store(path):
+            return read_store(path, schema), ()
     if is_code_matrix(source):
         return _table_of_matrix(code_matrix_of(source), schema, "matrix"), ()
     if is_matrix_file(source):
@@ -54,11 +55,6 @@ def records_of(table: pa.Table, schema: Schema, where: str) -> pa.Table:
     if schema.visits is not None:
         return wide(with_days(table, schema, where), schema, where)
     return with_days(one_row_a_record(table, schema, where), schema, where)
-
-
-def is_matrix_file(source: object) -> bool:
-    """Whether a source is the path of a CSR matrix."""
-    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".npz"
 
 
 def _table_of_matrix(matrix: CodeMatrix, schema: Schema, where: str) -> pa.Table:

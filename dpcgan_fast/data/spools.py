@@ -9,6 +9,7 @@ import pyarrow.ipc as ipc
 from numpy.lib.stride_tricks import as_strided
 
 from dpcgan_fast.data import cells
+from dpcgan_fast.data.hashing import mixed
 from dpcgan_fast.data.opened import UNREADABLE
 from dpcgan_fast.files import unreadable, written_whole
 
@@ -65,11 +66,7 @@ def _hashes(texts: pa.StringArray) -> np.ndarray:
 
 
 def _of_words(words: np.ndarray, buckets: int) -> np.ndarray:
-    """splitmix64's mixing step (Steele, Lea and Flood, OOPSLA 2014), then the bucket."""
-    mixed = words + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(buckets)).astype(np.int64)
+    return (mixed(words) % np.uint64(buckets)).astype(np.int64)
 
 
 def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int) -> list[int]:

@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from dpcgan_fast.data.cells import compute
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate.columns import cells_of, errors_name
-
-compute: Any = pc  # its functions are made when it is imported, unseen by type checkers
 
 MOST_CODES = 200
 _FEW_KNOWN = 0.5
@@ -145,7 +143,7 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _codes_columns(schema: Schema) -> dict[str, Column]:
-    return {column.name: column for column in schema.columns if column.type == "codes"}
+    return {column.name: column for column in schema.codes_columns()}
 
 
 def _vocabulary(column: Column) -> tuple[str, ...]:

@@ -4,17 +4,13 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data.cells import canonical_text, distinct
+from dpcgan_fast.data.hashing import mixed
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.columns import codes, modelled_columns, numbers
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
 
 def row_fingerprints(table: pa.Table, schema: Schema) -> np.ndarray:
-    """A 64-bit hash of every row's modelled columns as the model sees them: (rows,) uint64; equal rows, equal hashes.
-
-    The mixing step is splitmix64's (Steele, Lea and Flood, OOPSLA 2014).
-    """
+    """A hash of every row's modelled columns as the model sees them: (rows,) uint64; equal rows have equal ones."""
     hashes = np.zeros(table.num_rows, dtype=np.uint64)
     for column in modelled_columns(schema):
         if column.type == "numeric":
@@ -22,10 +18,7 @@ def row_fingerprints(table: pa.Table, schema: Schema) -> np.ndarray:
             bits = np.where(np.isnan(values), np.nan, values).view(np.uint64)
         else:
             bits = codes(table, column).astype(np.uint64)
-        hashes = (hashes ^ bits) + _GOLDEN
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
-        hashes ^= hashes >> np.uint64(31)
+        hashes = mixed(hashes ^ bits)
     return hashes
 
 
