@@ -3,6 +3,9 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "../checks.h"
 #include "normal_blocks.h"
 
@@ -11,12 +14,29 @@ namespace {
 
 constexpr int64_t kTask = 2048;  // elements of one parallel task, whole ChaCha20 blocks
 
-template <class T>
-void add_noise(T* values, int64_t numel, double std_dev, const ChaChaKey& key, uint64_t counter) {
-  at::parallel_for(0, ceil_div(numel, kTask), 1, [&](int64_t first, int64_t last) {
+// Some elements of one tensor, and the block that their noise begins with.
+struct Task {
+  const at::Tensor* tensor;
+  int64_t begin, numel;
+  uint64_t counter;
+};
+
+// Those of all tensors: most parameters are too small to be split, and are many.
+std::vector<Task> tasks_of(at::TensorList tensors, uint64_t counter) {
+  std::vector<Task> tasks;
+  for (const at::Tensor& tensor : tensors) {
+    for (int64_t begin = 0; begin < tensor.numel(); begin += kTask)
+      tasks.push_back({&tensor, begin, std::min(kTask, tensor.numel() - begin), counter + begin / kNormalsPerBlock});
+    counter += ceil_div<int64_t>(tensor.numel(), kNormalsPerBlock);
+  }
+  return tasks;
+}
+
+void add_noise(const Task& task, double std_dev, const ChaChaKey& key) {
+  AT_DISPATCH_FLOATING_TYPES(task.tensor->scalar_type(), "gaussian_noise_", [&] {
+    scalar_t* values = task.tensor->mutable_data_ptr<scalar_t>() + task.begin;
     simd_dispatch([&](auto width) DPCGAN_INLINE_BODY {
-      const int64_t begin = first * kTask, size = std::min(last * kTask, numel) - begin;
-      add_normals<decltype(width)::value>(values + begin, size, std_dev, key, counter + begin / kNormalsPerBlock);
+      add_normals<decltype(width)::value>(values, task.numel, std_dev, key, task.counter);
     });
   });
 }
@@ -25,13 +45,10 @@ void add_noise(T* values, int64_t numel, double std_dev, const ChaChaKey& key, u
 
 void gaussian_noise_cpu(at::TensorList tensors, double std_dev, const at::Tensor& key, int64_t counter) {
   const ChaChaKey words = check_noise_arguments("gaussian_noise_", tensors, std_dev, key, counter);
-  uint64_t block = static_cast<uint64_t>(counter);
-  for (const at::Tensor& tensor : tensors) {
-    AT_DISPATCH_FLOATING_TYPES(tensor.scalar_type(), "gaussian_noise_", [&] {
-      add_noise(tensor.mutable_data_ptr<scalar_t>(), tensor.numel(), std_dev, words, block);
-    });
-    block += ceil_div<int64_t>(tensor.numel(), kNormalsPerBlock);
-  }
+  const std::vector<Task> tasks = tasks_of(tensors, static_cast<uint64_t>(counter));
+  at::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) add_noise(tasks[i], std_dev, words);
+  });
 }
 
 }  // namespace dpcgan::cpu

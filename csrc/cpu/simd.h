@@ -42,16 +42,22 @@ struct VectorOf {
 // The first `count` lanes of a vector; the others are zero, and are not stored.
 template <class Vector, class T>
 DPCGAN_INLINE Vector load_some(const T* from, int64_t count) {
-  Vector lanes{};
   constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-  std::memcpy(&lanes, from, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
+  Vector lanes{};
+  if (count == kLanes)  // in one instruction; a size that is chosen, and the compiler calls a function
+    std::memcpy(&lanes, from, sizeof(Vector));
+  else
+    std::memcpy(&lanes, from, static_cast<size_t>(count) * sizeof(T));
   return lanes;
 }
 
 template <class Vector, class T>
 DPCGAN_INLINE void store_some(T* to, const Vector& lanes, int64_t count) {
   constexpr int64_t kLanes = sizeof(Vector) / sizeof(T);
-  std::memcpy(to, &lanes, count == kLanes ? sizeof(Vector) : static_cast<size_t>(count) * sizeof(T));
+  if (count == kLanes)
+    std::memcpy(to, &lanes, sizeof(Vector));
+  else
+    std::memcpy(to, &lanes, static_cast<size_t>(count) * sizeof(T));
 }
 
 #if defined(__x86_64__)

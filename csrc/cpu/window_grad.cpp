@@ -90,10 +90,19 @@ struct Operands {
   int64_t loaded_numel() const { return copy_numel() + plan.packed_numel(kLanes); }
   // Such memory for some rows: zeros, as margins are.
   at::Tensor allocate(int64_t rows) const { return at::zeros({rows * loaded_numel()}, x.options()); }
+  const T* input(int64_t row, int64_t group) const {
+    return x.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
+  }
+  // Has the cache fetch a row's input, of which a load takes a little from many places at a time.
+  void prefetch(int64_t row) const {
+    if (row >= w.rows) return;
+    const T *from = input(row, 0), *end = input(row + 1, 0);
+    for (; from < end; from += kLanes) __builtin_prefetch(from);
+  }
   // Loads a row's input; what tiles read of it.
   template <int kBytes>
   DPCGAN_INLINE const T* load(int64_t row, int64_t group, T* to) const {
-    const T* from = x.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
+    const T* from = input(row, group);
     T* copied = to + kLanes;
     copy_channels_last<kBytes>(w, from, copied);
     if (!plan.packed) return copied;
@@ -116,6 +125,7 @@ DPCGAN_INLINE void form_rows(const Operands<T>& of, const Formed<T>& out, T* loa
   const WindowGeometry& w = of.w;
   const int64_t taps = w.taps(), outputs = w.group_outputs(), positions = count_of(w.positions);
   for (int64_t n = begin; n < end; ++n) {
+    of.prefetch(n + 1);
     alignas(kBytes) double sq_norms[VectorOf<double, kBytes>::kLanes] = {};
     for (int64_t group = 0; group < w.groups; ++group) {
       const WindowRow<T> row{of.template load<kBytes>(n, group, loaded), of.grads(n, group)};
@@ -169,8 +179,10 @@ DPCGAN_INLINE void add_rows(const Operands<T>& of, const double* factor, double*
       const int64_t last = std::min(first + at_a_time, end);
       const T* inputs[kMostRows];
       for (int64_t n = first; n < last; ++n)
-        if (factor[n] != 0)
+        if (factor[n] != 0) {
+          of.prefetch(n + 1);
           inputs[n - first] = of.template load<kBytes>(n, group, loaded + (n - first) * of.loaded_numel());
+        }
       double* to = sums + group * w.group_outputs() * taps;
       each_tile<kBytes, T>(of.plan, w.group_outputs(), [&](auto tile) DPCGAN_INLINE_BODY {
         alignas(kBytes) double total[decltype(tile)::kNumel] = {};

@@ -153,3 +153,10 @@ def add_to(total: GradientSum, grads: GradientSum) -> None:
     """Adds float64 gradients to a sum; it takes over those of parameters that it did not hold."""
     for parameter, grad in grads.items():
         total[parameter] = grad if parameter not in total else total[parameter].add_(grad)
+
+
+def sum_of(total: GradientSum, parameter: nn.Parameter) -> Tensor:
+    """A parameter's sum, contiguous; zeros where there is none."""
+    if parameter in total:
+        return total[parameter].contiguous()
+    return torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)

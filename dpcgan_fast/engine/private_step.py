@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.backward import losses_mix_rows, reached_uses
-from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum
+from dpcgan_fast.engine.clipped_sum import GradientSum, add_clipped_sum, sum_of
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.recorded import RecordedModule
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
 from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.settings import noise_std
-from dpcgan_fast.engine.update import OwnStepError, check_update, noisy_update
+from dpcgan_fast.engine.update import OwnStepError, check_update, noisy_gradients, noisy_update
 from dpcgan_fast.ops import NoiseKey, NormMode
 
 
@@ -211,8 +211,8 @@ class PrivateStep:
                 stacklevel=2,
             )
         parameters = list(self._trainable)
-        sums = [_sum_of(self._private_sum, parameter) for parameter in parameters]
-        public = [_sum_of(self._public_sum, parameter) for parameter in parameters] if self._public_rows > 0 else []
+        sums = [sum_of(self._private_sum, parameter) for parameter in parameters]
+        public = [sum_of(self._public_sum, parameter) for parameter in parameters] if self._public_rows > 0 else []
         public_rows = max(1, self._public_rows)
         self._reset()
         try:
@@ -235,13 +235,11 @@ class PrivateStep:
     def _optimizer_step(
         self, parameters: list[nn.Parameter], sums: list[Tensor], public: list[Tensor], public_rows: int
     ) -> None:
-        if self._noise_std > 0:
-            ops.gaussian_noise_(sums, self._noise_std, self._noise_key)
-        for i, (parameter, private_sum) in enumerate(zip(parameters, sums, strict=True)):
-            grad = private_sum.div_(self._expected_batch_size)
-            if public:
-                grad += public[i] / public_rows
-            parameter.grad = grad.to(parameter.dtype)
+        grads = noisy_gradients(
+            parameters, sums, public, self._noise_std, self._noise_key, self._expected_batch_size, public_rows
+        )
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
         self._drop_gradients(others=True)
         try:
             self._optimizer.step()
@@ -294,9 +292,3 @@ def _check_devices(trainable: dict[nn.Parameter, str]) -> None:
             f"The module is on a GPU, but this build has no CUDA kernels: {reason}. Rebuild it, move the module to "
             "the CPU, or set DPCGAN_BACKEND=reference."
         )
-
-
-def _sum_of(total: GradientSum, parameter: nn.Parameter) -> Tensor:
-    if parameter in total:
-        return total[parameter].contiguous()
-    return torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)

@@ -2,7 +2,7 @@
 
 It stands in for `optimizer.step()` where it computes the same: plain SGD, Adam and RMSprop. The optimizer's
 state stays its own, so that checkpoints and a later `optimizer.step()` go on from it. `check_update` says why not,
-where it does not.
+where it does not; `noisy_gradients` is for an optimizer that takes its own step.
 """
 
 from collections.abc import Sequence
@@ -139,3 +139,30 @@ def noisy_update(
             state.name, settings, clamps,
         )  # fmt: skip
     torch.autograd.graph.increment_version(parameters)
+
+
+def noisy_gradients(
+    parameters: Sequence[nn.Parameter], sums: Sequence[Tensor], public_sums: Sequence[Tensor], noise_std: float,
+    key: NoiseKey, divisor: float, public_divisor: float,
+) -> list[Tensor]:  # fmt: skip
+    """(sums + noise) / divisor + public_sums / public_divisor, in the dtype of the parameters.
+
+    Arguments are those of `noisy_update`; parameters may be of any dtype, and lie on several devices. The sums hold
+    anything afterwards.
+    """
+    grads: dict[int, Tensor] = {}
+    for device in dict.fromkeys(total.device for total in sums):
+        places = [i for i, total in enumerate(sums) if total.device == device]
+        own, public = [sums[i] for i in places], [public_sums[i] for i in places] if public_sums else []
+        if all(parameters[i].dtype == torch.float32 for i in places):
+            # From nothing, a step of -1 leads to the gradient.
+            made = [torch.zeros_like(total, dtype=torch.float32) for total in own]
+            step = [-1.0, 0.0, 0.0]
+            ops.noisy_update_(made, [], [], own, public, noise_std, key, divisor, public_divisor, "sgd", step)
+        else:
+            ops.gaussian_noise_(own, noise_std, key)
+            made = [total.div_(divisor) for total in own]
+            made = [a + b / public_divisor for a, b in zip(made, public, strict=True)] if public else made
+            made = [grad.to(parameters[i].dtype) for i, grad in zip(places, made, strict=True)]
+        grads |= zip(places, made, strict=True)
+    return [grads[i] for i in range(len(sums))]

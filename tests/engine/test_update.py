@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from dpcgan_fast import ops
 from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.engine.update import noisy_gradients
 from dpcgan_fast.privacy import noise_key
 from tests.engine.nets import row_losses
 
@@ -118,3 +120,22 @@ def test_parameters_changed_by_it_are_noticed_by_autograd():
     step.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         plain.backward()
+
+
+class TestGradientsForAnOptimizersOwnStep:
+    """`noisy_gradients`: what is left in `p.grad` where the optimizer takes its own step."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("public", [False, True], ids=["private", "with public rows"])
+    def test_they_are_the_noised_means(self, dtype: torch.dtype, public: bool):
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in ((3, 5), (700,), ())]
+        sums = [torch.randn(p.shape, dtype=torch.float64) for p in parameters]
+        public_sums = [torch.randn(p.shape, dtype=torch.float64) for p in parameters] if public else []
+        expected = [total.clone() for total in sums]
+        ops.gaussian_noise_(expected, 0.5, ops.NoiseKey(seed=3))
+        expected = [total / 8 + (public_sums[i] / 4 if public else 0.0) for i, total in enumerate(expected)]
+        grads = noisy_gradients(parameters, sums, public_sums, 0.5, ops.NoiseKey(seed=3), 8.0, 4.0)
+        for grad, want in zip(grads, expected, strict=True):
+            assert grad.dtype == dtype
+            torch.testing.assert_close(grad, want.to(dtype))

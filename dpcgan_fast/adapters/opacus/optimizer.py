@@ -13,10 +13,11 @@ from dpcgan_fast import ops
 from dpcgan_fast.adapters.opacus.boundary import Batch
 from dpcgan_fast.adapters.opacus.clipping import add_flat, add_per_parameter
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks, owner_of
-from dpcgan_fast.engine.clipped_sum import GradientSum
+from dpcgan_fast.engine.clipped_sum import GradientSum, sum_of
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.settings import noise_std
+from dpcgan_fast.engine.update import noisy_gradients
 from dpcgan_fast.ops import NoiseKey
 
 StepHook = Callable[[Any], None]
@@ -113,7 +114,8 @@ class DPOptimizer(OpacusDPOptimizer):
 
     def _show_sums(self) -> None:
         for parameter in self.params:
-            parameter.summed_grad = self._sums[parameter].to(parameter.dtype)  # type: ignore[attr-defined]
+            total = sum_of(self._sums, parameter)
+            parameter.summed_grad = total.to(parameter.dtype)  # type: ignore[attr-defined]
 
     def _accumulate(self) -> None:
         if self._needs_clearing:
@@ -146,9 +148,6 @@ class DPOptimizer(OpacusDPOptimizer):
             raise
         self._uses = max(self._uses, sum(not batch.public for batch in batches))
         self._needs_clearing = True
-        for parameter in params:
-            if parameter not in self._sums:
-                self._sums[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
 
     def _take(self, batch: Batch) -> None:
         if batch.rows == 0:
@@ -187,15 +186,22 @@ class DPOptimizer(OpacusDPOptimizer):
         return max(float(self.max_grad_norm), self._clipped_to)
 
     def add_noise(self) -> None:
-        """Adds noise to the clipped sums, and leaves them in `p.grad`; no other gradient, and no sum, stays."""
-        std = self._noise_std()
+        """Leaves in `p.grad` the clipped sums with noise, divided by the expected batch size where the loss is a mean,
+        and the part of rows that touch no data; no other gradient, and no sum, stays."""
+        std, params = self._noise_std(), self.params
         sums, self._sums, self._clipped_to = self._sums, {}, 0.0
-        noisy = [sums[parameter].contiguous() for parameter in self.params]
-        if std > 0:
-            for device in dict.fromkeys(total.device for total in noisy):
-                ops.gaussian_noise_([total for total in noisy if total.device == device], std, self._key)
-        for parameter, total in zip(self.params, noisy, strict=True):
-            parameter.grad = total.to(parameter.dtype)
+        public_sums, self._public_sums = self._public_sums, {}
+        mean = self.loss_reduction == "mean"
+        divisor = (self.expected_batch_size or 1) * self.accumulated_iterations if mean else 1
+        public_divisor = max(1, self._public_rows) if mean else 1
+        self._public_rows = 0
+        grads = noisy_gradients(
+            params, [sum_of(sums, parameter) for parameter in params],
+            [sum_of(public_sums, parameter) for parameter in params] if public_sums else [],
+            std, self._key, divisor, public_divisor,
+        )  # fmt: skip
+        for parameter, grad in zip(params, grads, strict=True):
+            parameter.grad = grad
             parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
         self._drop_other_gradients()
 
@@ -207,16 +213,7 @@ class DPOptimizer(OpacusDPOptimizer):
                     parameter.grad = None
 
     def scale_grad(self) -> None:
-        """Divides by the expected batch size where the loss is a mean, and adds the part of rows that touch no data."""
-        if self.loss_reduction == "mean":
-            count = (self.expected_batch_size or 1) * self.accumulated_iterations
-            grads = [parameter.grad for parameter in self.params]
-            torch._foreach_div_(grads, count)  # pyright: ignore
-        divisor = max(1, self._public_rows) if self.loss_reduction == "mean" else 1
-        for parameter, total in self._public_sums.items():
-            assert parameter.grad is not None
-            parameter.grad += (total / divisor).to(parameter.dtype)
-        self._public_sums, self._public_rows = {}, 0
+        """Nothing: `add_noise` divides, in the pass that adds noise."""
 
     def pre_step(self, closure: Callable[[], float] | None = None) -> bool:  # type: ignore[override]  # noqa: ARG002
         """All that comes before the wrapped optimizer's step; whether that is to be taken."""
