@@ -70,7 +70,9 @@ class ReleasedFacts:
             lines.append(f"number of units: {self.n_units:.1f}")
         lines += [f"bounds of {name}: {low:g} to {high:g}" for name, (low, high) in self.bounds.items()]
         lines += [f"categories of {name}: {len(names)} found" for name, names in self.categories.items()]
-        lines += [f"codes of {name}: {len(names)} found" for name, names in self.vocabularies.items()]
+        for name, names in self.vocabularies.items():
+            none = "" if names else "; with so few records at this epsilon, give a public vocabulary"
+            lines.append(f"codes of {name}: {len(names)} found{none}")
         lines += [f"how many records have each code of {name}, and how many codes records have"
                   for name in self.code_counts]  # fmt: skip
         return lines
