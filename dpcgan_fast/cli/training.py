@@ -10,6 +10,7 @@ import typer
 from dpcgan_fast.cli.console import result, result_json, say
 from dpcgan_fast.cli.progress import TerminalProgress, WorkProgress
 from dpcgan_fast.data.draft import draft_schema
+from dpcgan_fast.data.preparing import is_prepared
 from dpcgan_fast.data.preparing import prepare as make_store
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
@@ -59,8 +60,13 @@ def prepare(
     Rows of a person may stand in any order and in any file. Ctrl-C stops; the same command goes on. The store holds the
     data themselves: protect it as you protect them.
     """
+    wanted = Schema.from_json(schema)
+    if is_prepared(data, wanted, out):
+        say("The store is finished: it was made of the same files by the same schema. Nothing is left to do.")
+        result(f"store: {out}")
+        return
     with stop_on_signals() as stop, WorkProgress() as progress:
-        dropped = make_store(data, Schema.from_json(schema), out, progress, lambda: stop.requested)
+        dropped = make_store(data, wanted, out, progress, lambda: stop.requested)
     if dropped:
         _say_dropped(dropped)
     result(f"store: {out}")
@@ -90,7 +96,7 @@ def train(
     release_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of epsilon for class rates, bounds, lists and counts of codes. [default: 0.02 to 0.25, less "
+            help="Share of epsilon for class rates, bounds, lists and counts of codes. [default: 0.1 to 0.25, less "
             "for more units; with codes 0.4]"
         ),
     ] = None,

@@ -8,6 +8,7 @@ bucket; called again with the same table and schema, the work goes on there.
 import math
 import os
 import shutil
+import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,9 @@ from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
 from dpcgan_fast.data.store import (
     PROGRESS_FILE,
     CodeFiles,
+    checksum,
+    damaged_work,
+    is_made_of,
     is_store,
     part_file,
     sealed,
@@ -54,7 +58,7 @@ _Out = TypeVar("_Out")
 _GROUP = 1 << 26  # bytes of rows in a group; a bucket has about half as many
 _MOST_BUCKETS = 1 << 15  # as many as the numbers that rows are sorted by
 _AHEAD = 2  # groups or buckets at work beside the one that is being written
-_LAYOUT = 1  # of batches, groups and buckets: to be raised whenever these are cut in another way
+_LAYOUT = 2  # of batches, groups, buckets and spools: to be raised whenever these are written in another way
 
 
 class Progress(Protocol):
@@ -80,6 +84,7 @@ class _Done:
     parts:   files of plain columns
     rows:    records written
     entries: codes written, by column; names: different ones of a private vocabulary
+    sums:    checksums of the files of records as they were written
     """
 
     facts: dict[str, Any]
@@ -94,6 +99,7 @@ class _Done:
     rows: int = 0
     entries: list[int] = field(default_factory=list)
     names: list[list[str]] = field(default_factory=list)
+    sums: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(
@@ -109,6 +115,18 @@ def prepare(
     StoppedError if it was stopped, MachineError if the disk is full.
     """
     return _Preparation(source, schema, out, progress, stopped).run()
+
+
+def is_prepared(source: Path, schema: Schema, out: Path) -> bool:
+    """Whether `out` is a finished store of the very files of a source, so that nothing is left to do."""
+    return is_made_of(out, _fingerprint(source), schema)
+
+
+def _fingerprint(source: Path) -> list[list[Any]]:
+    """Name, size and time of change of each file."""
+    files = sorted(source.rglob("*")) if source.is_dir() else [source]
+    stats = [(path.name, path.stat()) for path in files if path.is_file()]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 @dataclass(frozen=True)
@@ -167,12 +185,9 @@ class _Preparation:
 
     def _begin(self, buckets: int) -> _Done:
         """What was done before, or nothing yet."""
-        files = sorted(self._source.rglob("*")) if self._source.is_dir() else [self._source]
-        stats = [(path.name, path.stat()) for path in files if path.is_file()]
-        seen = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         # What is noted counts batches and buckets, which other versions may cut in another way.
         facts = {**store_facts(self._schema), "cut by": [pa.__version__, _LAYOUT]}
-        fresh = _Done(facts, list(table_columns(self._schema)), seen, buckets)
+        fresh = _Done(facts, list(table_columns(self._schema)), _fingerprint(self._source), buckets)
         path = self._out / PROGRESS_FILE
         if path.is_file():
             try:
@@ -199,10 +214,10 @@ class _Preparation:
     def run(self) -> tuple[str, ...]:
         try:
             self._take_all()
-        except InputError:  # once the table is mended, it is another one
+            self._finish()
+        except InputError:  # once the table is mended, it is another one; and of damaged work nothing is kept
             shutil.rmtree(self._out, ignore_errors=True)
             raise
-        self._finish()
         return self._left
 
     def _take_all(self) -> None:
@@ -299,6 +314,7 @@ class _Preparation:
             ):
                 stream.write_table(records.plain)
             self._done.parts.append(name)
+            self._done.sums[name] = checksum(self._out / name)
         for place, (column, sets) in enumerate(zip(self._codes, records.sets, strict=True)):
             names = self._done.names[place]
             if not isinstance(column.vocabulary, tuple):
@@ -318,15 +334,16 @@ class _Preparation:
         try:
             with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE_FILE), "r+b") as file:
                 if file.seek(0, os.SEEK_END) < size:
-                    what = "The work that was begun is damaged: a file is too short"
-                    raise InputError(what, str(path), "Run the same command again.")
+                    raise damaged_work(path, "a file is too short")
                 file.truncate(size)
                 file.seek(size)
-                file.write(np.ascontiguousarray(values).tobytes())
+                content = np.ascontiguousarray(values).tobytes()
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())  # before the note of it
         except OSError as error:
             raise machine_error(error, path) from error
+        self._done.sums[name] = zlib.crc32(content, self._done.sums.get(name, 0))
 
     def _note(self) -> None:
         write_whole(self._out / PROGRESS_FILE, sealed(vars(self._done)), private=True)
@@ -341,5 +358,6 @@ class _Preparation:
         for path in self._out.iterdir():
             if path.is_file() and path.name not in files:
                 path.unlink()
-        write_store_file(self._out, self._schema, self._done.rows, self._done.parts, self._done.names)
+        done = self._done
+        write_store_file(self._out, self._schema, done.rows, done.parts, done.names, done.sums, done.source)
         (self._out / PROGRESS_FILE).unlink()

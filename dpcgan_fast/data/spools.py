@@ -1,5 +1,6 @@
 """Rows of one table sorted into buckets on disk, so that all rows of a unit meet in memory, a bucket at a time."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from numpy.lib.stride_tricks import as_strided
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.hashing import mixed
 from dpcgan_fast.data.opened import UNREADABLE
+from dpcgan_fast.data.store import damaged_work
+from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import unreadable, written_whole
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONGEST = 1 << 9  # bytes of a text that its bucket depends on
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
+_SUM = 4  # bytes behind each bucket: the CRC-32 of what is before them
 
 
 def bucket_of_rows(ids: pa.ChunkedArray, buckets: int, where: str) -> np.ndarray:
@@ -72,6 +76,7 @@ def _of_words(words: np.ndarray, buckets: int) -> np.ndarray:
 def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int) -> list[int]:
     """Writes the rows of a table bucket by bucket, whole or not at all; returns where each bucket begins, and the end.
 
+    A bucket is an Arrow stream and its checksum.
     Raises MachineError if the disk is full.
     """
     order = np.argsort(bucket_of.astype(np.int16), kind="stable")  # by radix
@@ -81,8 +86,12 @@ def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int
     with written_whole(path, private=True) as file:
         for end in ends:
             offsets.append(file.tell())
-            with ipc.new_stream(file, table.schema, options=_OPTIONS) as stream:
+            content = pa.BufferOutputStream()
+            with ipc.new_stream(content, table.schema, options=_OPTIONS) as stream:
                 stream.write_table(table.slice(first, int(end) - first))
+            rows = content.getvalue()
+            file.write(rows)
+            file.write(zlib.crc32(rows).to_bytes(_SUM, "little"))
             first = int(end)
         return [*offsets, file.tell()]
 
@@ -96,8 +105,15 @@ def read_bucket(spools: list[tuple[Path, list[int]]], bucket: int) -> Iterator[p
         try:
             with path.open("rb") as file:
                 file.seek(offsets[bucket])
-                content = file.read(offsets[bucket + 1] - offsets[bucket])
-            table = ipc.open_stream(content).read_all()
+                content = memoryview(file.read(offsets[bucket + 1] - offsets[bucket]))
+            rows, checksum = content[:-_SUM], content[-_SUM:]
+            if zlib.crc32(rows).to_bytes(_SUM, "little") != checksum:
+                raise damaged_work(path, "a checksum does not match")
+            table = ipc.open_stream(rows).read_all()
+        except InputError:
+            raise
+        except FileNotFoundError:
+            raise damaged_work(path, "a file is missing") from None
         except UNREADABLE as error:
             raise unreadable(error, path) from None
         yield table

@@ -7,6 +7,7 @@ the disk when it is drawn, and nothing before.
 
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
+from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.mapping import mapped
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
@@ -126,20 +128,47 @@ def _checksum_of(facts: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
-def write_store_file(path: Path, schema: Schema, rows: int, parts: list[str], names: list[list[str]]) -> None:
+def damaged_work(path: Path, what: str) -> InputError:
+    """The error for a file of a store that is being made, of which nothing is then kept."""
+    return InputError(f"The work that was begun is damaged: {what}", str(path), "Run the same command again.")
+
+
+def write_store_file(
+    path: Path, schema: Schema, rows: int, parts: list[str], names: list[list[str]],
+    written: Mapping[str, int] | None = None, source: list[list[Any]] | None = None,
+) -> None:  # fmt: skip
     """Makes a store of a folder that has all other files: writes the names of codes, then sizes and checksums.
 
-    parts: files of plain columns; names: codes, by column of codes
-    Raises MachineError if the machine cannot write.
+    parts:   files of plain columns; names: codes, by column of codes
+    written: checksums of files as they were written, which they must still have
+    source:  of what it was made, for `is_made_of`
+    Raises InputError if a file is not what was written, MachineError if the machine cannot write.
     """
     files = [*parts]
     for place, codes in enumerate(names):
         own = CodeFiles.of(place)
         write_whole(path / own.names, "".join(json.dumps(name) + "\n" for name in codes), private=True)
         files += own.all()
-    sums = {name: {"bytes": (path / name).stat().st_size, "crc32": checksum(path / name)} for name in files}
-    facts = {"version": STORE_VERSION, "facts": store_facts(schema), "rows": rows, "parts": parts, "files": sums}
+    sums = {}
+    for name in files:
+        if not (path / name).is_file():
+            raise damaged_work(path / name, "a file is missing")
+        sums[name] = {"bytes": (path / name).stat().st_size, "crc32": checksum(path / name)}
+        if sums[name]["crc32"] != (written or {}).get(name, sums[name]["crc32"]):
+            raise damaged_work(path / name, "a checksum does not match")
+    facts = {"version": STORE_VERSION, "facts": store_facts(schema), "rows": rows, "parts": parts, "files": sums,
+             "source": source, "columns": list(table_columns(schema))}  # fmt: skip
     write_whole(path / STORE_FILE, sealed(facts), private=True)
+
+
+def is_made_of(path: Path, source: list[list[Any]], schema: Schema) -> bool:
+    """Whether a path is a whole store that was made of this very source by a schema that asks for the same."""
+    try:
+        facts = unsealed((path / STORE_FILE).read_text(encoding="utf-8"))
+        made = facts["version"], facts["facts"], facts["columns"], facts["source"]
+    except _UNREADABLE:
+        return False
+    return made == (STORE_VERSION, store_facts(schema), list(table_columns(schema)), source)
 
 
 def read_store(path: Path, schema: Schema) -> pa.Table:
