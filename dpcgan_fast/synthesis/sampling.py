@@ -19,7 +19,8 @@ from dpcgan_fast.models import Networks, sample_records
 
 BATCH_ROWS = 8192
 _BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
-_MOST_TRIES = 200  # batches without the rows that are asked for, before giving up
+_MOST_TRIES = 200  # batches after which rows that are asked for and too rare are given up
+_RAREST = 10_000  # rows drawn for one that is asked for
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Sampler:
                condition of the networks has it by construction, all else by rejection
 
         Raises InputError for a column or value that the schema does not have, or that differs between visits, or if
-        such rows do not come up.
+        such rows are so rare that drawing them would take for ever.
         """
         if rows < 1:
             raise InputError("The number of rows must be at least 1", f"-n {rows}", "Give a positive whole number.")
@@ -64,7 +65,7 @@ class Sampler:
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
         schema = self.codec.schema
         selective = bool(conditions) or any(rule.kind != "implies" for rule in self.schema.constraints)
-        missing, tries, batch = rows, 0, max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
+        missing, drawn, batch = rows, 0, max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
         while missing > 0:
             table = self._draw(batch if selective else min(missing, batch), fixed, randomness)
             table = with_implied_codes(table, schema)
@@ -73,15 +74,16 @@ class Sampler:
                 table = table.filter(_meets(table[name], value))
             if self.visits is not None and self.visits.constraints:
                 table = table.filter(in_order(table, self.visits))
-            tries = 0 if table.num_rows else tries + 1
-            if tries >= _MOST_TRIES:
-                raise InputError(
-                    f"No such row came up among {_MOST_TRIES * batch} synthetic ones",
-                    ", ".join(f"--where {name}" for name in conditions) or "constraints of the schema",
-                    "Ask for something less rare.",
-                )
             table = table.slice(0, missing)
             missing -= table.num_rows
+            drawn += batch
+            if missing and drawn >= _MOST_TRIES * batch and (rows - missing) * _RAREST < drawn:
+                found = f"{rows - missing} such rows" if rows > missing else "no such row"
+                raise InputError(
+                    f"Too rare: {found} came up among {drawn} synthetic ones",
+                    ", ".join(f"--where {name}" for name in conditions) or "constraints of the schema",
+                    "Ask for fewer rows, or for something less rare.",
+                )
             if table.num_rows:
                 yield table if self.visits is None else long(table, self.visits, rows - missing - table.num_rows + 1)
 

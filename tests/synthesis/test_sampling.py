@@ -64,8 +64,22 @@ def test_conditions_that_cannot_be_are_refused(model, where, message):
 def test_rows_that_do_not_come_up_end_with_an_error(model, monkeypatch):
     monkeypatch.setattr(sampling_module, "_MOST_TRIES", 2)
     monkeypatch.setattr(sampling_module, "BATCH_ROWS", 100)
-    with pytest.raises(InputError, match="No such row came up among 200"):
+    with pytest.raises(InputError, match=r"Too rare: no such row came up among 200 synthetic ones \(--where sodium\)"):
         model.sample(5, where={"sodium": 123.456})
+
+
+def test_rows_that_are_too_rare_for_the_number_asked_for_end_with_an_error_and_not_never(model, monkeypatch):
+    monkeypatch.setattr(sampling_module, "_MOST_TRIES", 3)
+    monkeypatch.setattr(sampling_module, "BATCH_ROWS", 100)
+    where = {"sex": "F", "smoker": 1, "died": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling_module, "_RAREST", 1)
+        message = r"Too rare: \d+ such rows came up among 300 .* \(--where sex, --where smoker\). Ask for fewer rows"
+        with pytest.raises(InputError, match=message):
+            model.sample(300, where=where, seed=1)
+    assert model.sample(300, where=where, seed=1).num_rows == 300, (
+        "more than one in ten thousand is drawn until it is enough"
+    )
 
 
 @pytest.mark.parametrize("rows", [0, -5])

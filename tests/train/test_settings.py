@@ -16,7 +16,7 @@ def test_defaults_fit_every_public_size(preset, n_units, epsilon):
     for batch in (settings.autoencoder_batch, settings.critic_batch):
         assert 0 < settings.sample_rate(batch) <= 1
         assert n_units is None or settings.sample_rate(batch) == batch / n_units
-    assert 0.02 <= settings.release_share <= 0.25
+    assert 0.1 <= settings.release_share <= 0.25
     assert TrainSettings.from_dict(settings.to_dict()) == settings
 
 
