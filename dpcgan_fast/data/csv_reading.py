@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
@@ -48,10 +49,10 @@ def open_csv(path: Path) -> Opened:
     return Opened(
         str(path),
         names,
-        lambda wanted: _read_csv(path, separator, wanted),
+        lambda wanted: _read_csv(path, separator, names, wanted),
         lambda wanted: pa.schema([(name, pa.string()) for name in wanted]),
-        lambda wanted: _csv_batches(path, separator, wanted),
-        size,
+        lambda wanted: _csv_batches(path, separator, names, wanted),
+        lambda wanted: size * len(wanted) // len(names),
     )
 
 
@@ -67,42 +68,66 @@ def _header_line(path: Path) -> bytes:
     return header
 
 
-def _read_csv(path: Path, separator: str, wanted: list[str]) -> pa.Table:
-    for block_size in _BLOCK_SIZES:
-        ragged: list[pacsv.InvalidRow] = []
-        try:
-            with pa.input_stream(path, compression="detect") as stream:
-                parsed = pacsv.read_csv(stream, *_options(separator, wanted, block_size, ragged))
-        except UNREADABLE as error:
-            if not _may_go_on(error, path, separator, wanted, block_size, ragged):
-                return pa.table({name: pa.array([], pa.string()) for name in wanted})
-            continue
-        return pa.table({name: _as_text(parsed[name], path, name) for name in wanted})
-    raise _too_long(path)
+def _read_csv(path: Path, separator: str, names: tuple[str, ...], wanted: list[str]) -> pa.Table:
+    """All batches. Arrow's own reader of whole files is no faster: where cells may hold line breaks, it cuts the text
+    into rows on one thread too.
+    """
+    types = pa.schema([(name, pa.string()) for name in wanted])
+    return pa.concat_tables([types.empty_table(), *_csv_batches(path, separator, names, wanted)])
 
 
-def _csv_batches(path: Path, separator: str, wanted: list[str]) -> Iterator[pa.Table]:
-    """As `_read_csv`, block by block and on one thread."""
+def _csv_batches(path: Path, separator: str, names: tuple[str, ...], wanted: list[str]) -> Iterator[pa.Table]:
+    """The rows block by block; names: all columns of the file."""
+    watched = list(dict.fromkeys([*wanted, names[-1]]))  # an open quote in the last column leaves a row its length
     done = 0  # rows that were given
     for block_size in _BLOCK_SIZES:
         ragged: list[pacsv.InvalidRow] = []
         before = 0  # rows of this pass
         try:
             with pa.input_stream(path, compression="detect") as stream:
-                for batch in pacsv.open_csv(stream, *_options(separator, wanted, block_size, ragged)):
+                for batch in pacsv.open_csv(stream, *_options(separator, watched, block_size, ragged)):
                     parsed = pa.table(batch).slice(max(0, done - before))
                     before += batch.num_rows
+                    for name in watched:
+                        _refuse_swallowed_rows(
+                            parsed[name], names.index(name), separator, f"{path}, column {name}", done
+                        )
                     if parsed.num_rows:
                         yield pa.table({name: _as_text(parsed[name], path, name, done) for name in wanted})
                         done = before
         except DpcganError:
             raise
         except UNREADABLE as error:
-            if not _may_go_on(error, path, separator, wanted, block_size, ragged):
+            if not _may_go_on(error, path, separator, watched, block_size, ragged):
                 return
             continue
         return
     raise _too_long(path)
+
+
+def _refuse_swallowed_rows(column: pa.ChunkedArray, place: int, separator: str, where: str, before: int) -> None:
+    """Raises InputError if a cell holds the text of further rows, as one does whose quotation mark was left open.
+
+    place:  of the column in the file; each line that such a cell holds has at least so many separators
+    before: rows of the file before these
+    """
+    for chunk in column.chunks:
+        if _has_line_breaks(chunk):
+            for row, cell in enumerate(chunk, start=before + 1):
+                _, *swallowed = cell.as_py().strip().splitlines() or [b""]
+                if swallowed and all(line.count(separator.encode()) >= place for line in swallowed):
+                    what, how = "A cell holds further rows of the table", "Check that every quotation mark is closed."
+                    raise InputError(what, f"{where}, row {row}", how)
+        before += len(chunk)
+
+
+def _has_line_breaks(cells: pa.BinaryArray) -> bool:
+    _, offsets, data = cells.buffers()
+    if not len(cells) or data is None:
+        return False
+    ends = np.frombuffer(offsets, np.int32)[cells.offset : cells.offset + len(cells) + 1]
+    text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    return bool(((text == ord("\n")) | (text == ord("\r"))).any())
 
 
 def _too_long(path: Path) -> InputError:
@@ -158,7 +183,7 @@ def _ragged(
     return InputError(what, f"{path}{row}", how)
 
 
-def _as_text(column: pa.ChunkedArray, path: Path, name: str, before: int = 0) -> pa.ChunkedArray:
+def _as_text(column: pa.ChunkedArray, path: Path, name: str, before: int) -> pa.ChunkedArray:
     """Bytes as text. before: rows of the file before these."""
     try:
         return column.cast(pa.string())

@@ -261,6 +261,37 @@ def test_a_row_longer_than_the_largest_block_is_refused(tmp_path, monkeypatch):
     assert "longer than" in refusal(file(tmp_path, f'a,b\n1,2\n1,"{SENTINEL}\n' + "1,2\n" * 5000))
 
 
+OPEN_QUOTES = {
+    "to the end": ('1,2,3\n4,5,"6\n7,8,{0}\n9,10,11\n', "c", 2),
+    "of one row": ('1,2,"3\n4,5,{0}"\n7,8,9\n', "c", 1),
+    "to the quote of another cell": ('1,2,"3\n4,5,6\n{0},8,"9"\n', "c", 1),
+    "in a column between others": ('1,2,3\n4,"5,6\n7,"8,{0}\n', "b", 2),
+    "in the first column": ('"1,2,3\n"4,5,{0}\n', "a", 1),
+    "of lines that end otherwise": ('1,2,"3\r4,5,{0}\r', "c", 1),
+}
+
+
+@pytest.mark.parametrize("wanted", [["a", "b", "c"], ["b", "a"]])
+@pytest.mark.parametrize(("text", "column", "row"), OPEN_QUOTES.values(), ids=OPEN_QUOTES)
+def test_an_open_quote_that_swallows_rows_is_refused(tmp_path, text, column, row, wanted):
+    """Rows of the right length are left, also where the column is not wanted."""
+    said = refusal(file(tmp_path, "a,b,c\n" + text.format(SENTINEL)), wanted)
+    assert said.startswith("A cell holds further rows of the table")
+    assert f"column {column}, row {row})" in said
+
+
+def test_the_row_of_an_open_quote_is_found_behind_many_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(csv_reading, "_BLOCK_SIZES", (1000,))
+    text = "a,b\n" + "1,2\n" * 5000 + f'1,"{SENTINEL}\n1,2\n1,2"\n'
+    assert "column b, row 5001)" in refusal(file(tmp_path, text))
+
+
+def test_cells_of_several_lines_are_cells_where_the_lines_are_no_rows(tmp_path):
+    path = file(tmp_path, 'a,b,note\n1,2,"seen, and\nsent home\n"\n3,4,"\n\n"\n5,"6\n",\n')
+    assert read_table(path, ["a", "b"])[0].to_pydict() == {"a": ["1", "3", "5"], "b": ["2", "4", "6\n"]}
+    assert read_table(path, ["note"])[0]["note"].to_pylist() == ["seen, and\nsent home\n", "\n\n", ""]
+
+
 def test_repeated_names_are_refused_by_position(tmp_path):
     """The names themselves may be a person's row, in a file without a header."""
     assert "columns 2 and 4" in refusal(file(tmp_path, f"a,{SENTINEL},b,{SENTINEL}\n1,2,3,4\n"))
