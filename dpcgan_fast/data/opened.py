@@ -19,7 +19,7 @@ class Opened:
     read:    the whole table, of these columns in that order
     types:   the types of these columns, without dictionaries
     batches: the rows in order, in tables of `types` and of bounded size
-    size:    about how many bytes it takes in memory
+    size:    about how many bytes these columns take in memory
     """
 
     where: str
@@ -27,16 +27,16 @@ class Opened:
     read: Callable[[list[str]], pa.Table]
     types: Callable[[list[str]], pa.Schema]
     batches: Callable[[list[str]], Iterator[pa.Table]]
-    size: int
+    size: Callable[[list[str]], int]
 
 
-def opened_table(where: str, names: tuple[str, ...], read: Callable[[list[str]], pa.Table], size: int) -> Opened:
-    """A source that is read whole: its only batch is the table."""
+def opened_table(where: str, names: tuple[str, ...], read: Callable[[list[str]], pa.Table]) -> Opened:
+    """A table that is in memory: its only batch is the whole, and it takes no more."""
 
     def batches(wanted: list[str]) -> Iterator[pa.Table]:
         yield without_dictionaries(read(wanted))
 
-    return Opened(where, names, read, lambda wanted: plain_types(read(wanted).schema), batches, size)
+    return Opened(where, names, read, lambda wanted: plain_types(read(wanted).schema), batches, lambda _: 0)
 
 
 def plain_types(schema: pa.Schema) -> pa.Schema:

@@ -176,7 +176,7 @@ class _Preparation:
         else:
             wanted = list(table_columns(schema))
             opened, self._left = open_with(source, wanted)
-            self._batches, size = (lambda: opened.batches(wanted)), opened.size
+            self._batches, size = (lambda: opened.batches(wanted)), opened.size(wanted)
         buckets = min(math.ceil(2 * size / _GROUP) or 1, _MOST_BUCKETS)
         self._done = self._begin(buckets if schema.merges_rows else 0)
 

@@ -45,10 +45,7 @@ def read_table(source: TableSource, wanted: Sequence[str]) -> tuple[pa.Table, tu
     Raises InputError, which names file, column and row (the first row after the header is row 1) and quotes no cell.
     """
     opened, left = open_with(source, wanted)
-    table = opened.read(list(wanted)).replace_schema_metadata(None)
-    if table.num_rows == 0:
-        raise no_rows(opened.where)
-    return table, left
+    return read_opened(opened, wanted), left
 
 
 def open_with(source: TableSource, wanted: Sequence[str]) -> tuple[Opened, tuple[str, ...]]:
@@ -62,6 +59,14 @@ def open_with(source: TableSource, wanted: Sequence[str]) -> tuple[Opened, tuple
         raise InputError("The data lack a column of the schema", f"{opened.where}, column {lacking[0]}{more}", how)
     chosen = set(wanted)
     return opened, tuple(name for name in opened.names if name not in chosen)
+
+
+def read_opened(opened: Opened, wanted: Sequence[str]) -> pa.Table:
+    """The wanted columns of a table that `open_with` gave. Raises InputError as `read_table` does."""
+    table = opened.read(list(wanted)).replace_schema_metadata(None)
+    if table.num_rows == 0:
+        raise no_rows(opened.where)
+    return table
 
 
 def no_rows(where: str) -> InputError:
@@ -102,7 +107,7 @@ def _open_frame(frame: Any) -> Opened:
         position = {name: i for i, name in enumerate(names)}
         return pa.table({name: _frame_column(frame.iloc[:, position[name]], name) for name in wanted})
 
-    return opened_table("DataFrame", names, read, 0)
+    return opened_table("DataFrame", names, read)
 
 
 def _frame_column(series: Any, name: str) -> pa.Array | pa.ChunkedArray:
@@ -130,4 +135,4 @@ def _open_arrow(source: Any) -> Opened:
         how = "Give a path, a pandas DataFrame or a pyarrow Table."
         raise InputError(f"The data are of a type that cannot be read: {type(source).__name__}", "data", how)
     table = source if isinstance(source, pa.Table) else pa.table(source)
-    return opened_table("table", tuple(table.column_names), lambda wanted: table.select(wanted), 0)
+    return opened_table("table", tuple(table.column_names), lambda wanted: table.select(wanted))

@@ -18,6 +18,7 @@ _PARQUET_ENDINGS = (".parquet", ".pq")
 _SHARD = re.compile(r"(?P<stem>.+)\.(parquet|pq|(?P<text>csv|tsv)(\.(gz|bz2|zst|lz4|br))?)", re.IGNORECASE)
 _LEFT_BY_TOOLS = "._"  # first letters of names that tools leave beside data, such as _SUCCESS
 _BATCH_ROWS = 1 << 17  # of Parquet
+_LEAST = 4  # bytes of a value in memory, of which a file may have one for thousands that are equal
 _FOLDER = "Give a folder of CSV files alone or of Parquet files alone, all with the same columns."
 _MEDS = "In the MEDS standard, all events are in Parquet files beneath the folder `data`."
 MEDS_UNIT, MEDS_CODE = "subject_id", "code"  # columns of the standard
@@ -108,7 +109,9 @@ def _open_folder(folder: Path, paths: list[Path]) -> Opened:
         for part in parts:
             yield from (as_common(batch, common) for batch in part.batches(wanted))
 
-    return Opened(str(folder), parts[0].names, read, types, batches, sum(part.size for part in parts))
+    return Opened(
+        str(folder), parts[0].names, read, types, batches, lambda wanted: sum(part.size(wanted) for part in parts)
+    )
 
 
 def open_file(path: Path) -> Opened:
@@ -132,7 +135,7 @@ def _open_parquet(path: Path) -> Opened:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+            metadata = file.metadata
     except UNREADABLE as error:
         raise unreadable(error, path) from None
 
@@ -153,6 +156,16 @@ def _open_parquet(path: Path) -> Opened:
 
     def types(wanted: list[str]) -> pa.Schema:
         return plain_types(pa.schema([schema.field(name) for name in wanted]))
+
+    def size(wanted: list[str]) -> int:
+        chosen = set(wanted)
+        groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+        chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+        return sum(
+            max(chunk.total_uncompressed_size, _LEAST * chunk.num_values)
+            for chunk in chunks
+            if chunk.path_in_schema.split(".")[0] in chosen
+        )
 
     return Opened(str(path), tuple(schema.names), read, types, batches, size)
 
