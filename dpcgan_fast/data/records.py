@@ -40,8 +40,8 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
 
     Returns a table of the unit column, if there is one, and the columns of `schema.as_records()`; those of codes as
     lists of different codes, dates as days (see `with_days`). And the names of the other columns, in the data's order.
-    Raises InputError as `read_table` and `unit_ids` do, or if a matrix or store does not fit the schema; MachineError if
-    the table is larger than the memory that is free.
+    Raises InputError as `read_table` and `unit_ids` do, or if a matrix or store does not fit the schema; MachineError
+    if the table is larger than the memory that is free.
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)

@@ -5,8 +5,8 @@ The exception is the baseline, which is a private mechanism: what it releases is
 
 from dpcgan_fast.evaluate.baseline import independent_marginals as independent_marginals
 from dpcgan_fast.evaluate.code_columns import CodeView as CodeView
-from dpcgan_fast.evaluate.code_columns import code_prevalence as code_prevalence
 from dpcgan_fast.evaluate.code_columns import code_view as code_view
+from dpcgan_fast.evaluate.code_figures import code_distances as code_distances
 from dpcgan_fast.evaluate.fidelity import Fidelity as Fidelity
 from dpcgan_fast.evaluate.fidelity import fidelity as fidelity
 from dpcgan_fast.evaluate.metrics import NOTICE as NOTICE

@@ -1,9 +1,10 @@
-"""The yardstick: rows of independent columns, drawn from noisy histograms of each class at the model's epsilon.
+"""The yardstick: rows of independent columns and codes, drawn from noisy counts of each class at the model's epsilon.
 
 A generative model that does not beat it has learned nothing from the data that ten lines of counting would not have.
 """
 
 import math
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -14,6 +15,13 @@ from dpcgan_fast import ops
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError
+from dpcgan_fast.evaluate.code_baseline import (
+    FULL_WEIGHT_CODES,
+    independent_codes,
+    number_histogram,
+    prevalences,
+    weighted_counts,
+)
 from dpcgan_fast.evaluate.columns import (
     bin_edges,
     bounds_of,
@@ -23,6 +31,7 @@ from dpcgan_fast.evaluate.columns import (
     codes,
     label_of,
     modelled_columns,
+    without_codes,
 )
 from dpcgan_fast.privacy.denoising import closest_histogram
 
@@ -59,8 +68,9 @@ def independent_marginals(
 ) -> pa.Table:
     """Synthetic rows whose columns are independent given the class; (epsilon, delta)-DP for adding or removing a unit.
 
-    One joint Gaussian release gives the histogram of every column within every class, over public cells. Classes come
-    from the label's public rates or else from the same release; numbers are uniform within their bin.
+    One joint Gaussian release gives the histogram of every column within every class, over public cells, and the counts
+    of every code (see `code_baseline`). Classes come from the label's public rates or else from the same release;
+    numbers are uniform within their bin.
 
     train_table: real training rows, with the unit's column if the schema has one
     epsilon:     math.inf for no noise
@@ -68,25 +78,34 @@ def independent_marginals(
 
     Raises InputError for an epsilon or delta that is no privacy guarantee, or a table that does not fit.
     """
-    released = noisy_histograms(joint_histograms(train_table, schema), noise_multiplier(epsilon, delta), ops.NoiseKey())
+    histograms, counts = joint_histograms(train_table, schema), joint_code_counts(train_table, schema)
+    std = noise_multiplier(epsilon, delta) * sensitivity(histograms, counts)
+    noisy = noisy_parts([*histograms, *counts], std, ops.NoiseKey())
+    released, counts = noisy[: len(histograms)], noisy[len(histograms) :]
     totals = np.mean([histogram.sum(axis=1) for histogram in released], axis=0)
     label = label_of(schema)
     drawn = rng.choice(len(totals), size=rows, p=_class_rates(totals, label))
-    sampled = {}
+    sampled: dict[str, Any] = {}
     if label is not None:
         sampled[label.name] = _as_values(label, drawn, rng)
-    for column, histogram in zip(_features(schema), released, strict=False):
+    features, codes_columns = _features(schema), schema.codes_columns()
+    for column, histogram in zip(features, released, strict=False):
         found = np.zeros(rows, dtype=np.int64)
         for index, total in enumerate(totals):
             members = drawn == index
             shares = closest_histogram(histogram[index], max(total, 1.0))
             found[members] = rng.choice(len(shares), size=int(members.sum()), p=shares / shares.sum())
         sampled[column.name] = _as_values(column, found, rng)
+    numbers = released[len(released) - len(codes_columns) :]
+    for column, own, own_numbers in zip(codes_columns, counts, numbers, strict=True):
+        shares = prevalences(own, own_numbers, totals, std, column)
+        sampled[column.name] = independent_codes(shares, drawn, column, rng)
     return pa.table({name: sampled[name] for name in schema.column_names()})
 
 
 def joint_histograms(table: pa.Table, schema: Schema) -> list[np.ndarray]:
-    """Histogram of every column but the label within every class: one (classes, cells) float64 array a column.
+    """Histogram within every class of every column but the label and codes, then of the number of codes of each column
+    of codes: one (classes, cells) float64 array each.
 
     The rows of a unit, at most max_rows_per_unit, are averaged, so that the unit counts as one row. A row without a
     known class is not counted. Without other columns the label's own histogram is the only one, with one cell a class.
@@ -94,14 +113,9 @@ def joint_histograms(table: pa.Table, schema: Schema) -> list[np.ndarray]:
     Formal guarantee: adding or removing a unit moves all histograms together by at most sqrt(len(histograms)) in L2
     norm: in each of them the unit's part is non-negative and sums to at most 1.
     """
-    label = label_of(schema)
-    class_count = 1 if label is None else len(label.classes())
-    classes = np.zeros(table.num_rows, dtype=np.int64) if label is None else codes(table, label)
-    known = classes < class_count
-    weights = row_weights(table, schema, known)
-    classes = np.where(known, classes, 0)
-    features = _features(schema)
-    if not features:
+    classes, weights, class_count = _classes(table, schema)
+    features, codes_columns = _features(schema), schema.codes_columns()
+    if not features and not codes_columns:
         return [np.bincount(classes, weights, minlength=class_count).reshape(class_count, 1)]
     histograms = []
     for column in features:
@@ -109,7 +123,30 @@ def joint_histograms(table: pa.Table, schema: Schema) -> list[np.ndarray]:
         counts = np.bincount(classes * width + cells(table, column), weights, minlength=class_count * width)
         # Whether a column has missing cells is public: a cell that is empty for certain need not be released.
         histograms.append(counts.reshape(class_count, width)[:, : width if column.missing else width - 1])
-    return histograms
+    return histograms + [number_histogram(table, column, classes, weights, class_count) for column in codes_columns]
+
+
+def joint_code_counts(table: pa.Table, schema: Schema) -> list[np.ndarray]:
+    """Weighted counts of every code within every class: one (classes, vocabulary) float64 array a column of codes.
+
+    Formal guarantee: adding or removing a unit moves each of them by at most sqrt(FULL_WEIGHT_CODES) in L2 norm.
+    """
+    classes, weights, class_count = _classes(table, schema)
+    return [weighted_counts(table, column, classes, weights, class_count) for column in schema.codes_columns()]
+
+
+def sensitivity(histograms: list[np.ndarray], counts: list[np.ndarray]) -> float:
+    """L2 norm of what a unit adds, at most, to all histograms and counts of codes together."""
+    return math.sqrt(len(histograms) + FULL_WEIGHT_CODES * len(counts))
+
+
+def _classes(table: pa.Table, schema: Schema) -> tuple[np.ndarray, np.ndarray, int]:
+    """Class and weight of every row, (rows,) int64 and float64, 0 without a known class; then the number of classes."""
+    label = label_of(schema)
+    class_count = 1 if label is None else len(label.classes())
+    classes = np.zeros(table.num_rows, dtype=np.int64) if label is None else codes(table, label)
+    known = classes < class_count
+    return np.where(known, classes, 0), row_weights(table, schema, known), class_count
 
 
 def row_weights(table: pa.Table, schema: Schema, counted: np.ndarray) -> np.ndarray:
@@ -130,17 +167,16 @@ def row_weights(table: pa.Table, schema: Schema, counted: np.ndarray) -> np.ndar
     return weights
 
 
-def noisy_histograms(histograms: list[np.ndarray], multiplier: float, key: ops.NoiseKey) -> list[np.ndarray]:
-    """One joint Gaussian release of all histograms, with standard deviation multiplier * sqrt(len(histograms))."""
-    joint = torch.from_numpy(np.concatenate([histogram.ravel() for histogram in histograms]))
-    ops.gaussian_noise_([joint], multiplier * math.sqrt(len(histograms)), key)
-    ends = np.cumsum([histogram.size for histogram in histograms])[:-1]
-    parts = np.split(joint.numpy(), ends)
-    return [part.reshape(histogram.shape) for part, histogram in zip(parts, histograms, strict=True)]
+def noisy_parts(parts: list[np.ndarray], std: float, key: ops.NoiseKey) -> list[np.ndarray]:
+    """One joint Gaussian release of all parts, with noise of this standard deviation."""
+    joint = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+    ops.gaussian_noise_([joint], std, key)
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    return [noisy.reshape(part.shape) for noisy, part in zip(np.split(joint.numpy(), ends), parts, strict=True)]
 
 
 def _features(schema: Schema) -> list[Column]:
-    return [column for column in modelled_columns(schema) if column.name != schema.label]
+    return [column for column in modelled_columns(without_codes(schema)) if column.name != schema.label]
 
 
 def _class_rates(totals: np.ndarray, label: Column | None) -> np.ndarray:

@@ -41,6 +41,11 @@ def modelled_columns(schema: Schema) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def without_codes(schema: Schema) -> Schema:
+    """The schema without its columns of codes."""
+    return schema.model_copy(update={"columns": tuple(c for c in schema.columns if c.type != "codes")})
+
+
 def _as_measured(column: Column) -> Column:
     """Dates are whole numbers of days, and the order of categories does not count."""
     types = {"date": {"type": "numeric", "integer": True}, "ordinal": {"type": "categorical"}}

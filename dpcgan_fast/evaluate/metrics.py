@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.visits import widened
 from dpcgan_fast.evaluate.baseline import BASELINE_NAME, independent_marginals, noise_multiplier
-from dpcgan_fast.evaluate.code_columns import code_prevalence, code_view
+from dpcgan_fast.evaluate.code_columns import CodeView, code_view
+from dpcgan_fast.evaluate.code_figures import code_distances
 from dpcgan_fast.evaluate.columns import typed_table
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import fidelity
@@ -55,7 +56,7 @@ class Metrics:
     baseline:         the yardstick's name, scores and distances; None without a training table
     score_kind:       "an AUROC", or how it is averaged over classes
     marginal_tv_mean, correlation_mae, c2st, c2st_binned, marginal_tv: see `fidelity.Fidelity`
-    codes:            how far the prevalences of all codes are off, for each codes column (see `code_prevalence`)
+    codes:            how far codes are off, for each codes column (see `code_distances`)
     floor:            the same distances of real training rows from the test rows; None without a training table
     copies:           share of synthetic, and for comparison of test rows, that equal a training row cell for cell
     rows:             number of rows of each table
@@ -111,7 +112,7 @@ def evaluate(
 
     Tables of visits are turned into records, and the columns of records (see `Schema.as_records`) are compared; a
     synthetic one needs the unit's column, too.
-    A codes column is judged as the columns of a `CodeView`, and `codes` compares all of its codes.
+    A codes column is judged as the columns of a `CodeView`, and `codes` compares its codes (see `code_distances`).
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
@@ -122,31 +123,35 @@ def evaluate(
     synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
     train = None if train is None else with_days(train, schema, "--train")
     view = code_view(schema, test)
-    if view is None:
-        return _evaluate_wide(synthetic, test, schema, train, privacy)
-    metrics = _evaluate_wide(
-        view.wide(synthetic, "--synthetic"),
-        view.wide(test, "--real"),
-        view.schema,
-        None if train is None else view.wide(train, "--train"),
-        privacy,
-    )
-    return replace(
-        metrics,
-        codes=code_prevalence(synthetic, test, schema),
-        floor=None if train is None else {**(metrics.floor or {}), "codes": code_prevalence(train, test, schema)},
-        notes=(*metrics.notes, *view.notes()),
-    )
+    of = _Side.of(synthetic, schema, view, "--synthetic")
+    real = _Side.of(test, schema, view, "--real")
+    known = None if train is None else _Side.of(train, schema, view, "--train")
+    return _evaluate_sides(of, real, known, schema, view, privacy)
 
 
-def _evaluate_wide(
-    synthetic: pa.Table, test: pa.Table, schema: Schema, train: pa.Table | None, privacy: Mapping[str, Any]
-) -> Metrics:
-    """`evaluate` for tables whose cells are single values."""
-    synthetic, test = typed_table(synthetic, schema, "--synthetic"), typed_table(test, schema, "--real")
+@dataclass(frozen=True)
+class _Side:
+    """A table to compare. narrow: as it is, with columns of codes; wide: every cell read, and flags in their place."""
+
+    narrow: pa.Table
+    wide: pa.Table
+
+    @classmethod
+    def of(cls, table: pa.Table, schema: Schema, view: CodeView | None, where: str) -> "_Side":
+        if view is None:
+            return cls(table, typed_table(table, schema, where))
+        return cls(table, typed_table(view.wide(table, where), view.schema, where))
+
+
+def _evaluate_sides(
+    of: _Side, real: _Side, known: _Side | None, narrow_schema: Schema, view: CodeView | None,
+    privacy: Mapping[str, Any],
+) -> Metrics:  # fmt: skip
+    """of, real, known: the synthetic rows, the test rows, and the training rows if there are any"""
+    schema = narrow_schema if view is None else view.schema
+    synthetic, test, train = of.wide, real.wide, None if known is None else known.wide
     check_test_table(test, schema)
     epsilon, delta = float(privacy["epsilon"]), privacy.get("delta")
-    distances = fidelity(synthetic, test, schema)
     notes = [DISJOINT, *training_notes(synthetic, schema, "synthetic")]
     if synthetic.num_rows == 0:
         notes.append("The synthetic table has no rows: its distances are the largest there are.")
@@ -155,16 +160,26 @@ def _evaluate_wide(
     if test.num_rows > TEST_ROWS:
         notes.append(f"The scores are computed on a fixed random sample of {TEST_ROWS:,} of the test rows.")
     trtr, baseline, floor, copies = None, None, None, None
-    if train is None:
+    if known is None or train is None:
         notes.append(
             "trtr, baseline and floor are null: no real training table was given (--train), so that the synthetic rows "
             "can be compared neither with real training data nor with a baseline."
         )
     else:
-        train = typed_table(train, schema, "--train")
         trtr = train_and_test(train, test, schema)
-        baseline = _baseline(train, test, schema, epsilon, delta, rows=synthetic.num_rows)
-        floor = {"name": "real training rows against real test rows", **asdict(fidelity(train, test, schema))}
+        rows = min(max(synthetic.num_rows, 1), TRAINING_ROWS)
+        source = train if view is None else known.narrow
+        drawn = independent_marginals(source, narrow_schema, epsilon, delta, rows, np.random.default_rng(0))
+        yardstick = _Side.of(drawn, narrow_schema, view, "baseline")
+        scores: Mapping[str, Any] = train_and_test(yardstick.wide, test, schema) or dict.fromkeys(LEARNERS)
+        baseline = {
+            "name": BASELINE_NAME,
+            **scores,
+            **_distances(yardstick, real, schema, view),
+            "rows": rows,
+            "noise_multiplier": noise_multiplier(epsilon, delta),
+        }
+        floor = {"name": "real training rows against real test rows", **_distances(known, real, schema, view)}
         copies = {
             "synthetic": share_of_copies(synthetic, train, schema),
             "test": share_of_copies(test, train, schema),
@@ -177,16 +192,17 @@ def _evaluate_wide(
         "trtr": trtr,
         "baseline": baseline,
         "score_kind": _score_kind(test, schema),
-        **asdict(distances),
+        "codes": {},
+        **_distances(of, real, schema, view),
         "floor": floor,
         "uncertainty": _uncertainty(tstr, test, schema),
     }
+    notes += [] if view is None else view.notes()
     return Metrics(
         notice=NOTICE,
         private=False,
         delta=delta,
         verdict=asdict(judge(figures)),
-        codes={},
         copies=copies,
         rows={
             "synthetic": synthetic.num_rows,
@@ -198,20 +214,10 @@ def _evaluate_wide(
     )
 
 
-def _baseline(
-    train: pa.Table, test: pa.Table, schema: Schema, epsilon: float, delta: float | None, rows: int
-) -> dict[str, Any]:
-    """The yardstick's scores and distances, from as many rows as the synthetic table has."""
-    rows = min(max(rows, 1), TRAINING_ROWS)
-    table = independent_marginals(train, schema, epsilon, delta, rows, np.random.default_rng(0))
-    scores: Mapping[str, Any] = train_and_test(table, test, schema) or dict.fromkeys(LEARNERS)
-    return {
-        "name": BASELINE_NAME,
-        **scores,
-        **asdict(fidelity(table, test, schema)),
-        "rows": rows,
-        "noise_multiplier": noise_multiplier(epsilon, delta),
-    }
+def _distances(side: _Side, real: _Side, schema: Schema, view: CodeView | None) -> dict[str, Any]:
+    """All distances of a table from the real test rows. schema: of the wide tables"""
+    of_codes = {} if view is None else {"codes": code_distances(side.narrow, real.narrow, view)}
+    return {**asdict(fidelity(side.wide, real.wide, schema)), **of_codes}
 
 
 def _overlap_notes(train: pa.Table, test: pa.Table, schema: Schema, copies: dict[str, float]) -> list[str]:

@@ -10,6 +10,7 @@ Standing = Literal["loses", "level", "wins", "unknown"]
 # One run and one split cannot tell apart AUROCs within 0.01; correlation errors repeat to within 0.005.
 AUROC_MARGIN = 0.01
 CORRELATION_MARGIN = 0.005
+CODES_MARGIN = 0.1  # of the greater of two errors of codes
 HEADLINE_LEARNER = "gb"
 NEAR_CHANCE = 0.55
 
@@ -19,7 +20,7 @@ class Verdict:
     """The first words of the report.
 
     standing:   how the model compares with the baseline; "unknown" if there is no baseline
-    headline:   one sentence that says so
+    headline:   a sentence that says so, and one on the codes of each column of codes
     prediction: sentences on the scores of classifiers; empty without a label
     likeness:   sentences on distances from real rows
     """
@@ -44,9 +45,10 @@ def judge(values: Mapping[str, Any]) -> Verdict:
         standing = _standing(tstr[HEADLINE_LEARNER]["auroc"] - baseline[HEADLINE_LEARNER]["auroc"], AUROC_MARGIN)
     else:
         standing = _standing(baseline["correlation_mae"] - values["correlation_mae"], CORRELATION_MARGIN)
+    headline = _headline(standing, bool(tstr), values["epsilon"])
     return Verdict(
         standing,
-        _headline(standing, bool(tstr), values["epsilon"]),
+        " ".join([headline, *_codes_headlines(values)]),
         tuple(_prediction_sentences(values)) if tstr else (),
         tuple(_likeness_sentences(values)),
     )
@@ -70,6 +72,26 @@ def _headline(standing: Standing, has_label: bool, epsilon: float) -> str:
         "unknown": "The model is compared neither with a baseline nor with real training data, because no training "
         "table was given.",
     }[standing]
+
+
+def _codes_headlines(values: Mapping[str, Any]) -> list[str]:
+    """A sentence a column of codes: neither a label nor correlations say whether codes are as frequent as they are."""
+    others = (values["baseline"] or {}).get("codes", {})
+    ways = {"loses": "loses to the baseline", "level": "is level with the baseline", "wins": "beats the baseline"}
+    sentences = []
+    for name, other in others.items():
+        own = values["codes"][name]
+        said = [
+            f"{ways[_standing_of_errors(own[key], other[key])]} in {what}"
+            for key, what in (("mae", "how frequent they are"), ("pairs_mae", "how often two occur together"))
+            if own[key] is not None
+        ]
+        sentences.append(f"With the codes of {name} it {' and '.join(said)}.")
+    return sentences
+
+
+def _standing_of_errors(own: float, other: float) -> Standing:
+    return _standing(other - own, CODES_MARGIN * max(own, other))
 
 
 def _prediction_sentences(values: Mapping[str, Any]) -> list[str]:
@@ -122,7 +144,20 @@ def _likeness_sentences(values: Mapping[str, Any]) -> list[str]:
             "correlation_mae",
             lambda error: f"{error:.3f}",
         ),
+        *(sentence for name in values["codes"] for sentence in _codes_sentences(name, values)),
     ]
+
+
+def _codes_sentences(name: str, values: Mapping[str, Any]) -> list[str]:
+    """On the codes of a column."""
+    sources = [values, values["floor"], values["baseline"]]
+    own, floor, baseline = (source and source["codes"][name] for source in sources)
+    figures: dict[str, Any] = {**own, "floor": floor, "baseline": baseline}
+    measures = (
+        ("mae", f"Prevalences of the codes of {name} are off by {{}} on average"),
+        ("pairs_mae", f"Shares of rows with both of two codes of {name} are off by {{}} on average"),
+    )
+    return [_against(text, figures, key, "{:.2g}".format) for key, text in measures if own[key] is not None]
 
 
 def _against(sentence: str, values: Mapping[str, Any], key: str, written: Callable[[float], str]) -> str:

@@ -70,7 +70,7 @@ def glance_rows(values: Mapping[str, Any]) -> list[GlanceRow]:
     for key, measure, explanation, written, best in measures:
         cells = [source.get(key) for source in (values, floor, baseline)]
         rows.append(GlanceRow(measure, explanation, tuple(map(written, cells)), written(best)))
-    rows += _code_rows(values["codes"], floor.get("codes", {}))
+    rows += _code_rows([source.get("codes", {}) for source in (values, floor, baseline)])
     if copies:
         explanation = "share of rows equal to a real training row in every cell; under real: the real test rows"
         shares = (*(percent(copies[key], 2) for key in ("synthetic", "test")), NOT_KNOWN)
@@ -78,23 +78,22 @@ def glance_rows(values: Mapping[str, Any]) -> list[GlanceRow]:
     return rows
 
 
-def _code_rows(codes: Mapping[str, Any], floor: Mapping[str, Any]) -> list[GlanceRow]:
-    """How far the prevalences of codes are off; the baseline has none, because it draws the most frequent codes only.
-
-    codes, floor: of `metrics.json`: by codes column, for synthetic and for real training rows
-    """
+def _code_rows(sources: list[Mapping[str, Any]]) -> list[GlanceRow]:
+    """How far codes are off. sources: `codes` of synthetic, real training and baseline rows, by column each"""
     measures = (
+        ("mae", "mean prevalence error", "share of rows with a code, against real test rows", significant, 0.0),
         ("max_abs", "largest prevalence error", "share of rows with a code, against real test rows", percent, 0.0),
         ("r", "correlation of prevalences", "over all codes of the vocabulary, with real test rows", number, 1.0),
+        ("pairs_mae", "mean error of pairs", "share of rows with both of two frequent codes", significant, 0.0),
     )
     return [
         GlanceRow(
             f"Codes of {shown(name)}: {measure}",
             explanation,
-            (*(written(source.get(name, {}).get(key)) for source in (codes, floor)), NOT_KNOWN),
+            tuple(written(source.get(name, {}).get(key)) for source in sources),
             written(best),
         )
-        for name in codes
+        for name in sources[0]
         for key, measure, explanation, written, best in measures
     ]
 

@@ -86,8 +86,8 @@ def _auto_batch(n_units: int | None) -> int | None:
 def _release_share(epsilon: float, n_units: int | None, codes: bool) -> float:
     """As much as keeps class rates to about one part in a hundred, between 10 % and 25 % of epsilon.
 
-    Gaussian mechanisms compose by their squares: 10 % of epsilon takes 1 % of the budget and makes the noise of training
-    half a percent greater, and 2 % would make that of a rare class's rate five times as great.
+    Gaussian mechanisms compose by their squares: 10 % of epsilon takes 1 % of the budget and makes the noise of
+    training half a percent greater, and 2 % would make that of a rare class's rate four times as great.
 
     How often each code occurs is most of what there is to know of a table of codes, and a release tells it better than
     training does.

@@ -23,7 +23,8 @@ def unread(*_):
 
 
 @pytest.mark.parametrize("form", ["csv", "csv.gz", "parquet"])
-def test_a_table_that_does_not_fit_is_refused_unread(tmp_path, monkeypatch, little, form):
+@pytest.mark.usefixtures("little")
+def test_a_table_that_does_not_fit_is_refused_unread(tmp_path, monkeypatch, form):
     source = write_shards(tmp_path / "table", [ROWS * 10, ROWS * 10], form)
     monkeypatch.setattr(records, "read_opened", unread)
     for path in (source, source / f"part-0.{form}"):
@@ -31,7 +32,8 @@ def test_a_table_that_does_not_fit_is_refused_unread(tmp_path, monkeypatch, litt
             read_records(path, make_schema(), str(path))
 
 
-def test_train_says_so_and_exits_as_for_a_machine_that_is_too_small(tmp_path, little, capsys):
+@pytest.mark.usefixtures("little")
+def test_train_says_so_and_exits_as_for_a_machine_that_is_too_small(tmp_path, capsys):
     write_shards(tmp_path / "table", [ROWS * 10], "csv")
     (tmp_path / "schema.json").write_text(make_schema(codes=["dx"], plain=["died"], n_units=100).to_json())
     arguments = ["train", "table", "--schema", "schema.json", "--out", "run"]
@@ -41,7 +43,8 @@ def test_train_says_so_and_exits_as_for_a_machine_that_is_too_small(tmp_path, li
     assert not (tmp_path / "run").exists()
 
 
-def test_a_store_and_a_table_in_memory_are_read_whatever_is_free(tmp_path, little):
+@pytest.mark.usefixtures("little")
+def test_a_store_and_a_table_in_memory_are_read_whatever_is_free(tmp_path):
     source = write_shards(tmp_path / "table", [ROWS * 10], "csv")
     prepare(source, make_schema(), tmp_path / "store")
     frame = pd.DataFrame(ROWS * 10, columns=COLUMNS)

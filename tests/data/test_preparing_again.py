@@ -1,4 +1,4 @@
-"""What is found at the output path: work that was damaged meanwhile is never gone on with, and finished work is kept."""
+"""What stands at the output path: work that was damaged meanwhile is never gone on with, and finished work is kept."""
 
 import json
 

@@ -99,7 +99,7 @@ def test_the_noise_multiplier_meets_epsilon_and_no_smaller_one_does(epsilon, del
 
 def test_the_noise_has_the_standard_deviation_of_the_joint_release():
     empty = [np.zeros((2, 5000)) for _ in range(9)]
-    noisy = baseline.noisy_histograms(empty, 1.7, ops.NoiseKey())
+    noisy = baseline.noisy_parts(empty, 1.7 * baseline.sensitivity(empty, []), ops.NoiseKey())
     values = np.concatenate([part.ravel() for part in noisy])
     # 1e-9 band of a chi-square with 90,000 degrees of freedom
     low, high = np.sqrt(stats.chi2.ppf([5e-10, 1 - 5e-10], values.size) / values.size)
@@ -114,7 +114,7 @@ def test_two_releases_of_the_same_table_have_different_noise():
 
 def test_without_noise_the_histograms_are_released_as_they_are():
     histograms = baseline.joint_histograms(patients(100, 0), schema_of())
-    noisy = baseline.noisy_histograms(histograms, baseline.noise_multiplier(math.inf, None), ops.NoiseKey())
+    noisy = baseline.noisy_parts(histograms, baseline.noise_multiplier(math.inf, None), ops.NoiseKey())
     assert all(np.array_equal(a, b) for a, b in zip(histograms, noisy, strict=True))
 
 

@@ -1,7 +1,6 @@
 """Codes columns are judged as flags of their most frequent codes and a number of codes, and all codes by prevalence."""
 
 import json
-import statistics
 import tracemalloc
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpcgan_fast.data import code_rows
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate import Metrics, code_columns, code_prevalence, code_view, evaluate
+from dpcgan_fast.evaluate import Metrics, code_distances, code_view, evaluate
 from dpcgan_fast.report import write_report
 from tests.conftest import examples
 from tests.evaluate.tables import COLUMNS, LABEL, patients, schema_of
@@ -61,7 +61,7 @@ def ranked(lists: Lists) -> list[str]:
 
 
 def small_blocks(rows: int):
-    return mock.patch.object(code_columns, "BLOCK_ROWS", rows)
+    return mock.patch.object(code_rows, "_BLOCK_ROWS", rows)
 
 
 # ---- the wide table
@@ -149,12 +149,11 @@ def test_an_empty_vocabulary_leaves_the_number_alone():
     view = code_view(schema, table)
     assert view is not None
     assert view.wide(table).to_pydict() == {NUMBER: [0, 0]}
-    assert code_prevalence(table, table, schema) == {"dx": {"max_abs": 0.0, "r": None}}
+    assert code_distances(table, table, view) == {"dx": {"mae": 0.0, "max_abs": 0.0, "r": None, "pairs_mae": None}}
 
 
 def test_a_schema_without_codes_columns_has_no_view():
     assert code_view(schema_of(), patients(5, 0)) is None
-    assert code_prevalence(patients(5, 0), patients(5, 0), schema_of()) == {}
 
 
 def test_memory_does_not_grow_with_rows_times_vocabulary():
@@ -169,31 +168,11 @@ def test_memory_does_not_grow_with_rows_times_vocabulary():
         view = code_view(schema, table)
         assert view is not None
         assert view.wide(table).num_columns == 201
-        code_prevalence(table, table, schema)
+        code_distances(table, table, view)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < rows * codes / 4  # bytes
-
-
-# ---- prevalences of all codes
-
-
-@settings(max_examples=examples(150))
-@given(tables, tables, st.sampled_from(KINDS), st.integers(0, 12), st.integers(1, 5))
-def test_prevalences_of_all_codes_are_compared(lists, real, kind, cut, block):
-    with small_blocks(block):
-        found = code_prevalence(codes_table(lists, kind, cut), codes_table(real), codes_schema())["dx"]
-    counts, real_counts = ([sum(code in row for row in known(part)) for code in VOCABULARY] for part in (lists, real))
-    errors = [
-        abs(count / max(1, len(lists)) - real_count / max(1, len(real)))
-        for count, real_count in zip(counts, real_counts, strict=True)
-    ]
-    assert found["max_abs"] == pytest.approx(max(errors), abs=1e-15)
-    if len(set(counts)) == 1 or len(set(real_counts)) == 1:
-        assert found["r"] is None
-    else:
-        assert found["r"] == pytest.approx(statistics.correlation(counts, real_counts), abs=1e-12)
 
 
 # ---- what does not fit
@@ -218,11 +197,19 @@ def test_flags_of_two_codes_columns_with_one_name_are_an_error():
         code_view(codes_schema(columns), codes_table([]))
 
 
-@pytest.mark.parametrize("column", [["SENTINEL"], [1], [[1]], [[["SENTINEL"]]]])
-def test_cells_that_are_no_lists_of_texts_are_an_error_that_does_not_quote_them(column):
-    with pytest.raises(InputError, match=r"not lists of texts \(--real, column dx\)") as caught:
-        code_view(codes_schema(), pa.table({"dx": column}))
+def test_nested_cells_are_an_error_that_does_not_quote_them():
+    with pytest.raises(InputError, match=r"not lists of single values \(--real, column dx\)") as caught:
+        code_view(codes_schema(), pa.table({"dx": [[["SENTINEL"]]]}))
     assert "SENTINEL" not in str(caught.value)
+
+
+def test_cells_are_read_as_training_reads_them():
+    """Text with a separator, a single code, blanks around one, a number."""
+    schema = codes_schema([{**DX, "vocabulary": ["a", "b", "7"]}])
+    view = code_view(schema, pa.table({"dx": ["a|b", " b ", "x"]}))
+    assert view is not None
+    assert view.wide(pa.table({"dx": ["a|b", " b ", "x"]}))[NUMBER].to_pylist() == [2, 1, 0]
+    assert view.wide(pa.table({"dx": [7, 8]}))["dx: 7"].to_pylist() == [1, 0]
 
 
 def test_a_table_without_the_codes_column_is_an_error():
@@ -277,14 +264,18 @@ def test_codes_of_other_rows_teach_nothing_though_every_prevalence_is_right(metr
     worse = evaluate(torn(SYNTHETIC), TEST, SICK, privacy=PRIVACY)
     assert worse.tstr is not None
     assert worse.tstr["gb"]["auroc"] < 0.65
-    assert worse.codes == metrics.codes
+    own, torn_apart = metrics.codes["dx"], worse.codes["dx"]
+    assert torn_apart == own, "also pairs of codes: whole sets moved"
     assert worse.correlation_mae > 1.3 * metrics.correlation_mae
 
 
 def test_metrics_hold_the_prevalence_errors_of_synthetic_and_of_real_training_rows(metrics):
     values = json.loads(metrics.to_json())
-    assert values["codes"] == code_prevalence(SYNTHETIC, TEST, SICK)
-    assert values["floor"]["codes"] == code_prevalence(TRAIN, TEST, SICK)
+    view = code_view(SICK, TEST)
+    assert view is not None
+    assert values["codes"] == code_distances(SYNTHETIC, TEST, view)
+    assert values["floor"]["codes"] == code_distances(TRAIN, TEST, view)
+    assert values["baseline"]["codes"]["dx"].keys() == values["codes"]["dx"].keys()
     assert 0 < values["codes"]["dx"]["max_abs"] < 0.1
     assert 0.9 < values["codes"]["dx"]["r"] < 1
 
@@ -311,7 +302,7 @@ def test_figures_are_those_of_the_wide_table_written_by_hand():
         evaluate(change(SYNTHETIC), change(TEST), codes_schema([COLUMNS[0], *columns]), privacy=PRIVACY).to_dict()
         for change, columns in ((lambda table: table, [DX]), (by_hand, [*flags, number]))
     )
-    of_codes = ("codes", "notes")
+    of_codes = ("codes", "notes", "verdict")
     assert [found.pop(key) for key in of_codes] != [expected.pop(key) for key in of_codes]
     assert found == expected
 
@@ -347,12 +338,13 @@ def test_a_schema_without_codes_has_no_figures_for_them():
 def test_the_report_compares_prevalences_and_shows_codes_as_columns(metrics, tmp_path):
     path = write_report(tmp_path, metrics, SYNTHETIC, TEST, SICK, PRIVACY, "card")
     shown = Page(path.read_text())
-    own, real = (source["dx"] for source in (metrics.codes, metrics.floor["codes"]))
+    own, real, other = (source["dx"] for source in (metrics.codes, metrics.floor["codes"], metrics.baseline["codes"]))
     assert (
         "Codes of dx: largest prevalence error share of rows with a code, against real test rows "
-        f"{own['max_abs']:.1%} {real['max_abs']:.1%} n/a 0.0%"
+        f"{own['max_abs']:.1%} {real['max_abs']:.1%} {other['max_abs']:.1%} 0.0%"
     ) in shown.text
-    assert f"with real test rows {own['r']:.3f} {real['r']:.3f} n/a 1.000" in shown.text
+    assert f"with real test rows {own['r']:.3f} {real['r']:.3f} {other['r']:.3f} 1.000" in shown.text
+    assert "With the codes of dx it " in shown.text
     assert "300 synthetic rows of 3 columns" in shown.text
     assert "Of the 5 codes of column dx" in shown.text
     assert any("dx: N18" in alt for _, alt in shown.images)

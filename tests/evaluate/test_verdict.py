@@ -22,6 +22,7 @@ def figures(model: float, baseline: float | None, real: float = 0.9, **more: Any
         "floor": None if baseline is None else {"marginal_tv_mean": 0.02, "correlation_mae": 0.01},
         "score_kind": "an AUROC",
         "uncertainty": None,
+        "codes": {},
         **distances,
         **more,
     }
@@ -92,6 +93,47 @@ def test_without_a_label_the_correlation_error_decides(error, standing):
     assert verdict.standing == standing
     assert "relations between columns" in verdict.headline
     assert verdict.prediction == ()
+
+
+def with_codes(own: tuple[float, float | None], other: tuple[float, float | None] | None) -> dict[str, Any]:
+    """Figures of a table with a column of codes. own, other: mean errors of prevalences and of pairs."""
+    values = figures(model=0.85, baseline=None if other is None else 0.79)
+    of = [
+        {"dx": dict(zip(("mae", "pairs_mae"), pair or (0.1, 0.1), strict=True))} for pair in (own, other, (0.01, 0.01))
+    ]
+    values["codes"] = of[0]
+    for key, codes in (("baseline", of[1]), ("floor", of[2])):
+        if values[key] is not None:
+            values[key]["codes"] = codes
+    return values
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "said"),
+    [
+        ((0.3, 0.1), (0.1, 0.3), "loses to the baseline in how frequent they are and beats the baseline in how often"),
+        ((0.1, 0.3), (0.3, 0.1), "beats the baseline in how frequent they are and loses to the baseline in how often"),
+        ((0.1, 0.1), (0.105, 0.095), "is level with the baseline in how frequent they are and is level with"),
+        ((0.3, None), (0.1, None), "it loses to the baseline in how frequent they are."),
+    ],
+)
+def test_a_model_whose_codes_lose_to_the_baseline_is_said_to_lose_in_the_headline(own, other, said):
+    """Whatever the label says, of which a model may know more than of codes."""
+    verdict = judge(with_codes(own, other))
+    assert verdict.standing == "wins"
+    assert said in verdict.headline
+
+
+def test_errors_of_codes_stand_beside_the_baselines():
+    likeness = " ".join(judge(with_codes((0.3, 0.2), (0.1, 0.4))).likeness)
+    assert "codes of dx are off by 0.3 on average (real training rows: 0.01; baseline: 0.1)." in likeness
+    assert "both of two codes of dx are off by 0.2 on average (real training rows: 0.01; baseline: 0.4)." in likeness
+
+
+def test_without_a_baseline_codes_are_not_compared():
+    verdict = judge(with_codes((0.3, None), None))
+    assert "codes of" not in verdict.headline
+    assert verdict.likeness[2:] == ("Prevalences of the codes of dx are off by 0.3 on average.",)
 
 
 def test_a_baseline_without_noise_is_called_so():
