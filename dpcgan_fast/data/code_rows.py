@@ -197,7 +197,8 @@ class CodeSets:
         """At most `most` codes of each record, and the names of those alone that a record then has; see `CodeRows`."""
         rows = self.rows.capped(most, self.names)
         used = np.zeros(len(self.names), bool)
-        used[rows.positions] = True
+        for block in rows.blocks():  # numpy takes eight bytes for each place that it is given
+            used[block.positions] = True
         if used.all():
             return CodeSets(rows, self.names)
         places = np.cumsum(used, dtype=np.int32) - np.int32(1)

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.blocks import Block
-from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.schema import OTHER, Bounds, Column
 
 _LOG_RANGE = 1000.0  # of a log scale: from this share of the bounds' width on it is about logarithmic
@@ -259,10 +258,6 @@ class CodesCodec:
     def arrow_type(self) -> pa.DataType:
         """List of strings."""
         return pa.list_(pa.string())
-
-    def encode(self, sets: CodeSets) -> CodeRows:
-        """The set of each cell, as positions within the block."""
-        return sets.within(self.vocabulary, self.max_codes)
 
     def decode(self, records: np.ndarray) -> pa.Array:
         """Cells from this column's positions of records, float (N, F), values in [0, 1]."""

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.blocks import Block
-from dpcgan_fast.data.code_rows import CodeRows, CodeSets
+from dpcgan_fast.data.code_rows import CodeSets
 from dpcgan_fast.data.column_codecs import CodesCodec, ColumnCodec, column_codec
 from dpcgan_fast.data.dates import dates_of
+from dpcgan_fast.data.record_codes import CodesPart, RecordCodes
 from dpcgan_fast.data.schema import PRIVATE, UNDECIDED_UNIT, Column, Schema
 from dpcgan_fast.errors import InputError
 
@@ -33,7 +34,7 @@ class EncodedRecords:
     dense: np.ndarray
     labels: np.ndarray | None
     kept: np.ndarray
-    codes: CodeRows | None
+    codes: RecordCodes | None
     first_code: int
     width: int
 
@@ -46,7 +47,8 @@ class EncodedRecords:
         after = self.dense.shape[1] - self.first_code
         records[:, : self.first_code] = self.dense[:, : self.first_code]
         records[:, self.width - after :] = self.dense[:, self.first_code :]
-        records[self.codes.row_of_entry(), self.first_code + self.codes.positions] = 1.0
+        codes = self.codes.take(np.arange(len(records)))
+        records[codes.row_of_entry(), self.first_code + codes.positions] = 1.0
         return records
 
 
@@ -117,8 +119,8 @@ class RecordCodec:
         for column in self.schema.codes_columns():
             sets = CodeSets.of_column(table, column.name, column.separator, f"{where}, column {column.name}")
             codec = self._code_codecs[column.name]
-            parts.append(codec.encode(sets).moved(codec.block.start - self._first_code))
-        codes = CodeRows.side_by_side(parts) if parts else None
+            first = codec.block.start - self._first_code
+            parts.append(CodesPart.of(sets, codec.vocabulary, codec.max_codes, first))
         kept = np.ones(table.num_rows, bool)
         labels = None
         if self._label is not None:
@@ -126,9 +128,11 @@ class RecordCodec:
             if self.joint:
                 dense[:, self._first_code] = labels / (self.n_classes - 1)
             kept = labels >= 0
+        chosen = None
         if labels is not None and not kept.all():
-            dense, labels = dense[kept], labels[kept]
-            codes = None if codes is None else codes.take(np.flatnonzero(kept))
+            chosen = np.flatnonzero(kept)
+            dense, labels = dense[chosen], labels[chosen]
+        codes = RecordCodes(tuple(parts), chosen) if parts else None
         return EncodedRecords(dense, labels, kept, codes, self._first_code, self.width)
 
     def decode(self, records: np.ndarray, labels: np.ndarray | None = None) -> pa.Table:

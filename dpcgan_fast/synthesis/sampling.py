@@ -19,7 +19,7 @@ from dpcgan_fast.models import Networks, sample_records
 
 BATCH_ROWS = 8192
 _BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
-_MOST_TRIES = 200  # batches after which rows that are asked for and too rare are given up
+_MOST_TRIES = 100  # batches after which rows that are asked for and too rare are given up
 _RAREST = 10_000  # rows drawn for one that is asked for
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dpcgan_fast import ops
 from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.data.encoding import EncodedRecords
-from dpcgan_fast.data.mapping import let_go
+from dpcgan_fast.data.record_codes import RecordCodes
 from dpcgan_fast.data.units import UnitIndex
 
 _MAPPED_ROWS = 128  # gathered from a mapped file until its pages are let go of: a row may bring 2 MiB with it
@@ -65,15 +65,14 @@ class CodedRows:
     """Rows of which some positions, side by side, are few ones among zeros; in the memory of the machine.
 
     dense:      (N, D) float32, the other positions
-    codes:      of each row the ones, counted from the first of these positions; they may lie in a mapped file
+    codes:      of each row the ones, counted from the first of these positions; they may lie in mapped files
     first_code: position of the first of them
     """
 
-    def __init__(self, dense: Tensor, codes: CodeRows, first_code: int):
+    def __init__(self, dense: Tensor, codes: RecordCodes, first_code: int):
         self._dense, self._codes, self._first_code = dense, codes, first_code
-        with warnings.catch_warnings():  # that the tensors must not be written to
-            warnings.simplefilter("ignore", UserWarning)
-            self._starts, self._positions = torch.from_numpy(codes.starts), torch.from_numpy(codes.positions)
+        whole = codes.as_they_lie
+        self._whole = None if whole is None else _as_tensors(whole)
 
     def gather(self, rows: np.ndarray, out: Tensor) -> None:
         """Writes the rows into out (B, F), on any device; a mapped file has a few rows in memory at a time."""
@@ -81,10 +80,13 @@ class CodedRows:
             part, to = rows[first : first + _MAPPED_ROWS], out[first : first + _MAPPED_ROWS]
             if out.is_cuda:
                 self._gather_there(part, to)
+            elif self._whole is not None:
+                ops.gather_rows(to, torch.from_numpy(part), self._dense, *self._whole, self._first_code)
             else:
-                numbers = torch.from_numpy(part)
-                ops.gather_rows(to, numbers, self._dense, self._starts, self._positions, self._first_code)
-            let_go(self._codes.positions)
+                dense = torch.from_numpy(self._dense.numpy()[part])
+                drawn = _as_tensors(self._codes.take(part))
+                ops.gather_rows(to, torch.arange(len(part)), dense, *drawn, self._first_code)
+            self._codes.let_go()
 
     def _gather_there(self, rows: np.ndarray, out: Tensor) -> None:
         """Only what the rows hold is moved, and spread out on the device."""
@@ -95,6 +97,13 @@ class CodedRows:
         out[:, out.shape[1] - after :] = dense[:, self._first_code :]
         entries = drawn.row_of_entry() * out.shape[1] + drawn.positions + self._first_code
         out.view(-1)[torch.from_numpy(entries).to(out.device)] = 1.0
+
+
+def _as_tensors(rows: CodeRows) -> tuple[Tensor, Tensor]:
+    """Starts and positions, without a copy."""
+    with warnings.catch_warnings():  # that the tensors must not be written to
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(rows.starts), torch.from_numpy(rows.positions)
 
 
 class ChunkBuffer:

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from dpcgan_fast.data import record_codes
 from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.data.encoding import EncodedRecords
+from dpcgan_fast.data.record_codes import CodesPart, RecordCodes
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.train import data as train_data
 from dpcgan_fast.train.data import CodedRows, TrainingData
@@ -77,10 +79,10 @@ def test_pages_of_a_mapped_file_are_let_go_of_every_few_rows(monkeypatch):
     starts, positions = np.arange(0, 11, 2), np.array([0, 3, 1, 2, 0, 1, 2, 3, 0, 2], np.int32)
     for values in (starts, positions):
         values.setflags(write=False)  # as those of a map are, and nobody is warned
-    rows = CodedRows(torch.zeros(5, 0), CodeRows(starts, positions), 0)
+    rows = CodedRows(torch.zeros(5, 0), RecordCodes((CodesPart(CodeRows(starts, positions)),)), 0)
     let_go = []
     monkeypatch.setattr(train_data, "_MAPPED_ROWS", 2)
-    monkeypatch.setattr(train_data, "let_go", lambda values: let_go.append(values is positions))
+    monkeypatch.setattr(record_codes, "let_go", lambda values: let_go.append(values is positions))
     out = torch.empty(3, 4)
     for expected in (2, 4):
         rows.gather(np.array([4, 0, 1]), out)
