@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from dpcgan_fast.data.schema_errors import schema_message
 from dpcgan_fast.data.schema_parts import OTHER as OTHER
 from dpcgan_fast.data.schema_parts import PRIVATE, Bounds, Column, Constraint, Signal, Strict, Visits
 from dpcgan_fast.data.visit_columns import check_visits, record_columns, record_constraints
@@ -137,12 +138,10 @@ class Schema(Strict):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = _place(first["loc"], values)
-            message = first["msg"].removeprefix("Value error, ")
-            raise InputError(
-                f"The schema does not fit: {message}", f"{where}{place and f', {place}'}", _CHECK
-            ) from None
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            place = _place(errors[0]["loc"], values)
+            what = f"The schema does not fit: {schema_message(errors)}"
+            raise InputError(what, f"{where}{place and f', {place}'}", _CHECK) from None
 
     def to_json(self) -> str:
         """The schema as JSON text; `Schema.from_text` gives it back."""

@@ -36,7 +36,7 @@ def test_a_range_of_signal_columns_is_written_out():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({**SMALL, "note": "x"}, "Extra inputs"),
+        ({**SMALL, "note": "x"}, "there is no such field"),
         ({**SMALL, "label": "height"}, "not among the columns"),
         ({**SMALL, "label": "age"}, "binary or categorical"),
         ({**SMALL, "unit": "age"}, "neither modelled nor sampled"),
@@ -49,7 +49,16 @@ def test_a_range_of_signal_columns_is_written_out():
         (with_column(name="sex", categories=["F", "__other__"]), "must not be listed"),
         (with_column(name="died", rates=[0.5, 0.4]), "add up to 1"),
         ({"unit": None}, "at least one column"),
-        ([], "dictionary"),
+        ([], "an object is needed here"),
+        ({**SMALL, "n_units": "many"}, r"a whole number is needed here \(schema, n_units\)"),
+        ({**SMALL, "n_units": 0}, "the value must be greater than 0"),
+        ({**SMALL, "label": 3}, "a text is needed here"),
+        ({**SMALL, "constraints": [{"kind": "less"}]}, r"a field is missing \(schema, constraints.0.columns\)"),
+        (with_column(name="age", bounds="priv"), r'a list is needed here, or "private" \(schema, column age bounds\)'),
+        (with_column(name="age", bounds=[0]), 'a list of another length is needed here, or "private"'),
+        (with_column(name="age", bounds=[0, "x"]), 'a number is needed here, or "private"'),
+        (with_column(name="age", missing="perhaps"), "true or false is needed here"),
+        (with_column(name="age", type="number"), "the value must be 'numeric', 'binary'"),
     ],
 )
 def test_a_schema_that_does_not_fit_is_refused_in_one_line(values, says):

@@ -273,7 +273,7 @@ def test_a_table_without_the_unit_is_refused():
         ({"visits": {"columns": ["nothing"]}}, "column 'nothing' of visits is not among the columns"),
         ({"visits": {"max_visits": 1}}, "greater than or equal to 2"),
         ({"visits": {"key": "id"}}, "key of visits must not be the unit's column"),
-        ({"visits": {"every": 3}}, "Extra inputs are not permitted"),
+        ({"visits": {"every": 3}}, "there is no such field"),
     ],
 )
 def test_visits_that_do_not_fit_are_refused(changes, message):
