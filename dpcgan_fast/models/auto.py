@@ -263,6 +263,11 @@ class AutoNetworks(Networks):
         decoders = (self.autoencoder.decoder, self.autoencoder.codes)
         return [parameter for part in decoders if part is not None for parameter in part.parameters()]
 
+    def start_codes(self, rates: Tensor) -> None:
+        """See `Networks.start_codes`."""
+        if self.autoencoder.codes is not None:
+            self.autoencoder.codes.start_at(rates)
+
     def calibrate(self, draw_labels: LabelDraws, randomness: torch.Generator) -> None:
         """See `Networks.calibrate`."""
         if self.autoencoder.codes is not None:

@@ -24,6 +24,7 @@ class Networks(nn.Module, ABC):
     generator: Any  # forward(latent, labels) -> codes
     critic: Any  # forward(records, labels) -> (B,)
     latent_dim: int
+    generator_mixes_rows: bool = False  # in training mode, as BatchNorm does
 
     def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:
         """Noise (B, ...) that the autoencoder's forward takes; none by default."""
@@ -52,6 +53,9 @@ class Networks(nn.Module, ABC):
         """
         latent = self.latent(len(labels), randomness)
         return self.decode(self.generator(latent, labels), labels, randomness)
+
+    def start_codes(self, rates: Tensor) -> None:
+        """Takes public or paid rates (V,) for those of all codes, where the networks know any; none do by default."""
 
     def calibrate(self, draw_labels: LabelDraws, randomness: torch.Generator) -> None:
         """Brings synthetic records to the frequencies that were released, where the networks know any.

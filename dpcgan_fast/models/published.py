@@ -110,6 +110,7 @@ class PublishedNetworks(Networks):
     """Autoencoder, generator and critic of one `PublishedSpec`."""
 
     latent_dim = LATENT_DIM
+    generator_mixes_rows = True
     autoencoder: _OnRecords
     critic: _Critic
 

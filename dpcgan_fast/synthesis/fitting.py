@@ -17,7 +17,7 @@ from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError, MachineError, PrivacyError
-from dpcgan_fast.models import AutoNetworks, Networks, is_conditional, make_networks
+from dpcgan_fast.models import Networks, is_conditional, make_networks
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
 from dpcgan_fast.privacy.accountant import refuse_overspending
@@ -105,8 +105,8 @@ def _start_codes(schema: Schema, settings: TrainSettings, released: ReleasedFact
     columns = [column.name for column in schema.codes_columns()]
     counts = [count for name in columns for count in released.code_counts.get(name) or [0.0]]
     units = settings.n_units if settings.n_units is not None else released.n_units
-    if isinstance(networks, AutoNetworks) and networks.autoencoder.codes is not None and units is not None:
-        networks.autoencoder.codes.start_at(torch.tensor(counts) / units)
+    assert units is not None
+    networks.start_codes(torch.tensor(counts) / units)
 
 
 def _state(

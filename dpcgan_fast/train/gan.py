@@ -15,6 +15,9 @@ from dpcgan_fast.train.settings import CriticLoss
 from dpcgan_fast.train.state import scale_learning_rate
 from dpcgan_fast.train.stepping import Stepping
 
+_FAKE_FLOATS = (
+    1 << 21
+)  # of the records through which the generator's gradient passes at once; each takes dozens of floats
 _LAST_RATE = 0.1  # learning rates fall linearly to this share of themselves
 
 
@@ -123,8 +126,11 @@ def _generator_step(session: Session, fakes: int) -> None:
     optimizer = session.state.optimizers["generator"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     labels = draw_labels(session, fakes, randomness)
-    loss = -networks.critic(networks.generate(labels, randomness), labels).mean()
-    for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = grad
+    most = fakes if networks.generator_mixes_rows else max(1, _FAKE_FLOATS // session.data.width)
+    optimizer.zero_grad(set_to_none=True)
+    for part in labels.split(most):
+        loss = -networks.critic(networks.generate(part, randomness), part).sum() / fakes
+        for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.grad = grad if parameter.grad is None else parameter.grad + grad
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

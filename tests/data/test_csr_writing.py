@@ -17,6 +17,7 @@ from dpcgan_fast.data import csr_writing
 from dpcgan_fast.data.csr_files import read_code_matrix
 from dpcgan_fast.data.csr_writing import CodeMatrixWriter
 from dpcgan_fast.errors import InputError, MachineError
+from tests.data.disks import small_disk
 
 WIDTH = 5
 ROWS = st.lists(st.sets(st.integers(0, WIDTH - 1)), max_size=6)
@@ -189,18 +190,6 @@ def test_batches_wait_in_files_without_names(tmp_path):
     with CodeMatrixWriter(tmp_path / "out.npz", WIDTH) as writer:
         writer.write(*batch_of(BATCH))
         assert names(tmp_path) == []
-
-
-@contextlib.contextmanager
-def small_disk(size):
-    """A limit on the size of files, beyond which a write fails with EFBIG; no fixture, since it holds for logs, too."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def large_batch():

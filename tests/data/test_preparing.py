@@ -1,7 +1,6 @@
 """A store holds the very records that reading the table gives, however often the work was interrupted."""
 
 import errno
-import resource
 import shutil
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from dpcgan_fast.data import preparing
 from dpcgan_fast.data.records import read_records
 from dpcgan_fast.errors import InputError, MachineError, StoppedError
 from tests.conftest import examples
+from tests.data.disks import small_disk
 from tests.data.preparations import (
     COLUMNS,
     ROWS,
@@ -265,19 +265,16 @@ def test_work_goes_on_after_a_crash_or_a_full_disk_at_any_write(table, tmp_path,
 def test_a_full_disk_is_the_machines_fault_and_the_work_goes_on_after_it(table, tmp_path):
     """A limit on the size of files stands for the disk; at every size some file is the first that does not fit."""
     source, wanted = table
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     failures, sizes = 0, (0, 100, 400, 700, 1200, 2000, 4000, 16000)
     with groups_of(SMALL):
         for most in sizes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
             try:
-                prepare(source, SCHEMAS["merged"], tmp_path / "store")
+                with small_disk(most):
+                    prepare(source, SCHEMAS["merged"], tmp_path / "store")
                 assert failures == sizes.index(most) >= 3
                 break
             except MachineError as error:
                 failures += "The disk is full" in str(error)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert content(tmp_path / "store") == wanted["merged"]
 
 

@@ -12,6 +12,7 @@ from dpcgan_fast.data import writing
 from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.writing import TableWriter
 from dpcgan_fast.errors import InputError, MachineError
+from tests.data.disks import small_disk
 
 TABLE = pa.table(
     {
@@ -79,15 +80,13 @@ def test_an_error_leaves_what_stood_there(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["out.csv", "out.csv.gz", "out.parquet"])
 def test_a_full_disk_is_the_machines_error_and_leaves_nothing(tmp_path, name):
-    resource = pytest.importorskip("resource")
     noise = pa.table({"x": [os.urandom(50).hex() for _ in range(20000)]})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # a write beyond it fails with EFBIG
-    try:
-        with pytest.raises(MachineError, match="full") as caught, TableWriter(tmp_path / name, noise.schema) as writer:
-            writer.write(noise)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with (
+        pytest.raises(MachineError, match="full") as caught,
+        small_disk(100_000),
+        TableWriter(tmp_path / name, noise.schema) as writer,
+    ):
+        writer.write(noise)
     assert caught.value.exit_code == 5
     assert names(tmp_path) == []
 

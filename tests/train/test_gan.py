@@ -1,4 +1,4 @@
-"""The critic's step: which form it takes, and that the paper's joint form keeps units apart."""
+"""The critic's step: which form it takes, and that the paper's joint form keeps units apart. The generator's step."""
 
 from types import SimpleNamespace
 
@@ -8,8 +8,9 @@ import torch
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.models import make_networks
+from dpcgan_fast.train import gan
 from dpcgan_fast.train.data import Chunk
-from dpcgan_fast.train.gan import _paired_rows
+from dpcgan_fast.train.gan import _generator_step, _paired_rows
 from dpcgan_fast.train.session import Turn
 from dpcgan_fast.train.stepping import Stepping
 
@@ -63,3 +64,60 @@ def test_removing_a_unit_moves_the_joint_forms_sum_by_at_most_the_clipping_norm(
     for gone in everyone:
         rest = paired_sum(networks, records, [row for row in everyone if row != gone], latents)
         assert float((whole - rest).norm()) <= CLIP * (1 + 1e-6)
+
+
+# ---- the generator
+
+CODES = [Block("numeric", "x", 0, 1), Block("codes", "dx", 1, 40)]
+
+
+def generator_session(networks, width, classes):
+    parameters = [*networks.generator.parameters(), *networks.decoder_parameters()]
+    state = SimpleNamespace(
+        networks=networks,
+        rates=torch.ones(classes),
+        randomness=torch.Generator().manual_seed(3),
+        optimizers={"generator": torch.optim.SGD(parameters, lr=1.0)},
+    )
+    data = SimpleNamespace(n_labels=classes, width=width, device=torch.device("cpu"))
+    return SimpleNamespace(state=state, data=data)
+
+
+def moved(networks, before):
+    return torch.cat([(new - old).flatten() for new, old in zip(networks.parameters(), before, strict=True)])
+
+
+@pytest.mark.parametrize("floats", [1, 41 * 4, 41 * 10, 1 << 21])
+def test_the_generators_step_does_not_depend_on_how_many_records_are_held_at_once(monkeypatch, floats):
+    monkeypatch.setattr(gan, "_FAKE_FLOATS", floats)
+    fakes, at_once = 10, min(10, max(1, floats // 41))
+    networks = make_networks("auto", CODES, 2, seed=0).train()
+    with torch.no_grad():
+        for parameter in networks.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    before = [parameter.detach().clone() for parameter in networks.parameters()]
+    _generator_step(generator_session(networks, 41, 2), fakes)  # type: ignore[arg-type]
+    found = moved(networks, before)
+    assert all(parameter.grad is None for parameter in networks.parameters())
+    with torch.no_grad():
+        for parameter, old in zip(networks.parameters(), before, strict=True):
+            parameter.copy_(old)
+    session = generator_session(networks, 41, 2)
+    randomness = session.state.randomness
+    labels = gan.draw_labels(session, fakes, randomness)  # type: ignore[arg-type]
+    records = torch.cat([networks.generate(part, randomness) for part in labels.split(at_once)])
+    (-networks.critic(records, labels).mean()).backward()
+    session.state.optimizers["generator"].step()
+    whole = moved(networks, before)
+    assert whole.norm() > 0
+    assert torch.allclose(found, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_generator_that_mixes_rows_sees_them_all_at_once(monkeypatch, networks):
+    """What its BatchNorm makes of a row depends on the others."""
+    monkeypatch.setattr(gan, "_FAKE_FLOATS", 1)
+    seen = []
+    generate = networks.generate
+    networks.generate = lambda labels, randomness: seen.append(len(labels)) or generate(labels, randomness)
+    _generator_step(generator_session(networks, 179, 0), 7)  # type: ignore[arg-type]
+    assert seen == [7]
