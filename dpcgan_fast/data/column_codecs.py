@@ -76,8 +76,9 @@ class NumericCodec:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The value, then the flag if there is one."""
-        value = Block("numeric", self.name, self.start, 1)
-        return (value, Block("absent", self.name, value.stop, 1)) if self.missing else (value,)
+        flag = self.start + 1
+        value = Block("numeric", self.name, self.start, 1, guard=flag if self.missing else None)
+        return (value, Block("absent", self.name, flag, 1)) if self.missing else (value,)
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -211,8 +212,9 @@ class OrdinalCodec:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The place, then the flag if there is one."""
-        place = Block("numeric", self.name, self.start, 1, cells=len(self.categories))
-        return (place, Block("absent", self.name, place.stop, 1)) if self.missing else (place,)
+        flag, n = self.start + 1, len(self.categories)
+        place = Block("numeric", self.name, self.start, 1, cells=n, guard=flag if self.missing else None)
+        return (place, Block("absent", self.name, flag, 1)) if self.missing else (place,)
 
     @property
     def arrow_type(self) -> pa.DataType:
@@ -225,8 +227,9 @@ class OrdinalCodec:
         absent = places < 0
         if self.missing:
             records[:, self.start + 1] = absent
-        middle = (len(self.categories) - 1) // 2 if self.missing else 0
-        records[:, self.start] = (np.where(absent, middle, places) + 0.5) / len(self.categories)
+        first = 0.5 / len(self.categories)
+        values = np.where(absent, 0.5 if self.missing else first, places / len(self.categories) + first)
+        records[:, self.start] = values
 
     def decode(self, records: np.ndarray) -> pa.Array:
         """See `ColumnCodec`."""

@@ -16,6 +16,8 @@ from dpcgan_fast.data.column_codecs import CodesCodec, ColumnCodec, column_codec
 from dpcgan_fast.data.dates import dates_of
 from dpcgan_fast.data.record_codes import CodesPart, RecordCodes
 from dpcgan_fast.data.schema import PRIVATE, UNDECIDED_UNIT, Column, Schema
+from dpcgan_fast.data.visit_coding import NumberCodec, VisitCoding, coded_columns
+from dpcgan_fast.data.visit_columns import number_name
 from dpcgan_fast.errors import InputError
 
 
@@ -85,10 +87,17 @@ class RecordCodec:
         self.class_names: tuple[str, ...] = self._label.classes() if self._label else ()
         self.n_classes: int = max(1, len(self.class_names))
         self._codecs: dict[str, ColumnCodec] = {}
+        rows = schema.of_rows
+        coded = {} if rows is None else coded_columns(rows, schema.columns)
         start = 0
         for column in _plain_columns(schema):
-            self._codecs[column.name] = codec = column_codec(column, start)
+            if rows is not None and rows.visits is not None and column.name == number_name(rows.visits):
+                codec = NumberCodec(column.name, start, rows.visits.n_slots)
+            else:
+                codec = column_codec(coded.get(column.name, column), start)
+            self._codecs[column.name] = codec
             start = codec.blocks[-1].stop
+        self._visits = None if rows is None else VisitCoding(rows, self._codecs)
         self._first_code = start
         self._code_codecs: dict[str, CodesCodec] = {}
         for column in schema.codes_columns():
@@ -96,7 +105,10 @@ class RecordCodec:
             codec = CodesCodec(column.name, start, column.vocabulary, column.max_codes)
             self._code_codecs[column.name] = codec
             start = codec.block.stop
-        blocks = [block for codec in self._codecs.values() for block in codec.blocks]
+        if self._visits is None:
+            blocks = [block for codec in self._codecs.values() for block in codec.blocks]
+        else:
+            blocks = list(self._visits.blocks)
         blocks += [codec.block for codec in self._code_codecs.values()]
         self._label_start = start
         if joint and self._label:
@@ -115,6 +127,8 @@ class RecordCodec:
         dense = np.zeros((table.num_rows, self._first_code + label_width), np.float32)
         for name, codec in self._codecs.items():
             codec.encode(table[name], dense, f"{where}, column {name}")
+        if self._visits is not None:
+            self._visits.encode(dense)
         parts = []
         for column in self.schema.codes_columns():
             sets = CodeSets.of_column(table, column.name, column.separator, f"{where}, column {column.name}")
@@ -153,11 +167,14 @@ class RecordCodec:
                 labels = np.rint(records[:, self._label_start] * (self.n_classes - 1))
             if labels is None or labels.shape != records.shape[:1]:
                 raise ValueError(f"expected labels of shape ({len(records)},), one class index a record")
+        there = None if self._visits is None else self._visits.decode(records)
         columns = {
             name: self._decode_label(labels) if labels is not None and name == self.schema.label
             else self._codec(name).decode(records)
             for name in self.schema.column_names()
         }  # fmt: skip
+        if self._visits is not None and there is not None:
+            columns = self._visits.without_absent(columns, there)
         columns |= dates_of(columns, [column for column in self.schema.columns if column.type == "date"])
         return pa.Table.from_arrays(list(columns.values()), schema=self.arrow_schema)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from dpcgan_fast.data.schema_errors import schema_message
 from dpcgan_fast.data.schema_parts import OTHER as OTHER
@@ -42,6 +42,8 @@ class Schema(Strict):
     signals: tuple[Signal, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     visits: Visits | None = None
+
+    _of_rows: "Schema | None" = PrivateAttr(None)  # of a schema of records with visits: that of their rows
 
     @model_validator(mode="after")
     def _consistent(self) -> "Schema":
@@ -104,7 +106,7 @@ class Schema(Strict):
         if visits.key == self.unit:
             raise ValueError("the key of visits must not be the unit's column")
         if self.max_rows_per_unit != 1:
-            raise ValueError("visits have a cap of their own, max_visits: leave max_rows_per_unit out")
+            raise ValueError("visits have a cap of their own: leave max_rows_per_unit out")
         samples = {name for signal in self.signals for name in signal.columns}
         check_visits(visits, self.columns, {self.unit, *samples}, self.label)
 
@@ -173,7 +175,14 @@ class Schema(Strict):
             return self
         columns = record_columns(self.visits, self.columns)
         constraints = record_constraints(self.visits, self.constraints)
-        return self.model_copy(update={"columns": columns, "constraints": constraints, "visits": None})
+        records = self.model_copy(update={"columns": columns, "constraints": constraints, "visits": None})
+        records._of_rows = self
+        return records
+
+    @property
+    def of_rows(self) -> "Schema | None":
+        """The schema that has `as_records` made this one, if it has visits; else None."""
+        return self._of_rows
 
     def label_column(self) -> Column | None:
         """The label's column, or None without a label."""

@@ -148,28 +148,57 @@ class Constraint(Strict):
     implied: str | None = None
 
 
+class Bins(Strict):
+    """Parts of time of one public width, the first of which begins at the time's lower bound.
+
+    width: in units of the time, days if it is a date
+    count: rows after the last bin are not used
+    """
+
+    width: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    count: Annotated[int, Field(ge=2)]
+
+
 class Visits(Strict):
     """Which columns differ between the visits of a person, and what orders them; all other columns are static.
 
     time:       numeric or date column by which visits are ordered; it need not be among `columns`
-    max_visits: visits of a person beyond this public cap are not used
+    max_visits: visits of a person beyond this public cap are not used; None with bins
     columns:    names of the columns that a visit has cells of its own of
     key:        a column of the data, in the schema or not, whose equal values within a person are one visit, as in a
                 table of events; None if every row is a visit
     max_gap:    public: longer gaps between two visits are cut to it; None if the bounds of the time are all that holds
+    from_first: times are counted from the person's first one, which is 0
+    bins:       all rows in a bin of time are one visit, which is there or not; None if visits are counted
     """
 
     time: str
-    max_visits: Annotated[int, Field(ge=2)]
+    max_visits: Annotated[int, Field(ge=2)] | None = None
     columns: tuple[str, ...] = ()
     key: str | None = None
     max_gap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    from_first: bool = False
+    bins: Bins | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Visits":
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("columns must be a list of different names")
+        if (self.max_visits is None) == (self.bins is None):
+            raise ValueError(
+                "visits need max_visits, beyond which a person's are not used, or bins of time in its place"
+            )
+        if self.bins is not None and not (self.key is None and self.max_gap is None):
+            raise ValueError("bins of time are what makes a visit: leave key and max_gap out")
         return self
+
+    @property
+    def n_slots(self) -> int:
+        """How many visits a record has places for."""
+        if self.bins is not None:
+            return self.bins.count
+        assert self.max_visits is not None
+        return self.max_visits
 
     def differs(self, name: str) -> bool:
         """Whether a column differs between visits."""

@@ -88,7 +88,7 @@ def store_facts(schema: Schema) -> dict[str, Any]:
 
 
 def _visits_facts(schema: Schema) -> dict[str, Any] | None:
-    """Also the bounds of the time, by which times are clipped before gaps are taken."""
+    """Also the bounds of the time, within which times are before gaps are taken, and from which bins are counted."""
     if schema.visits is None:
         return None
     bounds = next(column.bounds for column in schema.columns if column.name == schema.visits.time)
@@ -99,6 +99,8 @@ def _visits_facts(schema: Schema) -> dict[str, Any] | None:
         "max_visits": schema.visits.max_visits,
         "columns": columns,
         "key": schema.visits.key,
+        "from_first": schema.visits.from_first,
+        "bins": None if schema.visits.bins is None else schema.visits.bins.model_dump(),
     }
 
 

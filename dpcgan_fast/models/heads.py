@@ -41,8 +41,10 @@ class RecordHead(nn.Module):
     hot_blocks: Tensor  # block, cell and position of every one-hot entry
     hot_cells: Tensor
     hot_positions: Tensor
-    guarded: Tensor  # blocks of numbers that may be absent
+    guarded: Tensor  # blocks that may say nothing
     guards: Tensor  # positions of the flags that say so
+    flag_of: Tensor  # (F + 1,) position of each one's flag, or F
+    idle: Tensor  # (F,) what a record has where a block says nothing
 
     def __init__(self, blocks: Sequence[Block]):
         super().__init__()
@@ -61,18 +63,36 @@ class RecordHead(nn.Module):
             if block.kind == "categorical"
             for cell in range(block.width)
         ]
-        flag_of = {block.name: block.start for block in blocks if block.kind == "absent"}
-        guarded = [(i, flag_of[b.name]) for i, b in enumerate(blocks) if b.kind == "numeric" and b.name in flag_of]
+        guarded = [(i, block.guard) for i, block in enumerate(blocks) if block.guard is not None]
         self._index(numbers, "numbers", "number_positions", "number_bins")
         self._index(flags, "flags", "flag_positions")
         self._index(hot, "hot_blocks", "hot_cells", "hot_positions")
         self._index(guarded, "guarded", "guards")
+        self.register_buffer("idle", torch.tensor([v for block in blocks for v in block.idle]), persistent=False)
+        self._find_flags(blocks)
 
     def _index(self, entries: list[tuple[int, ...]], *names: str) -> None:
         """Keeps each column of `entries` as an index tensor; it moves with the module and is not saved."""
         for n, name in enumerate(names):
             column = torch.tensor([entry[n] for entry in entries], dtype=torch.int64)
             self.register_buffer(name, column, persistent=False)
+
+    def _find_flags(self, blocks: Sequence[Block]) -> None:
+        """Keeps index tensors (F + 1,) from each position to that of its flag, and to the flag 1, 2, 4 flags further.
+
+        They go so far that none is missed. The last position, F, stands for no flag.
+        """
+        way = torch.full((self.width + 1,), self.width)
+        for block in blocks:
+            if block.guard is not None and not block.hidden:
+                way[block.start : block.stop] = block.guard
+        self.register_buffer("flag_of", way, persistent=False)
+        self.has_flags = bool((way < self.width).any())
+        self.n_ways = 0
+        while bool((way[self.flag_of] < self.width).any()):
+            self.register_buffer(f"way_{self.n_ways}", way, persistent=False)
+            self.n_ways += 1
+            way = way[way]
 
     def masked(self, logits: Tensor) -> Tensor:
         """Logits with the padding ruled out; (B, n_blocks, max_cells)."""
@@ -88,12 +108,19 @@ class RecordHead(nn.Module):
         return cells.index_add_(1, self.hot_blocks, hot * self.hot_cells)
 
     def nll(self, logits: Tensor, records: Tensor) -> Tensor:
-        """Negative log likelihood of each record, summed over blocks, in nats; (B,). Absent numbers count nothing."""
+        """Negative log likelihood of each record, summed over blocks that say something, in nats; (B,)."""
         log_p = F.log_softmax(self.masked(logits), dim=2)
         per_block = -log_p.gather(2, self.cells(records).unsqueeze(2)).squeeze(2)  # (B, n_blocks)
         weight = torch.ones_like(per_block)
         weight[:, self.guarded] = 1.0 - records[:, self.guards]
         return (per_block * weight).sum(1)
+
+    def silent(self, records: Tensor) -> Tensor:
+        """Positions at which drawn records (B, F) say nothing, bool (B, F): a flag says so, or a flag of that flag."""
+        says_so = F.pad(records > 0.5, (0, 1))  # (B, F + 1)
+        for n in range(self.n_ways):
+            says_so = says_so | says_so[:, self.get_buffer(f"way_{n}")]
+        return says_so[:, self.flag_of[:-1]]
 
     def records_of(self, cells: Tensor, within: Tensor) -> Tensor:
         """Records (B, F) from the cell of each block, and where in its bin each number lies.
@@ -132,15 +159,18 @@ class _Draw(torch.autograd.Function):
         soft = F.softmax(noisy.div_(TEMPERATURE), dim=2)
         chance, cells = soft.max(2)  # (B, n_blocks)
         spread = chance - chance  # zero; NaN where a logit is, so that no draw hides it
+        records = head.records_of(cells.to(logits.dtype) + spread, within)
+        silent = head.silent(records) if head.has_flags else None
         ctx.head = head
-        ctx.save_for_backward(soft)
-        return head.records_of(cells.to(logits.dtype) + spread, within)
+        ctx.save_for_backward(soft, silent)
+        return records if silent is None else torch.where(silent, head.idle, records)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:  # type: ignore[override]  decorated
         """Through the softmax, as if the soft rows had been taken for the hard ones."""
-        (grad,), (soft,), head = grads, ctx.saved_tensors, ctx.head
+        (grad,), (soft, silent), head = grads, ctx.saved_tensors, ctx.head
+        grad = grad if silent is None else grad.masked_fill(silent, 0.0)
         towards = torch.zeros_like(soft)  # gradient of the one-hot rows
         cells = torch.arange(head.max_cells, device=soft.device, dtype=soft.dtype)
         numbers = grad[:, head.number_positions] / head.number_bins

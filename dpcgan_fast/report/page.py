@@ -131,7 +131,7 @@ def _sentence(text: str) -> str:
 def _subject(values: Mapping[str, Any], schema: Schema) -> str:
     label = f" with the label {shown(schema.label)}" if schema.label else ""
     rows, visits = values["rows"], schema.visits
-    whom, with_visits = ("rows", "") if visits is None else ("people", f" with up to {visits.max_visits} visits")
+    whom, with_visits = ("rows", "") if visits is None else ("people", f" with up to {visits.n_slots} visits")
     return (
         f"{count(rows['synthetic'])} synthetic {whom}{with_visits} of {len(schema.column_names()):,} columns{label}, "
         f"judged on {count(rows['test'])} real held-out {whom}"

@@ -31,7 +31,7 @@ def unit_in_words(schema: Schema) -> str:
         )
         return (
             f"one person: all rows with one value of `{schema.unit}` are one record of at most "
-            f"{schema.visits.max_visits} visits{caps}"
+            f"{schema.visits.n_slots} visits{caps}"
         )
     if schema.merges_rows:
         rows = "all rows" if schema.max_rows_per_unit == 1 else f"the first {schema.max_rows_per_unit} rows"
@@ -56,11 +56,15 @@ def _public_facts(schema: Schema) -> list[str]:
     facts += [f"vocabulary of {c.name}: {len(c.vocabulary or ()):,} codes" for c in vocabularies]
     facts += [f"at most {c.max_codes} codes of {c.name} a {_holder(schema, c)}" for c in schema.codes_columns()]
     if schema.visits is not None:
-        facts.append(f"at most {schema.visits.max_visits} visits a person, and which columns differ between visits")
+        facts.append(f"at most {schema.visits.n_slots} visits a person, and which columns differ between visits")
         if schema.visits.max_gap is not None:
             facts.append(f"gaps between visits of at most {schema.visits.max_gap:g}")
         if schema.visits.key is not None:
             facts.append(f"rows of one `{schema.visits.key}` are one visit")
+        if schema.visits.bins is not None:
+            facts.append(f"rows in one bin of time are one visit, and bins are {schema.visits.bins.width:g} wide")
+        if schema.visits.from_first:
+            facts.append("times are counted from a person's first visit")
     if schema.constraints:
         facts.append(f"{len(schema.constraints)} constraints; synthetic rows alone are held to them")
     if schema.n_units is not None:

@@ -66,7 +66,7 @@ def mixed_table(**changes):
 
 def test_blocks_follow_the_schema_and_leave_the_label_out():
     assert codec().blocks == (
-        Block("numeric", "age", 0, 1),
+        Block("numeric", "age", 0, 1, guard=1),
         Block("absent", "age", 1, 1),
         Block("categorical", "sex", 2, 4),
         Block("categorical", "smoker", 6, 3),

@@ -1,6 +1,7 @@
 """Visits of a person as one record, and back: their order, their gaps, and that nobody's depends on anybody else."""
 
 import datetime
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def schema_of(columns=None, visits=None, **changes):
     return Schema.from_dict({
         "unit": "id",
         "columns": [{"name": name, **values} for name, values in chosen.items()],
-        "visits": {"time": "year", "max_visits": MOST, "columns": differing, **(visits or {})},
+        "visits": {"time": "year", "max_visits": MOST, "columns": differing, "key": None, **(visits or {})},
         **changes,
     })  # fmt: skip
 
@@ -134,6 +135,126 @@ def test_the_record_is_static_cells_then_the_number_of_visits_then_visit_by_visi
     assert names == ("sex", "number of visits", "year[1]", "bili[1]", "year[2]", "bili[2]")
 
 
+def test_a_record_writes_a_visit_as_what_has_changed():
+    """So that visits whose cells are drawn each by itself are like the ones before."""
+    schema = schema_of(["sex", "year", "bili", "ward", "pain"], {"max_visits": 4})
+    rows = [
+        ("a", "F", str(year), bili, ward, pain)
+        for year, (bili, ward, pain) in enumerate([("32", "y", "1"), ("32", "y", "1"), ("", "", "0"), ("64", "x", "0")])
+    ]
+    rows += [("b", "F", "0", "", "z", "0"), ("b", "F", "1", "16", "z", "0"), ("c", "F", "0", "64", "x", "0")]
+    codec = RecordCodec(schema.as_records())
+    read = records_of(table_of(rows, ("id", "sex", "year", "bili", "ward", "pain")), schema, "data")
+    a, b, c = codec.encode(read).records
+    at = {}
+    for block in codec.blocks:
+        at.setdefault(block.name, []).append(slice(block.start, block.stop))
+
+    def of(record, name):
+        return [record[part].tolist() for part in at[name]]
+
+    assert of(a, "number of visits") == [[0], [0], [0]]
+    assert [of(a, f"bili[{slot}]") for slot in (1, 2, 3, 4)] == [[[0.5], [0]], [[0.5], [0]], [[0.5], [1]], [[1], [0]]]
+    y, as_before, missing, back = [0, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 0, 0]
+    assert [of(a, f"ward[{slot}]")[0] for slot in (1, 2, 3, 4)] == [y, as_before, missing, back]
+    assert [of(a, f"pain[{slot}]") for slot in (1, 2, 3, 4)] == [[[1]], [[0]], [[1]], [[0]]]
+    assert of(b, "bili[1]") == [[0.25], [1]]  # what it turns out to be, though it is missing
+    assert of(b, "bili[2]") == [[0.5], [0]]
+    assert of(c, "number of visits") == [[1], [1], [1]]
+    assert [of(c, f"{name}[2]") for name in ("bili", "ward", "pain")] == [[[0.5], [1]], [as_before], [[0]]]
+
+
+def test_cells_drawn_each_by_itself_are_like_those_of_the_visit_before():
+    """The cells of each visit are dealt out anew among all people: what a decoder does that has learned nothing."""
+    rng = np.random.default_rng(0)
+    people, visits = 4000, 4
+    bili, ward, known = np.empty((people, visits)), np.empty((people, visits), int), rng.integers(1, 5, people)
+    bili[:, 0], ward[:, 0] = rng.normal(size=people), rng.integers(0, 3, people)
+    for slot in range(1, visits):
+        bili[:, slot] = 0.9 * bili[:, slot - 1] + math.sqrt(1 - 0.81) * rng.normal(size=people)
+        ward[:, slot] = np.where(rng.random(people) < 0.8, ward[:, slot - 1], rng.integers(0, 3, people))
+    rows = [
+        (str(who), "F", str(slot), str(32 + 6 * bili[who, slot]), "xyz"[ward[who, slot]])
+        for who in range(people)
+        for slot in range(known[who])
+    ]
+    schema = schema_of(["sex", "year", "bili", "ward"], {"max_visits": visits})
+    codec = RecordCodec(schema.as_records())
+    real = codec.encode(records_of(table_of(rows, ("id", "sex", "year", "bili", "ward")), schema, "data")).records
+    records = real.copy()
+    for block in codec.blocks:
+        judged = np.ones(people, bool) if block.guard is None else real[:, block.guard] < 0.5
+        part = real[judged, block.start : block.stop]
+        records[:, block.start : block.stop] = part[rng.integers(0, len(part), people)]
+    rows = long(codec.decode(records), schema)
+    who, drawn, wards = rows["id"].to_numpy(), rows["bili"].to_numpy(), np.array(rows["ward"].to_pylist())
+    later = np.flatnonzero(np.diff(who) == 0) + 1
+    assert np.bincount(np.bincount(who)[1:])[1:] / people == pytest.approx([0.25] * visits, abs=0.03)
+    assert np.corrcoef(drawn[later - 1], drawn[later])[0, 1] > 0.8
+    assert drawn.std() == pytest.approx(6, rel=0.15)
+    assert np.mean(wards[later] == wards[later - 1]) == pytest.approx(0.8 + 0.2 / 3, abs=0.02)
+
+
+BINS = {"max_visits": None, "bins": {"width": 2, "count": 3}}
+AT_TIMES = ("id", "sex", "year", "bili", "pain")
+
+
+def in_bins(changes=None):
+    values = schema_of(["sex", "year", "bili", "pain"]).model_dump(mode="json")
+    values["columns"][1]["missing"] = False
+    return Schema.from_dict({**values, "visits": {**values["visits"], **BINS, **(changes or {})}})
+
+
+def test_rows_in_a_bin_of_time_are_one_visit_with_the_last_cells_at_the_first_time():
+    rows = [
+        ("a", "F", "0.5", "1", "0"), ("a", "F", "1.9", "3", ""), ("a", "F", "1", "2", "1"), ("a", "F", "4", "", "0"),
+        ("a", "F", "6", "9", "1"), ("a", "F", "", "9", "1"), ("b", "M", "7", "9", "1"),
+    ]  # fmt: skip
+    found = records(table_of(rows, AT_TIMES), in_bins())
+    none = {"year[1]": None, "bili[1]": None, "pain[1]": None, "year[2]": None, "bili[2]": None, "pain[2]": None,
+            "year[3]": None, "bili[3]": None, "pain[3]": None}  # fmt: skip
+    first, third = {"year[1]": 0.5, "bili[1]": 3, "pain[1]": 1}, {"year[3]": 0, "pain[3]": 0}
+    assert found == {
+        "a": {"sex": "F", "last bin": 3, **none, **first, **third},
+        "b": {"sex": "M", "last bin": 1, **none},
+    }
+    assert records(table_of(rows[::-1], AT_TIMES), in_bins()) == {"b": found["b"], "a": found["a"]}
+    again = records(table_of([(who, sex, str(float(year or "nan") + 3), *rest) for who, sex, year, *rest in rows],
+                             AT_TIMES), in_bins({"from_first": True}))  # fmt: skip
+    assert "year[1]" not in again["a"]
+    assert (again["a"]["last bin"], again["a"]["year[2]"], again["b"]["bili[1]"]) == (3, 1.5, 9)
+
+
+@settings(max_examples=examples(60))
+@given(people=PEOPLE, from_first=st.booleans())
+def test_rows_that_came_out_of_bins_are_in_the_same_bins(people, from_first):
+    schema = in_bins({"from_first": from_first})
+    rows = [(who, sex, year, bili, pain) for who, sex, year, bili, _, _, pain, _ in rows_of(people) if year != "NA"]
+    read, codec = records_of(table_of(rows, AT_TIMES), schema, "data"), RecordCodec(schema.as_records())
+    first = codec.encode(read).records
+    again = codec.encode(widened(long(codec.decode(first), schema), schema, "data")).records
+    times = [name for name in read.column_names if name.startswith("year")]
+    somewhere = np.array([from_first or any(row[name] is not None for name in times) for row in read.to_pylist()], bool)
+    assert len(again) == len(first)  # also who is in no bin has a visit, in the first one
+    np.testing.assert_allclose(first[somewhere], again[somewhere], atol=1e-5)
+
+
+def test_times_counted_from_the_first_visit():
+    columns = [{"name": name, **COLUMNS[name], "missing": False} for name in ("year", "bili")]
+    schema = Schema.from_dict({"unit": "id", "columns": columns, "visits": {
+        "time": "year", "max_visits": 3, "columns": ["bili"], "from_first": True}})  # fmt: skip
+    rows = [("a", "54.5", "1"), ("a", "52", "2"), ("a", "70", "3"), ("b", "90", "4")]
+    read = records_of(table_of(rows, ("id", "year", "bili")), schema, "data")
+    assert read.drop_columns("id").to_pylist() == [
+        {"number of visits": 3, "bili[1]": 2, "year[2]": 2.5, "bili[2]": 1, "year[3]": 13.5, "bili[3]": 3},
+        {"number of visits": 1, "bili[1]": 4, "year[2]": None, "bili[2]": None, "year[3]": None, "bili[3]": None},
+    ]
+    codec = RecordCodec(schema.as_records())
+    back = long(codec.decode(codec.encode(read).records), schema)
+    assert back["year"].to_pylist() == pytest.approx([0, 2.5, 16, 0])
+    assert [time for time in back["year"].to_pylist() if time == 0] == [0, 0]
+
+
 def test_gaps_caps_and_static_cells():
     rows = [
         ("a", "", "5", "3"), ("b", "M", "1", "9"), ("a", "F", "2", "1"), ("a", "M", "2.5", "2"), ("a", "F", "9", "4"),
@@ -221,18 +342,43 @@ def long_of(table, schema):
     return long(codec.decode(codec.encode(records_of(table, schema, "data")).records), schema)
 
 
-def test_a_cell_that_must_be_there_is_that_of_the_visit_before():
-    """Nets may leave out a cell of a visit that there is."""
+def test_a_time_that_is_missing_stands_last_and_times_end_at_their_bound():
     schema = schema_of(["sex", "year", "grade"], {"max_visits": 3})
     decoded = pa.table({
         "sex": ["F"], "number of visits": [3], "year[1]": [2.0], "year[2]": pa.array([None], pa.float64()),
-        "year[3]": [15.0], "grade[1]": ["2"], "grade[2]": pa.array([None], pa.string()), "grade[3]": ["3"],
+        "year[3]": [15.0], "grade[1]": ["2"], "grade[2]": ["1"], "grade[3]": ["3"],
     })  # fmt: skip
     rows = long(decoded, schema).to_pylist()
-    assert [(row["year"], row["grade"]) for row in rows] == [(2, "2"), (16, "3"), (None, "2")]
-    columns = [{"name": name, **COLUMNS[name], "missing": False} for name in ("sex", "year", "grade")]
-    always = Schema.from_dict({"unit": "id", "columns": columns, "visits": schema.visits.model_dump()})
-    assert [(r["year"], r["grade"]) for r in long(decoded, always).to_pylist()] == [(2, "2"), (2, "2"), (16, "3")]
+    assert [(row["year"], row["grade"]) for row in rows] == [(2, "2"), (16, "3"), (None, "1")]
+
+
+@settings(max_examples=examples(40))
+@given(seed=st.integers(0, 2**32 - 1), bins=st.booleans(), from_first=st.booleans())
+def test_any_record_is_a_person_with_visits_that_the_schema_allows(seed, bins, from_first):
+    """Whatever is drawn: times in order and within bounds, no cell missing that must not be."""
+    columns = ["sex", "bili", "ward", "grade", "pain"]
+    values = schema_of(["year", *columns]).model_dump(mode="json")
+    values["visits"]["from_first"] = from_first
+    for column in values["columns"]:
+        column |= {"missing": False, "unknown": "first"}
+    if bins:
+        values["visits"] |= {"max_visits": None, "bins": {"width": 5, "count": 3}}
+    schema = Schema.from_dict(values)
+    codec = RecordCodec(schema.as_records())
+    records = np.random.default_rng(seed).random((20, codec.width))
+    records[:10] = records[:10].round()
+    rows = long(codec.decode(records), schema)
+    assert set(rows["id"].to_pylist()) == set(range(1, 21))
+    assert all(not rows[name].null_count for name in rows.column_names)
+    for person in range(1, 21):
+        own = [row for row in rows.to_pylist() if row["id"] == person]
+        times = [row["year"] for row in own]
+        assert times == sorted(times)
+        assert 0 <= times[0] <= times[-1] <= 16
+        assert times[0] == 0 or not from_first
+        assert all(0 <= row["bili"] <= 64 for row in own)
+        if bins:
+            assert len({int(time // 5) for time in times}) == len(times)
 
 
 def test_orders_hold_at_every_visit_and_the_time_is_the_visits_own():
@@ -274,11 +420,45 @@ def test_a_table_without_the_unit_is_refused():
         ({"visits": {"max_visits": 1}}, "greater than or equal to 2"),
         ({"visits": {"key": "id"}}, "key of visits must not be the unit's column"),
         ({"visits": {"every": 3}}, "there is no such field"),
+        ({"visits": {"max_visits": None}}, "visits need max_visits, .* or bins of time in its place"),
+        ({"visits": {"bins": {"width": 1, "count": 3}}}, "visits need max_visits, .* or bins of time in its place"),
+        ({"visits": {**BINS, "key": "stay"}}, "bins of time are what makes a visit: leave key and max_gap out"),
+        ({"visits": BINS}, "time of visits 'year' must not be missing"),
+        ({"visits": {"from_first": True}}, "time of visits 'year' must not be missing"),
+        ({"visits": {"max_visits": None, "bins": {"width": 0, "count": 3}}}, "greater than 0"),
     ],
 )
 def test_visits_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         schema_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("time", "visits", "message"),
+    [
+        ({"bounds": [1, 16]}, {"from_first": True, "max_visits": 3}, "make it a number with bounds from 0"),
+        ({"integer": True}, {"bins": {"width": 0.5, "count": 3}}, "in whole numbers, so must be the width of bins"),
+        ({}, {"bins": {"width": 8, "count": 3}}, "the last bin begins after the bounds of 'year'"),
+    ],
+)
+def test_times_that_do_not_fit_are_refused(time, visits, message):
+    columns = [{"name": "year", "type": "numeric", "bounds": [0, 16], **time}]
+    with pytest.raises(InputError, match=message):
+        Schema.from_dict({"unit": "id", "columns": columns, "visits": {"time": "year", **visits}})
+
+
+def test_what_makes_a_visit_must_be_said_where_visits_have_codes():
+    """Rows of codes are mostly events, each of which would silently be a visit of its own."""
+    visits = {"time": "year", "max_visits": 3, "columns": ["dx"]}
+    values = {"unit": "id", "columns": [{"name": name, **COLUMNS[name]} for name in ("year", "dx")]}
+    with pytest.raises(InputError, match=r"'dx' has codes of visits: write as their key the column"):
+        Schema.from_dict({**values, "visits": visits})
+    rows = table_of([("a", "1", "a"), ("a", "1", "b"), ("a", "2", "c")], ("id", "year", "dx"))
+    numbers = [
+        records(rows, Schema.from_dict({**values, "visits": {**visits, "key": key}}))["a"]["number of visits"]
+        for key in (None, "year")
+    ]
+    assert numbers == [3, 2]
 
 
 def test_private_facts_of_visits_are_refused_with_the_remedy():

@@ -13,7 +13,7 @@ def mixed_blocks():
     """A number, one that may be missing with its flag, a binary flag, and a categorical column of three."""
     return [
         Block("numeric", "a", 0, 1),
-        Block("numeric", "b", 1, 1),
+        Block("numeric", "b", 1, 1, guard=2),
         Block("absent", "b", 2, 1),
         Block("binary", "c", 3, 1),
         Block("categorical", "d", 4, 3),
@@ -87,7 +87,7 @@ def drawn_by_formula(head, logits, randomness):
     records[:, head.number_positions] = ((chosen[:, head.numbers] * cells).sum(2) + within) / NUMERIC_BINS
     records[:, head.flag_positions] = chosen[:, head.flags, 1]
     records[:, head.hot_positions] = chosen[:, head.hot_blocks, head.hot_cells]
-    return records
+    return torch.where(head.silent(records), head.idle, records)
 
 
 class TestRecordHead:
@@ -159,6 +159,41 @@ class TestRecordHead:
         logits = torch.randn(1, 5, head.max_cells)
         one, other = (torch.tensor([[0.3, value, 1.0, 1.0, 0.0, 1.0, 0.0]]) for value in (0.1, 0.9))
         assert float(head.nll(logits, one)) == float(head.nll(logits, other))
+
+    def test_what_a_flag_rules_out_is_drawn_idle_and_has_no_gradient_but_what_is_hidden_stays(self):
+        """The second flag stands under the first, and all else under the second."""
+        blocks = [
+            Block("absent", "n", 0, 1),
+            Block("absent", "n", 1, 1, guard=0),
+            Block("numeric", "a", 2, 1, guard=1),
+            Block("categorical", "d", 3, 3, guard=1),
+            Block("binary", "c", 6, 1, guard=1),
+            Block("numeric", "first", 7, 1, guard=1, hidden=True),
+        ]
+        head = RecordHead(blocks)
+        logits = torch.zeros(400, 6, head.max_cells)
+        logits[:, 4, 1] = logits[:, 3, 2] = 50.0
+        logits.requires_grad_()
+        drawn = head.draw(logits, torch.Generator().manual_seed(5))
+        gone = (drawn[:, 0] == 1) | (drawn[:, 1] == 1)
+        assert 0.6 < gone.float().mean() < 0.9
+        assert (drawn[drawn[:, 0] == 1, 1] == 1).all()
+        idle = torch.tensor([0.5, 1.0, 0.0, 0.0, 0.0])
+        assert (drawn[gone, 2:7] == idle).all()
+        assert (drawn[~gone, 5:7] == 1).all()
+        assert drawn[gone, 7].unique().numel() > 50
+        drawn.sum().backward()
+        assert logits.grad is not None
+        assert (logits.grad[gone, 2:5] == 0).all()
+        assert (logits.grad[~gone, 2] != 0).any()
+        assert (logits.grad[gone, 5] != 0).any()
+
+    def test_the_likelihood_leaves_out_what_a_flag_rules_out(self):
+        blocks = [Block("absent", "n", 0, 1), Block("categorical", "d", 1, 3, guard=0)]
+        head = RecordHead(blocks)
+        logits = torch.randn(1, 2, head.max_cells)
+        flag = -float(torch.log_softmax(logits[0, 0, :2], 0)[1])
+        assert float(head.nll(logits, torch.tensor([[1.0, 1.0, 0.0, 0.0]]))) == pytest.approx(flag)
 
     def test_gradients_pass_through_a_draw(self):
         head = RecordHead(mixed_blocks())
