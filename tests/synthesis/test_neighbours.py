@@ -1,9 +1,9 @@
 """What leaves a run tells of no one, but for what was noised: with one patient more, all else is the same to the byte.
 
-The patient has a new category, a new maximum, a new code, wide text, and a thousand rows of events. Of the noised
-values the part that the data have in them is taken away: sums of clipped gradients are zero, and statistics fixed.
-So it is with other labels of the same patients: what training does with classes, and how often a synthetic row has
-one, follows from the counts that were released.
+The patient has a new category, a new maximum, a new code, wide text, and a thousand rows of events or visits. Of the
+noised values the part that the data have in them is taken away: sums of clipped gradients are zero, and statistics
+fixed. So it is with other labels of the same patients: what training does with classes, and how often a synthetic row
+has one, follows from the counts that were released.
 """
 
 import json
@@ -18,6 +18,7 @@ from tests.synthesis.code_runs import PATIENTS, VOCABULARY, events, quick_runs, 
 
 HEADER = ["patient", "age", "weight", "sex", "died", "dx", "note"]
 NUMBER, CODE, SEX, NOTE = "987654321", "NEWCODE", "newsex", "wide text " * 500
+VISITS_HEADER = ["patient", "day", "weight", "ward", "sex", "died", "dx"]
 LISTS = {"sex": ["F", "M"], "dx": VOCABULARY[:3]}
 FILES = {
     "config.json", "ledger.jsonl", "model.safetensors", "privacy_card.md", "schema.json", "train_log.jsonl",
@@ -53,6 +54,31 @@ def other_labels(rows):
     return [[*row[:4], str(1 - int(row[4])) if int(row[0][1:]) % 3 == 0 else row[4], *row[5:]] for row in rows]
 
 
+def visits_values(visits):
+    """A schema of patients with visits; what a row is beside `VISITS_HEADER` is up to `visits`."""
+    columns = [
+        {"name": "day", "type": "numeric", "bounds": [0, 40]},
+        {"name": "weight", "type": "numeric", "bounds": [0, 200], "missing": True},
+        {"name": "ward", "type": "categorical", "categories": ["a", "b"]},
+        {"name": "sex", "type": "categorical", "categories": "private"},
+        {"name": "died", "type": "binary"},
+        {"name": "dx", "type": "codes", "vocabulary": VOCABULARY},
+    ]
+    visits = {"time": "day", "columns": ["weight", "ward", "dx"], **visits}
+    return {"unit": "patient", "n_units": PATIENTS, "label": "died", "columns": columns, "visits": visits}
+
+
+def visits_of(rows):
+    """Each event is a visit on a day of its own."""
+    return [[patient, str(i % 37), f"{40 + int(age)}", "ab"[i % 2], "FM"[int(age) % 2], died, code]
+            for i, (patient, age, died, code) in enumerate(rows)]  # fmt: skip
+
+
+def one_more_with_visits():
+    """Visits of another patient, on more days, of more weight and in another ward than anybody has."""
+    return [["one more", NUMBER if i % 2 else f"{i / 40}", NUMBER, f"ward {i}", SEX, "1", CODE] for i in range(1000)]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick():
     with quick_runs():
@@ -80,11 +106,11 @@ def no_signal(monkeypatch):
     monkeypatch.setattr(PrivateStep, "step", nothing_of_the_data)
 
 
-def artefacts(folder, rows, values, form, monkeypatch, capsys):
+def artefacts(folder, rows, values, form, monkeypatch, capsys, header=HEADER):
     """Trains in a folder of its own, always by the same command; everything that comes of it."""
     folder.mkdir()
     monkeypatch.chdir(folder)
-    write_events(folder / "events.csv", rows, HEADER)
+    write_events(folder / "events.csv", rows, header)
     (folder / "schema.json").write_text(json.dumps(values))
     source = "events.csv"
     if form == "store":
@@ -114,11 +140,31 @@ def artefacts(folder, rows, values, form, monkeypatch, capsys):
 )  # fmt: skip
 def test_one_patient_more_changes_nothing_but_what_is_noised(tmp_path, monkeypatch, capsys, codes, private, form):
     rows, values = rows_of(events()), schema_values(codes, private)
-    got = [
-        artefacts(tmp_path / name, table, values, form, monkeypatch, capsys)
-        for name, table in (("without", rows), ("with", [*rows, *one_more()]))
-    ]
-    (codes_without, said_without, without), (codes_with, said_with, with_one) = got
+    with_one = [*rows, *one_more()]
+    nothing_tells(*(artefacts(tmp_path / name, table, values, form, monkeypatch, capsys)
+                    for name, table in (("without", rows), ("with", with_one))))  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["table", "store"])
+@pytest.mark.parametrize(
+    "visits",
+    [
+        {"max_visits": 3, "max_gap": 10, "key": None},
+        {"max_visits": 3, "from_first": True, "key": "day"},
+        {"bins": {"width": 10, "count": 3}},
+    ],
+    ids=["each row", "by key", "in bins"],
+)
+def test_one_patient_more_with_visits_changes_nothing_but_what_is_noised(tmp_path, monkeypatch, capsys, form, visits):
+    rows, values = visits_of(events()), visits_values(visits)
+    with_one = [*rows, *one_more_with_visits()]
+    nothing_tells(*(artefacts(tmp_path / name, table, values, form, monkeypatch, capsys, VISITS_HEADER)
+                    for name, table in (("without", rows), ("with", with_one))))  # fmt: skip
+
+
+def nothing_tells(got_without, got_with):
+    """What came of two tables is the same to the byte, and shows no cell of the patient more."""
+    (codes_without, said_without, without), (codes_with, said_with, with_one) = got_without, got_with
     assert codes_without == codes_with == (0, 0)
     assert said_without == said_with
     assert set(without) == set(with_one)
