@@ -4,7 +4,7 @@ Encoding is a function of one row and of public facts alone: no count, mean or r
 whether a row is kept depends on that row only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -109,7 +109,8 @@ class RecordCodec:
             blocks = [block for codec in self._codecs.values() for block in codec.blocks]
         else:
             blocks = list(self._visits.blocks)
-        blocks += [codec.block for codec in self._code_codecs.values()]
+        guards = {} if self._visits is None else self._visits.guards
+        blocks += [replace(codec.block, guard=guards.get(name)) for name, codec in self._code_codecs.items()]
         self._label_start = start
         if joint and self._label:
             blocks.append(Block("binary" if self._label.type == "binary" else "numeric", self._label.name, start, 1))

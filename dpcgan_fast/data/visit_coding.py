@@ -97,6 +97,7 @@ class VisitCoding:
     codecs: by name of the column, of all positions of a record
 
     blocks: those of the codecs, in order; those of a visit are guarded by the flag that it is not there
+    guards: position of that flag, or None, for each column of a visit, also those of codes
     """
 
     def __init__(self, rows: Schema, codecs: Mapping[str, ColumnCodec]):
@@ -104,24 +105,22 @@ class VisitCoding:
         number = codecs[number_name(visits)]
         assert isinstance(number, NumberCodec)
         self._number = number
-        blocks = {name: list(codec.blocks) for name, codec in codecs.items()}
-        self._columns = [
-            [
-                name
-                for name in (slot_name(c.name, slot) for c in rows.columns if visits.differs(c.name))
-                if name in blocks
-            ]
-            for slot in range(1, visits.n_slots + 1)
-        ]
         # In bins the time's flag says whether there is a visit; position by slot, None where it is always there.
         self._empty: list[int | None] = [None] * visits.n_slots
-        for slot, names in enumerate(self._columns):
-            time, after_last = slot_name(visits.time, slot + 1), number.flag(slot)
-            if visits.bins is not None and time in blocks and blocks[time][-1].kind == "absent":
-                self._empty[slot] = blocks[time][-1].start
-            for name in names:
-                flag = self._empty[slot] if name != time and self._empty[slot] is not None else after_last
-                blocks[name] = [replace(b, guard=flag) if b.guard is None else b for b in blocks[name]]
+        self.guards: dict[str, int | None] = {}
+        self._columns: list[list[str]] = []  # by slot, those that have a codec here
+        for slot in range(visits.n_slots):
+            names = [slot_name(column.name, slot + 1) for column in rows.columns if visits.differs(column.name)]
+            time = slot_name(visits.time, slot + 1)
+            if visits.bins is not None and time in codecs and codecs[time].blocks[-1].kind == "absent":
+                self._empty[slot] = codecs[time].blocks[-1].start
+            after_last, empty = number.flag(slot), self._empty[slot]
+            self.guards |= {name: after_last if name == time or empty is None else empty for name in names}
+            self._columns.append([name for name in names if name in codecs])
+        blocks = {
+            name: [replace(b, guard=self.guards.get(name)) if b.guard is None else b for b in codec.blocks]
+            for name, codec in codecs.items()
+        }
         self._courses = [
             self._course(column, [blocks[slot_name(column.name, slot)] for slot in range(1, visits.n_slots + 1)])
             for column in rows.columns

@@ -1,6 +1,8 @@
 """The columns of a record that holds all visits of a person: static ones, how many visits there are, then each visit.
 
-Visits lie one after another, so that a convolution along the record runs along time.
+Visits lie one after another, so that a convolution along the record runs along time. Networks that take the visits as
+time by features, features as channels, were measured to be no better: at epsilon 3 on 20,000 people with up to 8 visits
+the autoencoder's loss on others was 51.6 nats either way, and marginals were closer with one record in a row.
 """
 
 import math

@@ -12,7 +12,8 @@ trained. It follows from released frequencies, which say more of a rare code tha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -130,15 +131,17 @@ class CodesDecoder(nn.Module):
         self.bias.copy_(self.rates.logit())
 
     @torch.no_grad()
-    def calibrate(self, codes: Tensor, labels: Tensor) -> None:
+    def calibrate(self, codes: Tensor, labels: Tensor, there: Callable[[Tensor, Tensor], Tensor] | None) -> None:
         """Moves the bias until each code is as frequent, over these latent codes and labels, as its rate says.
 
+        there: for latent codes and labels where there is room for each code, (B, V); None if there is everywhere
         It is post-processing: what moves the bias are the rates and the weights alone.
         """
         for _ in range(_CALIBRATION_ROUNDS):
             found = torch.zeros_like(self.bias)
             for part, own in zip(codes.split(_ROWS_AT_A_TIME), labels.split(_ROWS_AT_A_TIME), strict=True):
-                found += torch.sigmoid(self(part, own)).sum(0) / len(codes)
+                chances = torch.sigmoid(self(part, own))
+                found += (chances if there is None else chances * there(part, own)).sum(0) / len(codes)
             self.bias += self.rates.logit() - found.clamp(*_RATES).logit()
 
 
@@ -227,7 +230,7 @@ class AutoNetworks(Networks):
         columns = [block for block in blocks if block.kind != "codes"]
         width, first_code = blocks[-1].stop, columns[-1].stop if columns else 0
         self.columns_head = RecordHead(columns) if columns else None
-        self.codes_head = CodesHead(first_code, width - first_code) if first_code < width else None
+        self.codes_head = CodesHead([b for b in blocks if b.kind == "codes"]) if first_code < width else None
         head = self.columns_head
         decoder = None if head is None else Decoder(head.n_blocks, head.max_cells, n_classes)
         codes = None if self.codes_head is None else CodesDecoder(self.codes_head.width, n_classes)
@@ -256,6 +259,8 @@ class AutoNetworks(Networks):
         """Records drawn from the decoder's distributions."""
         parts = zip(self.heads, self.autoencoder.logits(codes, labels), strict=True)
         drawn = [head.draw(logits, randomness) for head, logits in parts]
+        if self.codes_head is not None and self.codes_head.has_flags:
+            drawn[1] = drawn[1].where(self.codes_head.there(drawn[0]), 0.0)
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
@@ -274,4 +279,13 @@ class AutoNetworks(Networks):
             labels = draw_labels(_CALIBRATION_ROWS, randomness)
             latent = self.latent(len(labels), randomness)
             with torch.no_grad():
-                self.autoencoder.codes.calibrate(self.generator(latent, labels), labels)
+                there = partial(self._there, randomness) if self.codes_head and self.codes_head.has_flags else None
+                self.autoencoder.codes.calibrate(self.generator(latent, labels), labels, there)
+
+    def _there(self, randomness: torch.Generator, codes: Tensor, labels: Tensor) -> Tensor:
+        """Where records drawn from latent codes (B, CODE_DIM) and labels (B, K) leave room for codes, (B, V)."""
+        assert self.columns_head is not None
+        assert self.codes_head is not None
+        assert self.autoencoder.decoder is not None
+        columns = self.columns_head.draw(self.autoencoder.decoder(codes, labels), randomness)
+        return self.codes_head.there(columns)

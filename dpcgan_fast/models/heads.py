@@ -132,7 +132,7 @@ class RecordHead(nn.Module):
         records[:, self.number_positions] = (cells[:, self.numbers] + within) / self.number_bins
         records[:, self.flag_positions] = (cells[:, self.flags] == 1) + spread[:, self.flags]
         records[:, self.hot_positions] = (cells[:, self.hot_blocks] == self.hot_cells) + spread[:, self.hot_blocks]
-        return records
+        return torch.where(self.silent(records), self.idle, records) if self.has_flags else records
 
     def draw(self, logits: Tensor, randomness: torch.Generator) -> Tensor:
         """Records (B, F) in [0, 1] drawn from the logits, with straight-through gradients."""
@@ -160,10 +160,9 @@ class _Draw(torch.autograd.Function):
         chance, cells = soft.max(2)  # (B, n_blocks)
         spread = chance - chance  # zero; NaN where a logit is, so that no draw hides it
         records = head.records_of(cells.to(logits.dtype) + spread, within)
-        silent = head.silent(records) if head.has_flags else None
         ctx.head = head
-        ctx.save_for_backward(soft, silent)
-        return records if silent is None else torch.where(silent, head.idle, records)
+        ctx.save_for_backward(soft, head.silent(records) if head.has_flags else None)
+        return records
 
     @staticmethod
     @once_differentiable

@@ -57,6 +57,8 @@ def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Gener
         for draw, head in zip(draws, networks.heads, strict=True):
             part[:, first : first + head.width] = draw(codes, own, randomness)
             first += head.width
+        if networks.codes_head is not None and networks.codes_head.has_flags:
+            part[:, -networks.codes_head.width :] *= networks.codes_head.there(part)
     return records
 
 

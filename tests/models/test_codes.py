@@ -62,7 +62,7 @@ def test_any_number_of_codes_has_networks_that_take_a_private_step(width, first)
 
 
 def test_the_likelihood_is_that_of_independent_flags():
-    head, logits = CodesHead(2, 3), torch.tensor([[0.0, 2.0, -1.0]])
+    head, logits = CodesHead([Block("codes", "dx", 2, 3)]), torch.tensor([[0.0, 2.0, -1.0]])
     records = torch.tensor([[0.3, 0.7, 1.0, 0.0, 1.0]])
     chances = torch.sigmoid(logits[0])
     expected = -(chances[0].log() + (1 - chances[1]).log() + chances[2].log())
@@ -70,7 +70,7 @@ def test_the_likelihood_is_that_of_independent_flags():
 
 
 def test_draws_follow_the_logits_and_hide_no_nan():
-    head = CodesHead(0, 4)
+    head = CodesHead([Block("codes", "dx", 0, 4)])
     drawn = head.draw(torch.tensor([[0.0, 2.0, -3.0, 40.0]]).expand(40_000, -1), seeded())
     assert drawn.mean(0).tolist() == pytest.approx([0.5, 0.881, 0.047, 1.0], abs=0.012)
     bad = head.draw(torch.tensor([[0.0, float("nan")]]), seeded())
@@ -78,7 +78,7 @@ def test_draws_follow_the_logits_and_hide_no_nan():
 
 
 def test_gradients_pass_through_a_draw_as_through_its_soft_form():
-    head = CodesHead(0, 5)
+    head = CodesHead([Block("codes", "dx", 0, 5)])
     logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     head.draw(logits, seeded(3)).sum().backward()
     uniform = torch.rand(3, 5, generator=seeded(3), dtype=torch.float32).double()
@@ -95,6 +95,26 @@ def test_calibration_brings_every_code_to_its_rate(blocks):
     nets.calibrate(lambda n, randomness: one_hot(torch.randint(0, 2, (n,), generator=randomness), 2), seeded(6))
     drawn = sample_records(nets, labels_of(40_000), seeded(7))[:, -30:].mean(0)
     assert ((drawn - rates).abs() <= 5 * (rates * (1 - rates) / 40_000).sqrt() + 0.08 * rates).all()
+
+
+def test_codes_of_a_visit_count_and_are_drawn_where_there_is_the_visit_as_often_as_was_released():
+    blocks = [Block("absent", "n", 0, 1), Block("codes", "dx[1]", 1, 3), Block("codes", "dx[2]", 4, 3, guard=0)]
+    nets = networks(blocks)
+    rates = torch.tensor([0.3, 0.1, 0.02, 0.2, 0.1, 0.02])
+    nets.autoencoder.codes.start_at(rates)
+    nets.calibrate(lambda n, randomness: one_hot(torch.randint(0, 2, (n,), generator=randomness), 2), seeded(6))
+    with torch.no_grad():
+        draws = [sample_records(nets, labels_of(40_000), seeded(7)), nets.generate(labels_of(40_000), seeded(8))]
+    for drawn in draws:
+        gone = drawn[:, 0] == 1
+        assert 0.2 < gone.float().mean() < 0.8
+        assert (drawn[gone, 4:] == 0).all()
+        assert ((drawn[:, 1:].mean(0) - rates).abs() <= 5 * (rates * (1 - rates) / 40_000).sqrt() + 0.08 * rates).all()
+    logits = torch.randn(1, 6)
+    gone, there = (torch.tensor([[flag, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]]) for flag in (1.0, 0.0))
+    each = nn.functional.binary_cross_entropy_with_logits(logits, there[:, 1:], reduction="none")
+    assert float(nets.codes_head.nll(logits, gone)) == pytest.approx(float(each[:, :3].sum()), rel=1e-6)
+    assert float(nets.codes_head.nll(logits, there)) == pytest.approx(float(each.sum()), rel=1e-6)
 
 
 def test_rates_are_kept_with_the_weights_and_are_not_trained():

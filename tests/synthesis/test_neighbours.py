@@ -1,9 +1,9 @@
 """What leaves a run tells of no one, but for what was noised: with one patient more, all else is the same to the byte.
 
-The patient has a new category, a new maximum, a new code, wide text, and a thousand rows of events or visits. Of the
-noised values the part that the data have in them is taken away: sums of clipped gradients are zero, and statistics
-fixed. So it is with other labels of the same patients: what training does with classes, and how often a synthetic row
-has one, follows from the counts that were released.
+The patient has a new category, a new maximum, a new code, wide text, and a thousand rows of events or visits. Of what
+is noised the part that the data have in it is taken away: sums of clipped gradients are zero, and statistics fixed. So
+it is with other labels of the same patients: what training does with classes, and how often a synthetic row has one,
+follows from the counts that were released.
 """
 
 import json

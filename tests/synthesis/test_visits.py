@@ -17,10 +17,17 @@ from dpcgan_fast.evaluate import evaluate
 from dpcgan_fast.report import write_report
 from dpcgan_fast.synthesis import DPCGAN
 from tests.data.test_examples import FOLDER
+from tests.synthesis.code_runs import quick_runs
 from tests.synthesis.runs import model_bytes, model_of, stopping_hooks
 from tests.tables import FEW_STEPS, make_visits, visits_values
 
 PEOPLE = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_runs():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,27 @@ def test_orders_between_columns_hold_in_every_visit(tmp_path):
     table = model.sample(30, seed=1)
     assert len(by_person(table)) == 30
     assert all(row["year"] < row["age"] and row["year"] <= row["sodium"] for row in table.to_pylist())
+
+
+@pytest.mark.parametrize("from_first", [False, True])
+def test_visits_in_bins_lie_one_in_each_and_orders_hold(tmp_path, from_first):
+    values = visits_values(constraints=[{"kind": "at_most", "columns": ["year", "sodium"]}])
+    values["columns"][4] |= {"bounds": [0, 30], "missing": False}
+    bins = {"width": 2.5, "count": 3}
+    values["visits"] = {"time": "year", "bins": bins, "from_first": from_first, "columns": ["sodium", "smoker"]}
+    model = model_of(Schema.from_dict(values)).fit(make_visits(), tmp_path / "run")
+    assert "of at most 3 visits" in model.privacy()["unit"]
+    assert "bins are 2.5 wide" in model.privacy_card()
+    people = by_person(model.sample(30, seed=1))
+    assert list(people) == list(range(1, 31))
+    for rows in people.values():
+        numbers = [int(row["year"] // 2.5) for row in rows]
+        assert numbers == sorted(set(numbers))
+        assert numbers[-1] < 3
+        assert rows[0]["year"] == 0 or not from_first
+        assert all(row["year"] <= row["sodium"] for row in rows)
+    metrics = evaluate(model.sample(30, seed=2), make_visits(seed=1), model.released_schema, privacy=model.privacy())
+    assert "last bin" in metrics.marginal_tv
 
 
 def test_a_stopped_run_of_visits_goes_on(tmp_path):
