@@ -139,14 +139,22 @@ int64_t check_per_sample_grads(const char* op, at::TensorList grads) {
   return first.size(0);
 }
 
-ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double std_dev, const at::Tensor& key,
-                                int64_t counter) {
-  TORCH_CHECK(std::isfinite(std_dev) && std_dev > 0, op, ": expected a finite std > 0, got ", std_dev);
-  TORCH_CHECK(counter >= 0, op, ": expected counter >= 0, got ", counter);
+ChaChaKey check_key(const char* op, const at::Tensor& key) {
   TORCH_CHECK(key.device().is_cpu() && key.scalar_type() == at::kInt && key.dim() == 1 &&
                   key.numel() == kChaChaKeyWords && key.is_contiguous(),
               op, ": expected key to be a contiguous int32 vector of shape (", kChaChaKeyWords,
               ",) on the CPU, got shape ", key.sizes(), " of dtype ", key.scalar_type(), " on ", key.device());
+  ChaChaKey words;
+  const int32_t* data = key.const_data_ptr<int32_t>();
+  for (int w = 0; w < kChaChaKeyWords; ++w) words.word[w] = static_cast<uint32_t>(data[w]);
+  return words;
+}
+
+ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double std_dev, const at::Tensor& key,
+                                int64_t counter) {
+  TORCH_CHECK(std::isfinite(std_dev) && std_dev > 0, op, ": expected a finite std > 0, got ", std_dev);
+  TORCH_CHECK(counter >= 0, op, ": expected counter >= 0, got ", counter);
+  const ChaChaKey words = check_key(op, key);
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_dtype(op, "tensors", tensors[i]);
     TORCH_CHECK(tensors[i].is_contiguous(), op, ": expected tensors[", i, "] to be contiguous, got strides ",
@@ -156,9 +164,6 @@ ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double s
     TORCH_CHECK(!tensors[i].requires_grad(), op, ": expected tensors[", i,
                 "] without requires_grad, since noise has no derivative");
   }
-  ChaChaKey words;
-  const int32_t* data = key.const_data_ptr<int32_t>();
-  for (int w = 0; w < kChaChaKeyWords; ++w) words.word[w] = static_cast<uint32_t>(data[w]);
   return words;
 }
 

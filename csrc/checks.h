@@ -48,6 +48,7 @@ const int64_t* check_clip_limits(const char* op, double max_grad_norm, const std
 int64_t check_per_sample_grads(const char* op, at::TensorList grads);
 
 // key: (8,) int32 on the CPU.
+ChaChaKey check_key(const char* op, const at::Tensor& key);
 ChaChaKey check_noise_arguments(const char* op, at::TensorList tensors, double std_dev, const at::Tensor& key,
                                 int64_t counter);
 

@@ -71,11 +71,18 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def(
       "fused_clipped_sum(Tensor grad_out, Tensor? factor, float max_grad_norm, int[] layers, float[] numbers, "
       "int lanes, int channels, int length, Tensor workspace) -> (Tensor, Tensor, Tensor)");
-  // Draws one cell of each block of a record, on the CPU alone: where uniform, (B, blocks) in [0, 1), falls among the
-  // cumulated chances exp(logits + prior). logits: (B, cells, T >= blocks)  prior: (K, cells, blocks), of which a row
+  // The output of a net through which nothing goes backward; the values of its layers are not kept.
+  m.def("fused_infer(Tensor x, Tensor[] parameters, int[] layers, float[] numbers, int lanes) -> Tensor");
+  // Draws one cell of each block of a record: where uniform, (B, blocks) in [0, 1), falls among the cumulated chances
+  // exp(logits + prior). logits: the net's output, (B, cells, T >= blocks)  prior: (K, blocks, cells), of which a row
   // takes that of its class, (B,) int64; -inf for a cell that a block does not have  last_cells: (blocks,) int64
   // returns (B, blocks) float32: numbers of cells, NaN where a logit is
-  m.def("draw_cells(Tensor logits, Tensor prior, Tensor classes, Tensor uniform, Tensor last_cells) -> Tensor");
+  m.def(
+      "fused_draw(Tensor x, Tensor[] parameters, int[] layers, float[] numbers, int lanes, Tensor prior, "
+      "Tensor classes, Tensor uniform, Tensor last_cells) -> Tensor");
+  // Fills out with numbers of [0, 1), multiples of 2^-24, from a ChaCha20 stream, on the CPU alone. out: float32
+  // key: (8,) int32
+  m.def("uniform_(Tensor(a!) out, Tensor key) -> ()");
   // Writes rows of a table into out, (B, F), on the CPU alone, by the calling thread alone: first_code columns, F - D
   // codes, the other columns. rows: (B,) int64 in [0, N)  dense: (N, D) float32  starts: (N + 1,) int64
   // positions: (E,) int32 in [0, F - D): row r has the codes positions[starts[r] : starts[r + 1]], 1 where all others

@@ -26,7 +26,8 @@ struct BackwardWants {
 
 template <int kBytes>
 DPCGAN_INLINE void forward_group(const FusedProgram& program, const Workspace& workspace, float* values) {
-  for (const FusedLayer& layer : program.layers) {
+  for (size_t i = 0; i < program.layers.size(); ++i) {
+    const FusedLayer& layer = program.layers[i];
     const float* bias = layer.has_bias ? workspace.parameters + layer.bias : nullptr;
     switch (layer.kind) {
       case LayerKind::kConv:
@@ -37,10 +38,14 @@ DPCGAN_INLINE void forward_group(const FusedProgram& program, const Workspace& w
         correlate_adjoint<kBytes>(layer.conv, workspace.packed + layer.packed_forward, bias, layer.in, layer.out,
                                   values);
         break;
-      case LayerKind::kGroupNorm:
+      case LayerKind::kGroupNorm: {
+        const FusedLayer* next = i + 1 < program.layers.size() ? &program.layers[i + 1] : nullptr;
+        const bool together = next != nullptr && next->kind == LayerKind::kActivation && next->in_place;
         group_norm_forward<kBytes>(layer, workspace.parameters + layer.weight, workspace.parameters + layer.bias,
-                                   values);
+                                   together ? next : nullptr, values);
+        if (together) ++i;
         break;
+      }
       case LayerKind::kActivation:
         activation_forward<kBytes>(layer, values);
         break;

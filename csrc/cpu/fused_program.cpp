@@ -108,13 +108,14 @@ FusedLayer parse_layer(const char* op, const int64_t* ints, double number, int64
 }
 
 // An activation may overwrite its input unless something needs that input later: SiLU's own derivative, or that of an
-// activation before it, which reads it off its output.
-void decide_in_place(std::vector<FusedLayer>& layers) {
+// activation before it, which reads it off its output. Without backward nothing does, and norms overwrite theirs, too.
+void decide_in_place(std::vector<FusedLayer>& layers, bool keep) {
   const auto reads_output = [](const FusedLayer& layer) {
     return layer.kind == LayerKind::kActivation && layer.activation != Activation::kSilu;
   };
   for (size_t i = 0; i < layers.size(); ++i)
-    layers[i].in_place = reads_output(layers[i]) && (i == 0 || !reads_output(layers[i - 1]));
+    layers[i].in_place =
+        keep ? reads_output(layers[i]) && (i == 0 || !reads_output(layers[i - 1])) : !layers[i].is_conv();
 }
 
 void place_values(FusedProgram& program, Places& places, int64_t channels, int64_t length) {
@@ -186,7 +187,7 @@ void place_parameters(FusedProgram& program, Places& places) {
 }  // namespace
 
 FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRef<double> numbers, int64_t lanes,
-                           int64_t rows, int64_t channels, int64_t length) {
+                           int64_t rows, int64_t channels, int64_t length, bool keep) {
   const int64_t count = static_cast<int64_t>(numbers.size());
   TORCH_CHECK(count > 0 && static_cast<int64_t>(layers.size()) == count * kLayerInts, op, ": expected ", kLayerInts,
               " integers a layer and at least one layer, got ", layers.size(), " for ", count, " layers");
@@ -196,6 +197,7 @@ FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRe
   FusedProgram program;
   program.lanes = lanes;
   program.rows = rows;
+  program.keep = keep;
   const int64_t in_channels = channels, in_length = length;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t* ints = layers.data() + i * kLayerInts;
@@ -206,7 +208,7 @@ FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRe
       length = ints[9];
     }
   }
-  decide_in_place(program.layers);
+  decide_in_place(program.layers, keep);
   Places values, scratch;
   place_values(program, values, in_channels, in_length);
   place_gradients(program, scratch);

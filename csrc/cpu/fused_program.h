@@ -41,7 +41,7 @@ struct FusedLayer {
   Activation activation = Activation::kLeakyRelu;
   int64_t norm_groups = 1;
   double number = 0;      // slope of a leaky ReLU, eps of a GroupNorm
-  bool in_place = false;  // of an activation: its output overwrites its input
+  bool in_place = false;  // of an activation or a norm: its output overwrites its input
 
   // Among the values:
   LaneTensor in, out;
@@ -69,6 +69,7 @@ struct FusedLayer {
 struct FusedProgram {
   int64_t lanes = 0;
   int64_t rows = 0;
+  bool keep = true;  // the values of every group, for backward
   std::vector<FusedLayer> layers;
   int64_t parameters = 0;       // floats of all weights and biases
   int64_t value_vectors = 0;    // of one group
@@ -78,8 +79,8 @@ struct FusedProgram {
   int64_t packed_floats = 0;  // packed weights
 
   int64_t groups() const { return ceil_div(rows, lanes); }
-  // The workspace: a block of values for each group, the parameters as one vector, the packed weights.
-  int64_t parameters_offset() const { return groups() * value_vectors * lanes; }
+  // The workspace: a block of values for each group if they are kept, the parameters as one vector, the packed weights.
+  int64_t parameters_offset() const { return keep ? groups() * value_vectors * lanes : 0; }
   int64_t packed_offset() const { return parameters_offset() + ceil_div<int64_t>(parameters, 16) * 16; }
   int64_t workspace_floats() const { return packed_offset() + packed_floats; }
 };
@@ -88,9 +89,9 @@ struct FusedProgram {
 constexpr int64_t kLayerInts = 10;
 constexpr int64_t kBlockOutputs = 8;  // output channels of a packed block of weights
 
-// layers: kLayerInts integers a layer; numbers: one a layer (slope or eps).
+// layers: kLayerInts integers a layer; numbers: one a layer (slope or eps); keep: what backward needs.
 // Raises c10::Error if the program does not describe a net.
 FusedProgram parse_program(const char* op, c10::IntArrayRef layers, c10::ArrayRef<double> numbers, int64_t lanes,
-                           int64_t rows, int64_t channels, int64_t length);
+                           int64_t rows, int64_t channels, int64_t length, bool keep = true);
 
 }  // namespace dpcgan::cpu

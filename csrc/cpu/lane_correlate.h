@@ -156,6 +156,12 @@ DPCGAN_INLINE void correlate(const CorrelateBlock& block, int64_t positions) {
     correlate_rows<kBytes, 4, kManyRegisters ? 6 : 3, kManyRegisters ? 3 : 2>(block, r, positions);
 }
 
+// Positions of which the inputs, so many bytes each, fill half a first-level cache: whole tiles of 3 and of 8.
+inline int64_t near_positions(int64_t bytes) {
+  constexpr int64_t kNearBytes = 1 << 14, kTiles = 24;
+  return std::max<int64_t>(1, kNearBytes / bytes / kTiles) * kTiles;
+}
+
 // packed: [group][block of outputs][channel][tap][kBlockOutputs]; in and out lie in `rows`, a group's block.
 template <int kBytes>
 DPCGAN_INLINE void correlate_strided(const ConvGeometry& conv, const float* packed, const float* bias,
@@ -201,33 +207,39 @@ DPCGAN_INLINE void correlate_adjoint(const ConvGeometry& conv, const float* pack
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t outputs = conv.x_group_channels(), inputs = conv.g_group_channels();
   const int64_t weight_stride = conv.kernel_size * kBlockOutputs;
-  for (int64_t residue = 0; residue < conv.stride; ++residue) {
-    const int64_t first_position = ((residue - conv.padding) % conv.stride + conv.stride) % conv.stride;
-    if (first_position >= conv.x_length) continue;
-    const int64_t positions = ceil_div(conv.x_length - first_position, conv.stride);
-    const ResidueTaps taps(conv, residue);
-    const int64_t first_t = (first_position + conv.padding - conv.dilation * taps.first) / conv.stride;
-    const float* weights = packed;
-    for (int64_t g = 0; g < conv.groups; ++g)
-      for (int64_t c = 0; c < outputs; c += kBlockOutputs, weights += inputs * weight_stride) {
-        const int64_t channel = g * outputs + c;
-        const CorrelateBlock block{rows + (in.at(g * inputs, 0) + (taps.count > 0 ? first_t : 0)) * kLanes,
-                                   in.stride * kLanes,
-                                   inputs,
-                                   kLanes,
-                                   -(conv.dilation * taps.step / conv.stride) * kLanes,
-                                   taps.count,
-                                   weights + taps.first * kBlockOutputs,
-                                   weight_stride,
-                                   taps.step * kBlockOutputs,
-                                   bias == nullptr ? nullptr : bias + channel,
-                                   rows + out.at(channel, first_position) * kLanes,
-                                   out.stride * kLanes,
-                                   conv.stride * kLanes,
-                                   std::min<int64_t>(kBlockOutputs, outputs - c)};
-        correlate<kBytes>(block, positions);
-      }
-  }
+  // So many positions at a time that what they read stays in the first-level cache for all outputs and residues.
+  const int64_t run = near_positions(inputs * kBytes);
+  const int64_t most = ceil_div(conv.x_length, conv.stride);
+  for (int64_t begin = 0; begin < most; begin += run)
+    for (int64_t residue = 0; residue < conv.stride; ++residue) {
+      const int64_t first_position = ((residue - conv.padding) % conv.stride + conv.stride) % conv.stride;
+      if (first_position >= conv.x_length) continue;
+      const int64_t positions = ceil_div(conv.x_length - first_position, conv.stride);
+      if (begin >= positions) continue;
+      const ResidueTaps taps(conv, residue);
+      const int64_t first_t = (first_position + conv.padding - conv.dilation * taps.first) / conv.stride;
+      const float* weights = packed;
+      for (int64_t g = 0; g < conv.groups; ++g)
+        for (int64_t c = 0; c < outputs; c += kBlockOutputs, weights += inputs * weight_stride) {
+          const int64_t channel = g * outputs + c;
+          const CorrelateBlock block{
+              rows + (in.at(g * inputs, begin) + (taps.count > 0 ? first_t : 0)) * kLanes,
+              in.stride * kLanes,
+              inputs,
+              kLanes,
+              -(conv.dilation * taps.step / conv.stride) * kLanes,
+              taps.count,
+              weights + taps.first * kBlockOutputs,
+              weight_stride,
+              taps.step * kBlockOutputs,
+              bias == nullptr ? nullptr : bias + channel,
+              rows + out.at(channel, first_position + begin * conv.stride) * kLanes,
+              out.stride * kLanes,
+              conv.stride * kLanes,
+              std::min<int64_t>(kBlockOutputs, outputs - c)};
+          correlate<kBytes>(block, std::min(run, positions - begin));
+        }
+    }
 }
 
 }  // namespace dpcgan::cpu

@@ -22,29 +22,39 @@ DPCGAN_INLINE void each_position(const LaneTensor& tensor, auto change) {
     for (int64_t l = 0; l < tensor.length; ++l) change(c, tensor.at(c, l) * kLanes, l);
 }
 
+// Calls loop(change) with the activation as a function of a vector; without a layer it changes nothing.
+template <int kBytes>
+DPCGAN_INLINE void with_activation(const FusedLayer* layer, auto loop) {
+  using Vector = typename VectorOf<float, kBytes>::type;
+  if (layer == nullptr) return loop([](Vector x) DPCGAN_INLINE_BODY { return x; });
+  const float slope = static_cast<float>(layer->number);
+  switch (layer->activation) {
+    case Activation::kLeakyRelu:
+      return loop([slope](Vector x) DPCGAN_INLINE_BODY { return x > 0.0f ? x : x * slope; });
+    case Activation::kTanh:
+      return loop([](Vector x) DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return std::tanh(v); }); });
+    case Activation::kSigmoid:
+      return loop([](Vector x) DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return 1.0f / (1.0f + std::exp(-v)); }); });
+    case Activation::kSilu:
+      return loop([](Vector x) DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return v / (1.0f + std::exp(-v)); }); });
+  }
+}
+
+// Writes change(vector) of each position of channel `channel` of a tensor to the same place of another.
+template <int kBytes>
+DPCGAN_INLINE void map_channel(const LaneTensor& in, const LaneTensor& out, int64_t channel, float* rows, auto change) {
+  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
+  const float* from = rows + in.at(channel, 0) * kLanes;
+  float* to = rows + out.at(channel, 0) * kLanes;
+  const int64_t length = in.length;
+  for (int64_t l = 0; l < length; ++l)
+    store_lanes<kBytes>(to + l * kLanes, change(load_lanes<kBytes>(from + l * kLanes)));
+}
+
 template <int kBytes>
 DPCGAN_INLINE void activation_forward(const FusedLayer& layer, float* rows) {
-  using Vector = typename VectorOf<float, kBytes>::type;
-  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
-  const float slope = static_cast<float>(layer.number);
-  each_position<kBytes>(layer.in, [&](int64_t c, int64_t at, int64_t l) DPCGAN_INLINE_BODY {
-    Vector x = load_lanes<kBytes>(rows + at);
-    float* out = rows + layer.out.at(c, l) * kLanes;
-    switch (layer.activation) {
-      case Activation::kLeakyRelu:
-        x = x > 0.0f ? x : x * slope;
-        break;
-      case Activation::kTanh:
-        x = map_lanes<kBytes>(x, [](float v) { return std::tanh(v); });
-        break;
-      case Activation::kSigmoid:
-        x = map_lanes<kBytes>(x, [](float v) { return 1.0f / (1.0f + std::exp(-v)); });
-        break;
-      case Activation::kSilu:
-        x = map_lanes<kBytes>(x, [](float v) { return v / (1.0f + std::exp(-v)); });
-        break;
-    }
-    store_lanes<kBytes>(out, x);
+  with_activation<kBytes>(&layer, [&](auto change) DPCGAN_INLINE_BODY {
+    for (int64_t c = 0; c < layer.in.channels; ++c) map_channel<kBytes>(layer.in, layer.out, c, rows, change);
   });
 }
 
@@ -96,9 +106,10 @@ DPCGAN_INLINE typename VectorOf<float, kBytes>::type sum_positions(int64_t first
   return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
-// weight, bias: the affine pair.
+// weight, bias: the affine pair. then: an activation that overwrites the norm's output, done in the same pass, or none.
 template <int kBytes>
-DPCGAN_INLINE void group_norm_forward(const FusedLayer& layer, const float* weight, const float* bias, float* rows) {
+DPCGAN_INLINE void group_norm_forward(const FusedLayer& layer, const float* weight, const float* bias,
+                                      const FusedLayer* then, float* rows) {
   using Vector = typename VectorOf<float, kBytes>::type;
   constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
   const int64_t channels = layer.in.channels / layer.norm_groups, length = layer.in.length;
@@ -119,11 +130,13 @@ DPCGAN_INLINE void group_norm_forward(const FusedLayer& layer, const float* weig
     float* statistics = rows + (layer.statistics + 2 * group) * kLanes;
     store_lanes<kBytes>(statistics, mean);
     store_lanes<kBytes>(statistics + kLanes, inverse);
-    for (int64_t c = first; c < first + channels; ++c) {
-      const Vector scale = inverse * weight[c], shift = bias[c] - mean * scale;
-      for (int64_t l = 0; l < length; ++l)
-        store_lanes<kBytes>(rows + layer.out.at(c, l) * kLanes, x(c, l) * scale + shift);
-    }
+    with_activation<kBytes>(then, [&](auto change) DPCGAN_INLINE_BODY {
+      for (int64_t c = first; c < first + channels; ++c) {
+        const Vector scale = inverse * weight[c], shift = bias[c] - mean * scale;
+        map_channel<kBytes>(layer.in, layer.out, c, rows,
+                            [&](Vector value) DPCGAN_INLINE_BODY { return change(value * scale + shift); });
+      }
+    });
   }
 }
 

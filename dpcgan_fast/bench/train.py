@@ -118,7 +118,7 @@ def timed_phases(clock: PhaseClock) -> Iterator[None]:
             setattr(owner, name, function)
 
 
-def _load(name: str) -> tuple[pa.Table, Schema]:
+def benchmark_table(name: str) -> tuple[pa.Table, Schema]:
     """A table and its public schema. Raises InputError if the file is not here."""
     if name == SUPPORT2:
         return load_support2(), support2_schema()
@@ -164,9 +164,9 @@ def bench_train(device: str, runs: int, steps: int | None, say: Callable[[str], 
     all that belongs to them: data, generator, ledger, checkpoints. `seconds` is the whole fit.
     """
     changes = {} if steps is None else {"steps": steps, "autoencoder_steps": steps}
-    tables = {SUPPORT2: _load(SUPPORT2)}
+    tables = {SUPPORT2: benchmark_table(SUPPORT2)}
     try:
-        tables[EPILEPTIC] = _load(EPILEPTIC)
+        tables[EPILEPTIC] = benchmark_table(EPILEPTIC)
     except InputError as error:
         say(f"left out: {error}")
     done: dict[tuple[str, float], list[dict[str, Any]]] = {(d, e): [] for d in tables for e in (EPSILON, math.inf)}

@@ -104,10 +104,16 @@ class NumericCodec:
         share = records[:, self.start].astype(np.float64)
         if self.scale == "log":
             share = np.expm1(share * math.log1p(_LOG_RANGE)) / _LOG_RANGE
-        numbers = np.clip(lower * (1.0 - share) + upper * share, lower, upper)
+        numbers = upper * share
+        np.subtract(1.0, share, out=share)
+        share *= lower
+        numbers += share
         if self.integer:
-            first, last = _whole_bounds(self.bounds)
-            numbers = np.clip(np.rint(numbers), first, last).astype(np.int64)
+            lower, upper = _whole_bounds(self.bounds)
+            np.rint(numbers, out=numbers)
+        np.minimum(np.maximum(numbers, lower, out=numbers), upper, out=numbers)
+        if self.integer:
+            numbers = numbers.astype(np.int64)
         absent = records[:, self.start + 1] >= 0.5 if self.missing else None
         return pa.array(numbers, self.arrow_type, mask=absent)
 
@@ -263,8 +269,8 @@ class CodesCodec:
         return pa.list_(pa.string())
 
     def decode(self, records: np.ndarray) -> pa.Array:
-        """Cells from this column's positions of records, float (N, F), values in [0, 1]."""
-        rows, positions = np.nonzero(records[:, self.start : self.start + len(self.vocabulary)] >= 0.5)
+        """Cells from this column's positions of records, float (N, F); NaN counts as one half."""
+        rows, positions = np.nonzero(~(records[:, self.start : self.start + len(self.vocabulary)] < 0.5))
         starts = np.searchsorted(rows, np.arange(len(records) + 1))
         names = pa.array(self.vocabulary, pa.string()).take(pa.array(positions))
         return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), names)

@@ -162,16 +162,16 @@ class RecordCodec:
         """
         if records.ndim != 2 or records.shape[1] != self.width:
             raise ValueError(f"expected records of shape (N, {self.width}), got {records.shape}")
-        records = np.clip(np.nan_to_num(records, nan=0.5), 0.0, 1.0)
         if self._label is not None:
             if labels is None and self.joint:
-                labels = np.rint(records[:, self._label_start] * (self.n_classes - 1))
+                labels = np.rint(_by_column(records[:, self._label_start :])[:, 0] * (self.n_classes - 1))
             if labels is None or labels.shape != records.shape[:1]:
                 raise ValueError(f"expected labels of shape ({len(records)},), one class index a record")
-        there = None if self._visits is None else self._visits.decode(records)
+        plain = _by_column(records[:, : self._first_code])
+        there = None if self._visits is None else self._visits.decode(plain)
         columns = {
             name: self._decode_label(labels) if labels is not None and name == self.schema.label
-            else self._codec(name).decode(records)
+            else self._codec(name).decode(plain if name in self._codecs else records)
             for name in self.schema.column_names()
         }  # fmt: skip
         if self._visits is not None and there is not None:
@@ -211,6 +211,13 @@ def _plain_columns(schema: Schema) -> list[Column]:
         for name in signal.columns
     ]
     return [column for column in schema.columns if column.type != "codes" and column.name != schema.label] + samples
+
+
+def _by_column(records: np.ndarray) -> np.ndarray:
+    """Records with the cells of each position side by side in memory, clipped to [0, 1]; NaN counts as one half."""
+    columns = np.ascontiguousarray(records.T)
+    columns = np.where(np.isnan(columns), columns.dtype.type(0.5), columns)
+    return np.clip(columns, 0.0, 1.0, out=columns).T
 
 
 def _refuse_private(schema: Schema) -> None:

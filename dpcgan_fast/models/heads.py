@@ -48,6 +48,7 @@ class RecordHead(nn.Module):
 
     def __init__(self, blocks: Sequence[Block]):
         super().__init__()
+        self._runs: dict[str, slice] = {}
         self.n_blocks, self.width = len(blocks), blocks[-1].stop
         counts = torch.tensor([cells_of(block) for block in blocks])
         self.max_cells = int(counts.max())
@@ -74,8 +75,14 @@ class RecordHead(nn.Module):
     def _index(self, entries: list[tuple[int, ...]], *names: str) -> None:
         """Keeps each column of `entries` as an index tensor; it moves with the module and is not saved."""
         for n, name in enumerate(names):
-            column = torch.tensor([entry[n] for entry in entries], dtype=torch.int64)
-            self.register_buffer(name, column, persistent=False)
+            column = [entry[n] for entry in entries]
+            self.register_buffer(name, torch.tensor(column, dtype=torch.int64), persistent=False)
+            if column and column == list(range(column[0], column[0] + len(column))):
+                self._runs[name] = slice(column[0], column[0] + len(column))
+
+    def _places(self, name: str) -> slice | Tensor:
+        """An index tensor, or the slice that it stands for, which is read and written several times as fast."""
+        return self._runs[name] if name in self._runs else getattr(self, name)
 
     def _find_flags(self, blocks: Sequence[Block]) -> None:
         """Keeps index tensors (F + 1,) from each position to that of its flag, and to the flag 1, 2, 4 flags further.
@@ -127,11 +134,13 @@ class RecordHead(nn.Module):
 
         cells: (B, n_blocks) float, whole numbers; NaN makes all that a block says NaN; within: (B, numbers) in [0, 1)
         """
-        records = cells.new_zeros(len(cells), self.width)
-        spread = cells - cells  # zero, or NaN
-        records[:, self.number_positions] = (cells[:, self.numbers] + within) / self.number_bins
-        records[:, self.flag_positions] = (cells[:, self.flags] == 1) + spread[:, self.flags]
-        records[:, self.hot_positions] = (cells[:, self.hot_blocks] == self.hot_cells) + spread[:, self.hot_blocks]
+        records = cells.new_empty(len(cells), self.width)
+        numbers, at = self._places("numbers"), self._places("number_positions")
+        records[:, at] = (cells[:, numbers] + within) / self.number_bins
+        for blocks, states, at in (("flags", 1, "flag_positions"), ("hot_blocks", self.hot_cells, "hot_positions")):
+            if getattr(self, blocks).numel():
+                own = cells[:, self._places(blocks)]
+                records[:, self._places(at)] = (own == states) + (own - own)  # the latter is zero, or NaN
         return torch.where(self.silent(records), self.idle, records) if self.has_flags else records
 
     def draw(self, logits: Tensor, randomness: torch.Generator) -> Tensor:

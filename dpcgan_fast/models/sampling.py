@@ -1,9 +1,8 @@
 """Records where no gradient passes through them.
 
 On the CPU those of `AutoNetworks` come from the same networks and distributions by other means, several times as fast:
-convolutions take one native call with a row in each lane of a vector, logits stay as the convolution leaves them (cells
-before blocks), a cell is drawn by one uniform number in place of one for each cell of its block, and a few rows at a
-time stay in the caches.
+convolutions take one native call with a row in each lane of a vector, a cell is drawn where its logits lie by one
+uniform number in place of one for each cell of its block, and a few rows at a time stay in the caches.
 """
 
 from collections.abc import Callable
@@ -18,21 +17,25 @@ from dpcgan_fast.models.auto import PRIOR_SCALE, AutoNetworks
 from dpcgan_fast.models.networks import Networks
 from dpcgan_fast.ops import FusedNet
 
-_ROWS_AT_A_TIME = 256
+_ROWS_AT_A_TIME = 512
 
-Draw = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+Draw = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]  # of codes, labels, classes
 
-# The form of a stack of convolutions, with its memory, as long as there is the stack; its weights are read every time.
+# The form of a stack of convolutions, as long as there is the stack; its weights are read every time.
 _NETS: WeakKeyDictionary[nn.Sequential, FusedNet] = WeakKeyDictionary()
+
+
+def _net(stack: nn.Sequential, x: Tensor) -> tuple[FusedNet, list[Tensor]]:
+    """A stack's form for inputs like x, (B, C, L), and its parameters."""
+    if stack not in _NETS:
+        _NETS[stack] = fused_net(list(stack.named_children()), (x.shape[1], x.shape[2]))
+    return _NETS[stack], [p.detach().contiguous() for p in stack.parameters()]
 
 
 def _convolve(stack: nn.Sequential, x: Tensor) -> Tensor:
     """The output of a stack, (B, C, L) -> (B, C', L'), by the fused kernels."""
-    if stack not in _NETS:
-        _NETS[stack] = fused_net(list(stack.named_children()), (x.shape[1], x.shape[2]))
-    out, workspace = _NETS[stack].forward(x, [p.detach().contiguous() for p in stack.parameters()])
-    _NETS[stack].release(workspace)
-    return out
+    net, parameters = _net(stack, x)
+    return net.infer(x, parameters)
 
 
 @torch.no_grad()
@@ -50,15 +53,16 @@ def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Gener
     generator = networks.generator
     records = torch.empty(len(labels), sum(head.width for head in networks.heads))
     draws = [draw for draw in (_column_draws(networks), _code_draws(networks)) if draw is not None]
-    for part, own in zip(records.split(_ROWS_AT_A_TIME), labels.split(_ROWS_AT_A_TIME), strict=True):
+    classes, order = labels.argmax(1).sort(stable=True)  # a vector of rows of one class has one prior
+    parts = (tensor.split(_ROWS_AT_A_TIME) for tensor in (order, labels[order], classes))
+    for rows, own, own_classes in zip(*parts, strict=True):
         latent = networks.latent(len(own), randomness)
         codes = latent + _convolve(generator.moves, generator.hidden(latent, own)).squeeze(1)
-        first = 0
-        for draw, head in zip(draws, networks.heads, strict=True):
-            part[:, first : first + head.width] = draw(codes, own, randomness)
-            first += head.width
+        drawn = [draw(codes, own, own_classes, randomness) for draw in draws]
+        made = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
         if networks.codes_head is not None and networks.codes_head.has_flags:
-            part[:, -networks.codes_head.width :] *= networks.codes_head.there(part)
+            made[:, -networks.codes_head.width :] *= networks.codes_head.there(made)
+        records[rows] = made
     return records
 
 
@@ -68,13 +72,14 @@ def _column_draws(networks: AutoNetworks) -> Draw | None:
     if decoder is None or head is None:
         return None
     prior = PRIOR_SCALE * decoder.prior.weight.t().unflatten(1, (head.n_blocks, head.max_cells))
-    prior = prior.masked_fill(head.unused, -torch.inf).transpose(1, 2).contiguous()  # (K, cells, n_blocks)
+    prior = prior.masked_fill(head.unused, -torch.inf)  # (K, n_blocks, cells)
 
-    def draw(codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
-        logits = _convolve(decoder.columns, decoder.hidden(codes, labels))
-        uniform = torch.rand(len(labels), head.n_blocks, generator=randomness)
-        within = torch.rand(len(labels), len(head.numbers), generator=randomness)
-        return head.records_of(ops.draw_cells(logits, prior, labels.argmax(1), uniform, head.last_cells), within)
+    def draw(codes: Tensor, labels: Tensor, classes: Tensor, randomness: torch.Generator) -> Tensor:
+        hidden = decoder.hidden(codes, labels)
+        chosen = ops.uniform(len(labels), head.n_blocks, randomness=randomness)
+        within = ops.uniform(len(labels), len(head.numbers), randomness=randomness)
+        net, parameters = _net(decoder.columns, hidden)
+        return head.records_of(net.draw(hidden, parameters, prior, classes, chosen, head.last_cells), within)
 
     return draw
 
@@ -85,8 +90,10 @@ def _code_draws(networks: AutoNetworks) -> Draw | None:
     if decoder is None or head is None:
         return None
 
-    def draw(codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
-        logits = _convolve(decoder.along, decoder.hidden(codes, labels)).squeeze(1)[:, : decoder.width] + decoder.bias
-        return head.draw(logits, randomness)
+    def draw(codes: Tensor, labels: Tensor, _classes: Tensor, randomness: torch.Generator) -> Tensor:
+        logits = _convolve(decoder.along, decoder.hidden(codes, labels)).squeeze(1)[:, : decoder.width]
+        chance = torch.add(logits, decoder.bias).sigmoid_()
+        drawn = ops.uniform(*chance.shape, randomness=randomness) < chance
+        return chance.sub_(chance).add_(drawn)  # the difference is zero, or NaN
 
     return draw

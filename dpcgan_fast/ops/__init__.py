@@ -1,10 +1,10 @@
 """Fused kernels for DP-SGD: per-sample gradient norms, clipped sums, and secure Gaussian noise.
 
 Each op has a C++ kernel and a fake kernel for tracing, and a CUDA kernel and a float64 reference, but for what is the
-CPU's alone: the fused path and gradients of windows, which are checked against torch's, draws of cells and rows of
-tables. `step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's alone. None has a
-derivative: a backward through one is an error. All but those that draw noise can be compiled and exported. Importing
-this package needs torch and numpy alone.
+CPU's alone: the fused path, with its draws, and gradients of windows, which are checked against torch's, uniform
+numbers and rows of tables. `step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's
+alone. None has a derivative: a backward through one is an error. All but those that draw noise can be compiled and
+exported. Importing this package needs torch and numpy alone.
 """
 
 from dpcgan_fast.ops import _fake
@@ -31,7 +31,6 @@ from dpcgan_fast.ops._conv import linear_sq_norm as linear_sq_norm
 from dpcgan_fast.ops._conv import rows_sq_norm as rows_sq_norm
 from dpcgan_fast.ops._conv import step_clip_factor as step_clip_factor
 from dpcgan_fast.ops._conv import sum_positions as sum_positions
-from dpcgan_fast.ops._draw import draw_cells as draw_cells
 from dpcgan_fast.ops._embedding import TokenGradients as TokenGradients
 from dpcgan_fast.ops._fused import FusedLayer as FusedLayer
 from dpcgan_fast.ops._fused import FusedNet as FusedNet
@@ -52,6 +51,7 @@ from dpcgan_fast.ops._reference import BIAS_FROM_GRAD as BIAS_FROM_GRAD
 from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
 from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
 from dpcgan_fast.ops._spare import give_back as give_back
+from dpcgan_fast.ops._uniform import uniform as uniform
 from dpcgan_fast.ops._units import UnitGroups as UnitGroups
 from dpcgan_fast.ops._units import group_units as group_units
 from dpcgan_fast.ops._update import UpdateControl as UpdateControl

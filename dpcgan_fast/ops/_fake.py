@@ -43,9 +43,17 @@ def register() -> None:
     def _(x, g, factor, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
         return x.new_empty(g.shape[1], x.shape[1] // groups, *kernel_size, dtype=torch.float64)
 
-    @register_fake("dpcgan_fast::draw_cells")
-    def _(logits, prior, classes, uniform, last_cells):  # noqa: ARG001
+    @register_fake("dpcgan_fast::fused_infer")
+    def _(x, parameters, layers, numbers, lanes):  # noqa: ARG001
+        return x.new_empty(x.shape[0], *fused_output(layers, x.shape[1], x.shape[2]))
+
+    @register_fake("dpcgan_fast::fused_draw")
+    def _(x, parameters, layers, numbers, lanes, prior, classes, uniform, last_cells):  # noqa: ARG001
         return torch.empty_like(uniform)
+
+    @register_fake("dpcgan_fast::uniform_")
+    def _(out, key):  # noqa: ARG001
+        return None
 
     @register_fake("dpcgan_fast::gather_rows")
     def _(out, rows, dense, starts, positions, first_code):  # noqa: ARG001

@@ -163,6 +163,30 @@ class FusedNet:
             )
         return out, workspace
 
+    def infer(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The same output where nothing goes backward: quicker, since no layer's values are kept."""
+        return torch.ops.dpcgan_fast.fused_infer(x, parameters, self._integers, self._numbers, self._lanes)
+
+    def draw(
+        self, x: Tensor, parameters: Sequence[Tensor], prior: Tensor, classes: Tensor, uniform: Tensor,
+        last_cells: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """One cell of each block, drawn by inversion from the distributions softmax(output + prior[class]) over cells.
+
+        The output, (B, cells, T), has a channel a cell; its first `blocks` positions count.
+
+        prior:      (K, blocks, cells) float32; -inf for a cell that a block does not have
+        classes:    (B,) int64 in [0, K); fastest where rows of a class lie side by side
+        uniform:    (B, blocks) float32 in [0, 1): where in the cumulated chances the draw falls
+        last_cells: (blocks,) int64, the last cell of each block
+        out:        (B, blocks) float32, numbers of cells; NaN where a block's logits are not finite
+
+        Raises RuntimeError for tensors that do not fit.
+        """
+        return torch.ops.dpcgan_fast.fused_draw(
+            x, parameters, self._integers, self._numbers, self._lanes, prior, classes, uniform, last_cells
+        )
+
     @property
     def out_shape(self) -> tuple[int, int]:
         """Channels and length of the output."""

@@ -310,12 +310,13 @@ def noisy_update_armed_(
     )  # fmt: skip
 
 
-def draw_cells(logits: Tensor, prior: Tensor, classes: Tensor, uniform: Tensor, last_cells: Tensor) -> Tensor:
-    """Cells of each block by inversion, (B, blocks) float32; see `ops.draw_cells`."""
-    chances = (logits[:, :, : prior.shape[2]].double() + prior[classes].double()).softmax(1)
-    ends = chances.cumsum(1)
-    cells = torch.minimum((ends[:, :-1] <= uniform.double().unsqueeze(1)).sum(1), last_cells)
-    return (cells + (ends[:, -1] - ends[:, -1])).float()
+def uniform_(out: Tensor, key: Tensor) -> None:
+    """The upper 24 bits of ChaCha20's words, of sixteen blocks at a time, word by word; see `ops.uniform`."""
+    words = key.numpy().view(np.uint32)
+    batches = range(math.ceil(out.numel() / 256))
+    blocks = [[chacha20_block(words, 0, 16 * batch + lane) for lane in range(16)] for batch in batches]
+    drawn = np.array(blocks, np.uint32).reshape(-1, 16, 16).transpose(0, 2, 1).reshape(-1)[: out.numel()]
+    out.copy_(torch.as_tensor((drawn >> 8) * 2.0**-24).view(out.shape))
 
 
 def gather_rows(out: Tensor, rows: Tensor, dense: Tensor, starts: Tensor, positions: Tensor, first_code: int) -> None:

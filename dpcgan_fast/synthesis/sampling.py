@@ -1,7 +1,9 @@
 """Synthetic tables from trained networks, in batches, so that a table may be larger than memory."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +18,12 @@ from dpcgan_fast.data.schema import OTHER, Schema
 from dpcgan_fast.data.visits import in_order, long, long_fields
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import Networks, sample_records
+from dpcgan_fast.synthesis.side_by_side import side_by_side
 
-BATCH_ROWS = 8192
+BATCH_ROWS = 16384
 _BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
+_SEEDS = 2**63 - 1
+_MOST_THREADS = 8  # more would make rows faster than a file takes them, and hold as many more blocks of them
 _MOST_TRIES = 100  # batches after which rows that are asked for and too rare are given up
 _RAREST = 10_000  # rows drawn for one that is asked for
 
@@ -63,29 +68,43 @@ class Sampler:
         conditions = self._checked(where)
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
-        schema = self.codec.schema
         selective = bool(conditions) or any(rule.kind != "implies" for rule in self.schema.constraints)
-        missing, drawn, batch = rows, 0, max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
-        while missing > 0:
-            table = self._draw(batch if selective else min(missing, batch), fixed, randomness)
-            table = with_implied_codes(table, schema)
-            table = table.filter(satisfied(table, schema)) if schema.constraints else table
-            for name, value in conditions.items():
-                table = table.filter(_meets(table[name], value))
-            if self.visits is not None and self.visits.constraints:
-                table = table.filter(in_order(table, self.visits))
-            table = table.slice(0, missing)
-            missing -= table.num_rows
-            drawn += batch
-            if missing and drawn >= _MOST_TRIES * batch and (rows - missing) * _RAREST < drawn:
-                found = f"{rows - missing} such rows" if rows > missing else "no such row"
-                raise InputError(
-                    f"Too rare: {found} came up among {drawn} synthetic ones",
-                    ", ".join(f"--where {name}" for name in conditions) or "constraints of the schema",
-                    "Ask for fewer rows, or for something less rare.",
-                )
-            if table.num_rows:
-                yield table if self.visits is None else long(table, self.visits, rows - missing - table.num_rows + 1)
+        batch = max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
+        sizes = repeat(batch) if selective else (min(batch, rows - first) for first in range(0, rows, batch))
+        plans = ((size, int(torch.randint(_SEEDS, (), generator=randomness, device=randomness.device)))
+                 for size in sizes)  # fmt: skip
+        threads = min(torch.get_num_threads(), _MOST_THREADS) if randomness.device.type == "cpu" else 1
+        tables = side_by_side(lambda plan: self._block(*plan, fixed, conditions), plans, threads)
+        missing, drawn = rows, 0
+        with closing(tables):
+            for table in tables:
+                table = table.slice(0, missing)
+                first = rows - missing + 1
+                missing -= table.num_rows
+                drawn += batch
+                if missing and drawn >= _MOST_TRIES * batch and (rows - missing) * _RAREST < drawn:
+                    found = f"{rows - missing} such rows" if rows > missing else "no such row"
+                    raise InputError(
+                        f"Too rare: {found} came up among {drawn} synthetic ones",
+                        ", ".join(f"--where {name}" for name in conditions) or "constraints of the schema",
+                        "Ask for fewer rows, or for something less rare.",
+                    )
+                if table.num_rows:
+                    yield table if self.visits is None else long(table, self.visits, first)
+                if missing == 0:
+                    return
+
+    def _block(self, rows: int, seed: int, label: str | None, conditions: Mapping[str, object]) -> pa.Table:
+        """Of so many rows those that meet the conditions and the constraints."""
+        schema = self.codec.schema
+        table = self._draw(rows, label, torch.Generator(self.rates.device).manual_seed(seed))
+        table = with_implied_codes(table, schema)
+        table = table.filter(satisfied(table, schema)) if schema.constraints else table
+        for name, value in conditions.items():
+            table = table.filter(_meets(table[name], value))
+        if self.visits is not None and self.visits.constraints:
+            table = table.filter(in_order(table, self.visits))
+        return table
 
     def _draw(self, rows: int, label: str | None, randomness: torch.Generator) -> pa.Table:
         classes = self.codec.n_classes if self.conditional else 0

@@ -50,6 +50,19 @@ def test_parquet_keeps_types(tmp_path):
     assert pq.read_table(tmp_path / "out.parquet").equals(TABLE)
 
 
+def test_parquet_packs_whole_numbers_and_has_dictionaries_of_texts_alone(tmp_path):
+    table = TABLE.append_column("codes", pa.array([["a", "b"], [], None, ["a"]]))
+    with TableWriter(tmp_path / "out.parquet", table.schema) as writer:
+        writer.write(table)
+    group = pq.ParquetFile(tmp_path / "out.parquet").metadata.row_group(0)
+    columns = {column.path_in_schema: column for column in (group.column(i) for i in range(group.num_columns))}
+    with_dictionary = {path for path, column in columns.items() if column.has_dictionary_page}
+    assert with_dictionary == {"text", "codes.list.element"}
+    assert "DELTA_BINARY_PACKED" in columns["whole"].encodings
+    assert "UNCOMPRESSED" not in {column.compression for column in columns.values()}
+    assert pq.read_table(tmp_path / "out.parquet").equals(table)
+
+
 def test_csv_text(tmp_path):
     write(tmp_path / "out.csv.gz", TABLE.slice(0, 2))
     assert gzip.decompress((tmp_path / "out.csv.gz").read_bytes()).decode() == (

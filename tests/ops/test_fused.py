@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpcgan_fast.ops import FusedLayer, FusedNet, clip_factor
+from tests.conftest import at_simd_level, available_simd_levels
 
 LAYERS = (
     FusedLayer("conv1d", 2, 20, 6, 9, 4, 2, bias=True),
@@ -30,6 +31,15 @@ def test_shapes(rows):
     total, sq_norm, cancelled = net.clipped_sum(torch.rand_like(out), workspace, 0.5)
     assert total.shape == (sum(p.numel() for p in parameters()),)
     assert sq_norm.shape == cancelled.shape == (rows,)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 33])
+@pytest.mark.parametrize("level", available_simd_levels())
+def test_inference_gives_the_output_of_forward(rows, level):
+    with at_simd_level(level):
+        net = FusedNet(LAYERS, 2, 20)
+        x, given = torch.randn(rows, 2, 20), parameters()
+        assert torch.equal(net.infer(x, given), net.forward(x, given)[0])
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e6, math.inf])

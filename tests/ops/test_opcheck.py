@@ -162,10 +162,20 @@ def noisy_update_(rows, device):
     yield parameters, [], [], sums, [], 0.0, *key, 2.0, 3.0, "sgd", [0.1, 0.0, 0.0]
 
 
-def draw_cells(rows, device):
-    logits, uniform = torch.randn(rows, 4, 20, device=device), torch.rand(rows, 18, device=device)
-    classes = torch.randint(0, 3, (rows,), device=device)
-    yield logits, torch.randn(3, 4, 18, device=device), classes, uniform, torch.full((18,), 3, device=device)
+def fused_infer(rows, _device):
+    yield fused(rows)[0][:-1]
+
+
+def fused_draw(rows, _device):
+    given = fused(rows)[0][:-1]
+    cells, length = torch.ops.dpcgan_fast.fused_infer(*given).shape[1:]
+    blocks = length - 2
+    prior, classes = torch.randn(3, blocks, cells), torch.randint(0, 3, (rows,))
+    yield *given, prior, classes, torch.rand(rows, blocks), torch.full((blocks,), cells - 1)
+
+
+def uniform_(rows, _device):
+    yield torch.zeros(rows, 7), torch.arange(8, dtype=torch.int32)
 
 
 def gather_rows(rows, device):
@@ -189,12 +199,12 @@ CASES = {
     for case in (
         conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, window_sq_norm,
         window_weighted_grad, group_norm_per_sample_grad, layer_norm_per_sample_grad, rows_sq_norm, rows_weighted_sum,
-        clip_factor, step_clip_factor, fused_forward, fused_sq_norm, fused_clipped_sum, draw_cells, gather_rows,
-        gaussian_noise_, noisy_update_, noisy_update_armed_,
+        clip_factor, step_clip_factor, fused_forward, fused_sq_norm, fused_clipped_sum, fused_infer, fused_draw,
+        uniform_, gather_rows, gaussian_noise_, noisy_update_, noisy_update_armed_,
     )
 }  # fmt: skip
 MUTATING = {
-    "window_per_sample_grad_", "fused_forward", "gather_rows", "gaussian_noise_", "noisy_update_",
+    "window_per_sample_grad_", "fused_forward", "uniform_", "gather_rows", "gaussian_noise_", "noisy_update_",
     "noisy_update_armed_",
 }  # fmt: skip
 

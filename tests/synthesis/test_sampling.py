@@ -101,6 +101,24 @@ def test_a_seed_makes_a_draw_reproducible_and_none_does_not(model):
     assert not model.sample(20).equals(model.sample(20))
 
 
+def test_rows_of_a_seed_do_not_depend_on_the_number_of_threads(model, monkeypatch):
+    monkeypatch.setattr(sampling_module, "BATCH_ROWS", 64)
+    before, tables = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            tables.append([model.sample(300, seed=1), model.sample(300, {"sex": "F"}, seed=1)])
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0] == tables[1]
+
+
+def test_blocks_of_rows_differ(model, monkeypatch):
+    monkeypatch.setattr(sampling_module, "BATCH_ROWS", 40)
+    first, second = model.sample_batches(80, seed=1)
+    assert not first.equals(second)
+
+
 def test_a_saved_model_is_the_model(model, tmp_path):
     model.save(tmp_path / "copy")
     loaded = DPCGAN.load(tmp_path / "copy", device="cpu")
