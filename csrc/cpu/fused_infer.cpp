@@ -32,7 +32,8 @@ struct Inference {
 
   const LaneTensor& out() const { return program.layers.back().out; }
 
-  // Calls take(width, first row, rows, values) for each group after its forward; `values` has `more` vectors at its end.
+  // Calls take(width, first row, rows, values) for each group after its forward; `values` has `more` vectors at its
+  // end.
   void each_group(int64_t more, auto take) const {
     const float* in = contiguous.const_data_ptr<float>();
     const int64_t lanes = program.lanes;
@@ -65,8 +66,8 @@ void check_draw(const LaneTensor& logits, int64_t rows, const at::Tensor& prior,
                 const at::Tensor& uniform, const at::Tensor& last_cells) {
   TORCH_CHECK(prior.dim() == 3 && prior.size(1) <= logits.length && prior.size(2) == logits.channels &&
                   uniform.sizes() == at::IntArrayRef({rows, prior.size(1)}),
-              "fused_draw: expected logits (B, cells, T), prior (K, blocks, cells) and uniform (B, blocks), got (", rows,
-              ", ", logits.channels, ", ", logits.length, "), ", prior.sizes(), " and ", uniform.sizes());
+              "fused_draw: expected logits (B, cells, T), prior (K, blocks, cells) and uniform (B, blocks), got (",
+              rows, ", ", logits.channels, ", ", logits.length, "), ", prior.sizes(), " and ", uniform.sizes());
   TORCH_CHECK(classes.sizes() == at::IntArrayRef({rows}) && last_cells.sizes() == at::IntArrayRef({prior.size(1)}),
               "fused_draw: expected classes (B,) and last_cells (blocks,), got ", classes.sizes(), " and ",
               last_cells.sizes());

@@ -34,9 +34,8 @@ inline void copy_parameters(const char* op, const FusedProgram& program, at::Ten
     if (numel == 0) return;
     TORCH_CHECK(next < parameters.size(), op, ": expected more parameters, got ", parameters.size());
     const at::Tensor& p = parameters[next++];
-    TORCH_CHECK(p.scalar_type() == at::kFloat && p.is_contiguous() && p.numel() == numel,
-                op, ": expected parameter ", next - 1, " to be contiguous float32 with ", numel,
-                " elements, got shape ", p.sizes());
+    TORCH_CHECK(p.scalar_type() == at::kFloat && p.is_contiguous() && p.numel() == numel, op, ": expected parameter ",
+                next - 1, " to be contiguous float32 with ", numel, " elements, got shape ", p.sizes());
     std::memcpy(flat + at, p.const_data_ptr<float>(), numel * sizeof(float));
   };
   for (const FusedLayer& layer : program.layers) {

@@ -222,21 +222,20 @@ DPCGAN_INLINE void correlate_adjoint(const ConvGeometry& conv, const float* pack
       for (int64_t g = 0; g < conv.groups; ++g)
         for (int64_t c = 0; c < outputs; c += kBlockOutputs, weights += inputs * weight_stride) {
           const int64_t channel = g * outputs + c;
-          const CorrelateBlock block{
-              rows + (in.at(g * inputs, begin) + (taps.count > 0 ? first_t : 0)) * kLanes,
-              in.stride * kLanes,
-              inputs,
-              kLanes,
-              -(conv.dilation * taps.step / conv.stride) * kLanes,
-              taps.count,
-              weights + taps.first * kBlockOutputs,
-              weight_stride,
-              taps.step * kBlockOutputs,
-              bias == nullptr ? nullptr : bias + channel,
-              rows + out.at(channel, first_position + begin * conv.stride) * kLanes,
-              out.stride * kLanes,
-              conv.stride * kLanes,
-              std::min<int64_t>(kBlockOutputs, outputs - c)};
+          const CorrelateBlock block{rows + (in.at(g * inputs, begin) + (taps.count > 0 ? first_t : 0)) * kLanes,
+                                     in.stride * kLanes,
+                                     inputs,
+                                     kLanes,
+                                     -(conv.dilation * taps.step / conv.stride) * kLanes,
+                                     taps.count,
+                                     weights + taps.first * kBlockOutputs,
+                                     weight_stride,
+                                     taps.step * kBlockOutputs,
+                                     bias == nullptr ? nullptr : bias + channel,
+                                     rows + out.at(channel, first_position + begin * conv.stride) * kLanes,
+                                     out.stride * kLanes,
+                                     conv.stride * kLanes,
+                                     std::min<int64_t>(kBlockOutputs, outputs - c)};
           correlate<kBytes>(block, std::min(run, positions - begin));
         }
     }

@@ -32,11 +32,16 @@ DPCGAN_INLINE void with_activation(const FusedLayer* layer, auto loop) {
     case Activation::kLeakyRelu:
       return loop([slope](Vector x) DPCGAN_INLINE_BODY { return x > 0.0f ? x : x * slope; });
     case Activation::kTanh:
-      return loop([](Vector x) DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return std::tanh(v); }); });
+      return loop([](Vector x)
+                      DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return std::tanh(v); }); });
     case Activation::kSigmoid:
-      return loop([](Vector x) DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return 1.0f / (1.0f + std::exp(-v)); }); });
+      return loop([](Vector x) DPCGAN_INLINE_BODY {
+        return map_lanes<kBytes>(x, [](float v) { return 1.0f / (1.0f + std::exp(-v)); });
+      });
     case Activation::kSilu:
-      return loop([](Vector x) DPCGAN_INLINE_BODY { return map_lanes<kBytes>(x, [](float v) { return v / (1.0f + std::exp(-v)); }); });
+      return loop([](Vector x) DPCGAN_INLINE_BODY {
+        return map_lanes<kBytes>(x, [](float v) { return v / (1.0f + std::exp(-v)); });
+      });
   }
 }
 

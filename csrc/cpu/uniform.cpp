@@ -30,7 +30,8 @@ DPCGAN_INLINE void fill_batch(const ChaChaKey& key, int64_t batch, float* out, i
 
 void uniform_cpu(at::Tensor out, const at::Tensor& key) {
   TORCH_CHECK(out.is_contiguous() && out.scalar_type() == at::kFloat,
-              "uniform_: expected out to be contiguous float32, got ", out.scalar_type(), " of strides ", out.strides());
+              "uniform_: expected out to be contiguous float32, got ", out.scalar_type(), " of strides ",
+              out.strides());
   const ChaChaKey words = check_key("uniform_", key);
   float* numbers = out.mutable_data_ptr<float>();
   const int64_t count = out.numel();

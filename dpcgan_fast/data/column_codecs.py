@@ -270,7 +270,9 @@ class CodesCodec:
 
     def decode(self, records: np.ndarray) -> pa.Array:
         """Cells from this column's positions of records, float (N, F); NaN counts as one half."""
-        rows, positions = np.nonzero(~(records[:, self.start : self.start + len(self.vocabulary)] < 0.5))
+        width = len(self.vocabulary)
+        given = ~(records[:, self.start : self.start + width] < 0.5)
+        rows, positions = np.divmod(np.flatnonzero(given), max(1, width))
         starts = np.searchsorted(rows, np.arange(len(records) + 1))
         names = pa.array(self.vocabulary, pa.string()).take(pa.array(positions))
         return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), names)

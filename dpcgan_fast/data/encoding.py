@@ -215,9 +215,12 @@ def _plain_columns(schema: Schema) -> list[Column]:
 
 def _by_column(records: np.ndarray) -> np.ndarray:
     """Records with the cells of each position side by side in memory, clipped to [0, 1]; NaN counts as one half."""
-    columns = np.ascontiguousarray(records.T)
-    columns = np.where(np.isnan(columns), columns.dtype.type(0.5), columns)
-    return np.clip(columns, 0.0, 1.0, out=columns).T
+    columns = np.array(records.T, order="C")  # always a copy
+    np.clip(columns, 0.0, 1.0, out=columns)
+    unknown = np.isnan(columns)
+    if unknown.any():
+        columns[unknown] = 0.5
+    return columns.T
 
 
 def _refuse_private(schema: Schema) -> None:

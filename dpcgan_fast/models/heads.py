@@ -134,9 +134,11 @@ class RecordHead(nn.Module):
 
         cells: (B, n_blocks) float, whole numbers; NaN makes all that a block says NaN; within: (B, numbers) in [0, 1)
         """
+        values = (cells[:, self._places("numbers")] + within).div_(self.number_bins)
+        if len(self.numbers) == self.width:
+            return values
         records = cells.new_empty(len(cells), self.width)
-        numbers, at = self._places("numbers"), self._places("number_positions")
-        records[:, at] = (cells[:, numbers] + within) / self.number_bins
+        records[:, self._places("number_positions")] = values
         for blocks, states, at in (("flags", 1, "flag_positions"), ("hot_blocks", self.hot_cells, "hot_positions")):
             if getattr(self, blocks).numel():
                 own = cells[:, self._places(blocks)]

@@ -17,7 +17,7 @@ from dpcgan_fast.models.auto import PRIOR_SCALE, AutoNetworks
 from dpcgan_fast.models.networks import Networks
 from dpcgan_fast.ops import FusedNet
 
-_ROWS_AT_A_TIME = 512
+_ROWS_AT_A_TIME, _FLOATS_AT_A_TIME = 512, 1 << 19  # that pass through the networks together; fewer if records are wide
 
 Draw = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]  # of codes, labels, classes
 
@@ -52,9 +52,10 @@ def sample_records(networks: Networks, labels: Tensor, randomness: torch.Generat
 def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Generator) -> Tensor:
     generator = networks.generator
     records = torch.empty(len(labels), sum(head.width for head in networks.heads))
+    together = max(1, min(_ROWS_AT_A_TIME, _FLOATS_AT_A_TIME // records.shape[1]))
     draws = [draw for draw in (_column_draws(networks), _code_draws(networks)) if draw is not None]
     classes, order = labels.argmax(1).sort(stable=True)  # a vector of rows of one class has one prior
-    parts = (tensor.split(_ROWS_AT_A_TIME) for tensor in (order, labels[order], classes))
+    parts = (tensor.split(together) for tensor in (order, labels[order], classes))
     for rows, own, own_classes in zip(*parts, strict=True):
         latent = networks.latent(len(own), randomness)
         codes = latent + _convolve(generator.moves, generator.hidden(latent, own)).squeeze(1)
