@@ -3,8 +3,8 @@
 from dpcgan_fast.bench import bench_sample, sample
 
 
-def test_each_format_is_timed_for_each_table_that_is_here(monkeypatch):
-    monkeypatch.delenv("DPCGAN_DATA_DIR", raising=False)
+def test_each_format_is_timed_for_each_table_that_is_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("DPCGAN_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(sample, "_ROWS", 50)
     monkeypatch.setattr(sample, "_STEPS", 1)
     said: list[str] = []
