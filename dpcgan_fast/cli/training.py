@@ -96,8 +96,9 @@ def train(
     release_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of epsilon for class rates, bounds, lists and counts of codes. [default: 0.1 to 0.25, less "
-            "for more units; with codes 0.4]"
+            help="Share of epsilon for class rates, bounds, quantiles, lists, and counts of codes and categories. "
+            "[default: 0.1 to 0.25, less for more units; at least 0.15 with paid quantiles, 0.4 with codes or more "
+            "than 64 categories]"
         ),
     ] = None,
     paired_fakes: Annotated[

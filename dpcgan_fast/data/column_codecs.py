@@ -7,13 +7,14 @@ reads as a public default, never as something taken from the data.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
-from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.data.blocks import MANY_CATEGORIES, Block
+from dpcgan_fast.data.knots import numbers_at, places_of
 from dpcgan_fast.data.schema import OTHER, Bounds, Column
 
 _LOG_RANGE = 1000.0  # of a log scale: from this share of the bounds' width on it is about logarithmic
@@ -44,7 +45,9 @@ class ColumnCodec(Protocol):
 def column_codec(column: Column, start: int) -> ColumnCodec:
     """The codec of a column whose schema is complete and holds nothing "private", from position `start` on."""
     if column.type == "numeric" and isinstance(column.bounds, tuple):
-        return NumericCodec(column.name, start, column.bounds, column.integer, column.missing, column.scale)
+        quantiles = column.quantiles if isinstance(column.quantiles, tuple) else ()
+        is_log = column.scale == "log"
+        return NumericCodec(column.name, start, column.bounds, column.integer, column.missing, is_log, quantiles)
     if column.type == "date" and isinstance(column.bounds, tuple):
         return NumericCodec(column.name, start, column.bounds, True, column.missing)
     if column.type == "ordinal" and isinstance(column.categories, tuple):
@@ -58,11 +61,11 @@ def column_codec(column: Column, start: int) -> ColumnCodec:
 
 @dataclass(frozen=True)
 class NumericCodec:
-    """A number scaled to [0, 1] by its bounds, or by the logarithm of its share of them.
+    """A number scaled to [0, 1]: by its bounds, by the logarithm of its share of them, or by quantiles between them.
 
     With `missing`, then a flag that is 1 where the cell is missing.
 
-    Out-of-bounds cells are clipped. A missing cell has the middle of the bounds as its value. Whole numbers come back
+    Out-of-bounds cells are clipped. A missing cell has the middle of the scale as its value. Whole numbers come back
     inside the bounds, too (bounds that hold none, which paid bounds may be, give the whole number nearest to them).
     """
 
@@ -71,7 +74,8 @@ class NumericCodec:
     bounds: Bounds
     integer: bool = False
     missing: bool = False
-    scale: Literal["linear", "log"] = "linear"
+    log: bool = False
+    quantiles: tuple[float, ...] = ()
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -90,24 +94,19 @@ class NumericCodec:
         numbers = cells.numeric_values(column, where)
         absent = np.isnan(numbers)
         lower, upper = self.bounds
-        scale = 1.0 if math.isfinite(upper - lower) else 0.5  # keeps the widest bounds from overflowing
-        values = (np.clip(numbers, lower, upper) * scale - lower * scale) / (upper * scale - lower * scale)
-        if self.scale == "log":
-            values = np.log1p(_LOG_RANGE * values) / math.log1p(_LOG_RANGE)
-        records[:, self.start] = np.where(absent, 0.5, values)
+        places = places_of(np.clip(numbers, lower, upper), self._knots())
+        if self.log:
+            places = np.log1p(_LOG_RANGE * places) / math.log1p(_LOG_RANGE)
+        records[:, self.start] = np.where(absent, 0.5, places)
         if self.missing:
             records[:, self.start + 1] = absent
 
     def decode(self, records: np.ndarray) -> pa.Array:
         """See `ColumnCodec`."""
-        lower, upper = self.bounds
-        share = records[:, self.start].astype(np.float64)
-        if self.scale == "log":
-            share = np.expm1(share * math.log1p(_LOG_RANGE)) / _LOG_RANGE
-        numbers = upper * share
-        np.subtract(1.0, share, out=share)
-        share *= lower
-        numbers += share
+        places = records[:, self.start].astype(np.float64)
+        if self.log:
+            places = np.expm1(places * math.log1p(_LOG_RANGE)) / _LOG_RANGE
+        numbers, (lower, upper) = numbers_at(places, self._knots()), self.bounds
         if self.integer:
             lower, upper = _whole_bounds(self.bounds)
             np.rint(numbers, out=numbers)
@@ -116,6 +115,9 @@ class NumericCodec:
             numbers = numbers.astype(np.int64)
         absent = records[:, self.start + 1] >= 0.5 if self.missing else None
         return pa.array(numbers, self.arrow_type, mask=absent)
+
+    def _knots(self) -> np.ndarray:
+        return np.array([self.bounds[0], *self.quantiles, self.bounds[1]])
 
 
 def _whole_bounds(bounds: Bounds) -> tuple[float, float]:
@@ -174,25 +176,30 @@ class CategoryCodec:
     categories: tuple[str, ...]
     unknown: str
     missing: bool = False
+    wide: bool = False
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         """One block."""
         width = len(self.categories) + (self.unknown == OTHER) + self.missing
-        return (Block("categorical", self.name, self.start, width),)
+        return (Block("wide" if self.wide else "categorical", self.name, self.start, width),)
 
     @property
     def arrow_type(self) -> pa.DataType:
         """String."""
         return pa.string()
 
-    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
-        """See `ColumnCodec`."""
+    def slots(self, column: pa.ChunkedArray, where: str) -> np.ndarray:
+        """Which position of the block each cell sets, int64 (N,)."""
         codes = cells.category_codes(column, self.categories, where)
         last = self.blocks[0].width - 1
         unknown = {OTHER: len(self.categories), "missing": last, "first": 0}[self.unknown]
         slots = np.where(codes == cells.UNKNOWN, unknown, codes)
-        slots = np.where(codes == cells.MISSING, last if self.missing else unknown, slots)
+        return np.where(codes == cells.MISSING, last if self.missing else unknown, slots)
+
+    def encode(self, column: pa.ChunkedArray, records: np.ndarray, where: str) -> None:
+        """See `ColumnCodec`."""
+        slots = self.slots(column, where)
         records[np.arange(len(slots)), self.start + slots] = 1.0
 
     def decode(self, records: np.ndarray) -> pa.Array:
@@ -201,6 +208,14 @@ class CategoryCodec:
         names = [*self.categories, *([OTHER] if self.unknown == OTHER else []), *([None] if self.missing else [])]
         slots = records[:, block.start : block.stop].argmax(axis=1)
         return pa.array(names, pa.string()).take(pa.array(slots))
+
+
+def wide_codec(column: Column) -> CategoryCodec | None:
+    """The codec of a column that is known to have many categories; None of any other."""
+    if column.type != "categorical" or not isinstance(column.categories, tuple):
+        return None
+    codec = CategoryCodec(column.name, 0, column.categories, column.unknown, column.missing, wide=True)
+    return codec if codec.blocks[0].width > MANY_CATEGORIES else None
 
 
 @dataclass(frozen=True)

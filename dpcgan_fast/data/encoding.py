@@ -12,7 +12,7 @@ import pyarrow as pa
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.data.code_rows import CodeSets
-from dpcgan_fast.data.column_codecs import CodesCodec, ColumnCodec, column_codec
+from dpcgan_fast.data.column_codecs import CategoryCodec, CodesCodec, ColumnCodec, column_codec, wide_codec
 from dpcgan_fast.data.dates import dates_of
 from dpcgan_fast.data.record_codes import CodesPart, RecordCodes
 from dpcgan_fast.data.schema import PRIVATE, UNDECIDED_UNIT, Column, Schema
@@ -69,7 +69,8 @@ class RecordCodec:
     joint:  the label is the record's last position (binary: 0 or 1; categorical: class index / (classes - 1)), as in
             the published nets; otherwise it is no part of the record and travels beside it
 
-    blocks:       the record's layout: columns, then signals, in schema order; then codes; then the joint label
+    blocks:       the record's layout: columns, then signals, in schema order; then columns of many categories, but
+                  those of visits; then codes; then the joint label
     width:        F, positions of a record
     n_classes:    number of label classes, 1 without a label
     class_names:  names of the label classes, empty without a label
@@ -90,9 +91,12 @@ class RecordCodec:
         rows = schema.of_rows
         coded = {} if rows is None else coded_columns(rows, schema.columns)
         start = 0
-        for column in _plain_columns(schema):
+        wide = wide_codecs(schema)
+        for column in sorted(_plain_columns(schema), key=lambda column: column.name in wide):
             if rows is not None and rows.visits is not None and column.name == number_name(rows.visits):
                 codec = NumberCodec(column.name, start, rows.visits.n_slots)
+            elif column.name in wide:
+                codec = replace(wide[column.name], start=start)
             else:
                 codec = column_codec(coded.get(column.name, column), start)
             self._codecs[column.name] = codec
@@ -223,8 +227,21 @@ def _by_column(records: np.ndarray) -> np.ndarray:
     return columns.T
 
 
+def wide_codecs(schema: Schema) -> dict[str, CategoryCodec]:
+    """Codecs, from position 0 on, of the columns that stand after all others, by name: those of many categories.
+
+    Columns of visits are not among them, however many categories they have. A record has of them what has changed, so
+    that no frequency of their cells is one of their positions; and the flags that guard them are drawn with them.
+    """
+    of_visits = {} if schema.of_rows is None else coded_columns(schema.of_rows, schema.columns)
+    codecs = {column.name: wide_codec(column) for column in _plain_columns(schema) if column.name not in of_visits}
+    return {name: codec for name, codec in codecs.items() if codec is not None}
+
+
 def _refuse_private(schema: Schema) -> None:
-    held = [(f"column {c.name}", PRIVATE in (c.bounds, c.categories, c.vocabulary)) for c in schema.columns]
+    held = [
+        (f"column {c.name}", PRIVATE in (c.bounds, c.categories, c.vocabulary, c.quantiles)) for c in schema.columns
+    ]
     held += [(f"signal {s.name}", s.bounds == PRIVATE) for s in schema.signals]
     for place, private in held:
         if private:

@@ -194,6 +194,8 @@ class Schema(Strict):
         for column in self.columns:
             if column.type in ("numeric", "date") and column.bounds is None:
                 raise _to_fill_in("bounds", f"column {column.name}", "[lower, upper]")
+            if column.scale == "rank" and column.quantiles is None:
+                raise _to_fill_in("quantiles", f"column {column.name}", "a list of rising numbers")
             if column.type in ("categorical", "ordinal") and column.categories is None:
                 raise _to_fill_in("categories", f"column {column.name}", "the list of categories")
         for signal in self.signals:
@@ -220,6 +222,7 @@ class Schema(Strict):
         bounds: Mapping[str, Bounds],
         categories: Mapping[str, tuple[str, ...]],
         vocabularies: Mapping[str, tuple[str, ...]],
+        quantiles: Mapping[str, tuple[float, ...]],
     ) -> "Schema":
         """A copy in which paid bounds (by column or signal name) and lists (by column) stand in place of "private"."""
 
@@ -228,6 +231,7 @@ class Schema(Strict):
                 "bounds": bounds.get(column.name, column.bounds),
                 "categories": categories.get(column.name, column.categories),
                 "vocabulary": vocabularies.get(column.name, column.vocabulary),
+                "quantiles": quantiles.get(column.name, column.quantiles),
             }
             return column.model_copy(update=released)
 

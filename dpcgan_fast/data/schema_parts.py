@@ -3,6 +3,7 @@
 import datetime
 import math
 import re
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -24,6 +25,23 @@ class Strict(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 
 
+def _checked_quantiles(
+    quantiles: tuple[float, ...] | Literal["private"] | None, bounds: Bounds | Literal["private"] | None, scale: str
+) -> None:
+    if quantiles is None:
+        return
+    if scale != "rank":
+        raise ValueError('quantiles belong to "scale": "rank"')
+    if quantiles == PRIVATE:
+        return
+    if bounds == PRIVATE:
+        raise ValueError("public quantiles need public bounds")
+    knots = quantiles if bounds is None else (bounds[0], *quantiles, bounds[1])
+    rising = all(math.isfinite(q) for q in quantiles) and all(a <= b for a, b in pairwise(knots))
+    if not quantiles or not rising:
+        raise ValueError("quantiles must be a list of finite numbers between the bounds, none below the one before")
+
+
 def _checked_bounds(bounds: Bounds | Literal["private"] | None) -> None:
     if isinstance(bounds, tuple) and not (all(math.isfinite(b) for b in bounds) and bounds[0] < bounds[1]):
         raise ValueError("bounds must be two finite numbers, the lower one first")
@@ -35,7 +53,10 @@ class Column(Strict):
     bounds:     numeric and date: (lower, upper), "private", or None (to be filled in). Of a date they are dates, held
                 as days since 1970-01-01; with an origin they are days since that
     origin:     date only: the date column from which the days of this one are counted
-    scale:      numeric only: "log" gives small values, next to the lower bound, as much room in a record as large ones
+    scale:      numeric only: "log" gives small values, next to the lower bound, as much room in a record as large ones,
+                "rank" as much as their share of the rows, by `quantiles`
+    quantiles:  of "scale": "rank" only: public ones between the bounds, evenly spaced in probability (three are the
+                quartiles), "private", or None (to be filled in). Equal ones are a value that many rows have
     integer:    numeric only: values are written back as whole numbers
     missing:    cells may be empty, and emptiness is modelled; if False, an empty cell reads as a public default
     categories: categorical and ordinal (in order): the public list, "private", or None (to be filled in). A list that
@@ -54,7 +75,8 @@ class Column(Strict):
     type: Kind
     bounds: Bounds | Literal["private"] | None = None
     origin: str | None = None
-    scale: Literal["linear", "log"] = "linear"
+    scale: Literal["linear", "log", "rank"] = "linear"
+    quantiles: tuple[float, ...] | Literal["private"] | None = None
     integer: bool = False
     missing: bool = False
     categories: tuple[str, ...] | Literal["private"] | None = None
@@ -92,6 +114,7 @@ class Column(Strict):
             raise ValueError("only a date has an origin")
         if self.scale != "linear" and self.type != "numeric":
             raise ValueError("only a numeric column has a scale")
+        _checked_quantiles(self.quantiles, self.bounds, self.scale)
         if self.type == "ordinal" and (self.unknown == OTHER or self.categories == PRIVATE):
             raise ValueError('an ordinal needs a public list of categories, in order, and unknown "first" or "missing"')
         if isinstance(self.categories, tuple):

@@ -62,10 +62,10 @@ def _of_slot(column: Column, slot: int, visits: Visits) -> Column:
     is_time = column.name == visits.time
     if column.type == "date" and (column.origin is not None or (is_time and (slot > 1 or visits.bins is not None))):
         changes |= {"type": "numeric", "integer": True, "origin": None}
-    if is_time and visits.bins is not None:
-        changes["bounds"] = (0.0, visits.bins.width)
-    elif is_time and slot > 1:
-        changes["bounds"] = _gap_bounds(column, visits)
+    if is_time and (slot > 1 or visits.bins is not None):
+        changes["bounds"] = _gap_bounds(column, visits) if visits.bins is None else (0.0, visits.bins.width)
+        if column.scale == "rank":  # the quantiles are those of times, not of gaps
+            changes |= {"scale": "linear", "quantiles": None}
     if not always_there(visits, slot):
         if column.type == "ordinal":
             changes["unknown"] = "missing"  # an ordinal has a place for missing cells only so
@@ -150,7 +150,10 @@ def bin_start(time: Column) -> float:
 
 
 def _refuse_private(column: Column) -> None:
-    facts = {"bounds": column.bounds, "categories": column.categories, "vocabulary": column.vocabulary}
+    facts = {
+        "bounds": column.bounds, "categories": column.categories, "vocabulary": column.vocabulary,
+        "quantiles": column.quantiles,
+    }  # fmt: skip
     fact = next((name for name, value in facts.items() if value == PRIVATE), None)
     if fact is not None:
         raise ValueError(

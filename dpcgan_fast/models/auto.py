@@ -9,6 +9,7 @@ records and labels. No module mixes rows.
 
 Codes have logits of their own: a transposed convolution along the vocabulary, and a bias for each code that is not
 trained. It follows from released frequencies, which say more of a rare code than any number of noisy gradients.
+Columns of many categories are embedded where they come in, and have logits of low rank and such a bias (`wide`).
 """
 
 import math
@@ -22,20 +23,22 @@ from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.models.code_head import CodesHead
 from dpcgan_fast.models.heads import RecordHead
 from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, leaky_relu
+from dpcgan_fast.models.layouts import RecordLayout
 from dpcgan_fast.models.networks import LabelDraws, Networks
+from dpcgan_fast.models.wide import PRIOR_SCALE, RecordInput, WideDecoder
 
 CODE_DIM = 32
 DECODER_CHANNELS = 32
 GENERATOR_CHANNELS = 32
 TRUNK_CHANNELS = (16, 32, 64, 64, 64, 64)
 CODES_CHANNELS = 8
-PRIOR_SCALE = 8.0  # raises the share of the label's own logits in the clipped gradient
 _UPSAMPLING = 8  # of the decoder's three transposed convolutions
 _LAST_LENGTH = 16  # the trunk halves and quarters a record until it is at most this long
 _LONG = 256  # what is longer is quartered
 _USUAL_CODES = 10.0  # of a record, where nothing says how many; public
 _RATES = (1e-7, 0.99)  # that a code's bias can stand for
 _CALIBRATION_ROWS, _CALIBRATION_ROUNDS = 4096, 8
+_LEAST_CALIBRATION_ROWS = 64  # of a class
 _ROWS_AT_A_TIME = 256
 
 
@@ -53,24 +56,17 @@ def trunk(in_channels: int, length: int) -> tuple[nn.Sequential, int, int]:
     return conv_stack(in_channels, specs, leaky_relu()), specs[-1].channels, length
 
 
-def _middle(width: int, first_code: int) -> Tensor:
-    """What a record is centred by, (F,): one half, but nothing for codes, of which nearly all are 0."""
-    return torch.cat([torch.full((first_code,), 0.5), torch.zeros(width - first_code)])
-
-
 class Encoder(nn.Module):
     """Records (B, F) and labels (B, K) -> mean and log variance of the code, (B, CODE_DIM) each."""
 
-    middle: Tensor
-
-    def __init__(self, width: int, first_code: int, classes: int):
+    def __init__(self, layout: RecordLayout, classes: int):
         super().__init__()
-        self.register_buffer("middle", _middle(width, first_code), persistent=False)
-        self.trunk, channels, length = trunk(1, width)
+        self.input = RecordInput(layout)
+        self.trunk, channels, length = trunk(1, self.input.length)
         self.out = nn.Linear(channels * length + classes, 2 * CODE_DIM)
 
     def forward(self, records: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk((records - self.middle).unsqueeze(1)).flatten(1)  # (B, 1, F) -> (B, C L)
+        features = self.trunk(self.input(records).unsqueeze(1)).flatten(1)  # (B, 1, L) -> (B, C L')
         mean, log_variance = self.out(torch.cat([features, labels], 1)).chunk(2, dim=1)
         return mean, log_variance.clamp(-8.0, 4.0)
 
@@ -91,6 +87,10 @@ class Decoder(nn.Module):
         """What the transposed convolutions are given, (B, C, L)."""
         hidden = self.inner(torch.cat([codes, labels], 1))
         return nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (DECODER_CHANNELS, self.length))
+
+    def of_label(self) -> Tensor:
+        """The logits that each label alone adds, (K, n_blocks, cells)."""
+        return PRIOR_SCALE * self.prior.weight.t().unflatten(1, (self.n_blocks, self.cells))
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         logits = self.columns(self.hidden(codes, labels))
@@ -158,21 +158,27 @@ def _upsampling(channels: int, out_channels: int) -> nn.Sequential:
 class AutoEncoder(nn.Module):
     """Records, labels and standard normal noise (B, CODE_DIM) -> the parts' logits, then mean and log variance.
 
-    decoder: of the columns, None if there is none but of codes
+    decoder: of the columns, None if there is none but wide ones and codes
+    wide:    of the columns with many categories, None if there are none
     codes:   of the medical codes, None if there are none
     """
 
     encoder: Encoder
     decoder: Decoder | None
+    wide: WideDecoder | None
     codes: CodesDecoder | None
 
-    def __init__(self, encoder: Encoder, decoder: Decoder | None, codes: CodesDecoder | None):
+    def __init__(self, encoder: Encoder, decoder: Decoder | None, wide: WideDecoder | None, codes: CodesDecoder | None):
         super().__init__()
-        self.encoder, self.decoder, self.codes = encoder, decoder, codes
+        self.encoder, self.decoder, self.wide, self.codes = encoder, decoder, wide, codes
+
+    def parts(self) -> list[Decoder | WideDecoder | CodesDecoder]:
+        """Decoders of the parts of a record, in order: columns, wide columns, codes."""
+        return [part for part in (self.decoder, self.wide, self.codes) if part is not None]
 
     def logits(self, codes: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Logits of each part of a record, in order: columns, codes."""
-        return tuple(part(codes, labels) for part in (self.decoder, self.codes) if part is not None)
+        """Logits of each part of a record, in order."""
+        return tuple(part(codes, labels) for part in self.parts())
 
     def forward(self, records: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         mean, log_variance = self.encoder(records, labels)
@@ -204,17 +210,16 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """Records (B, F) and labels (B, K) -> scores (B,); the labels are channels that are constant along the record."""
 
-    middle: Tensor
-
-    def __init__(self, width: int, first_code: int, classes: int):
+    def __init__(self, layout: RecordLayout, classes: int):
         super().__init__()
-        self.register_buffer("middle", _middle(width, first_code), persistent=False)
-        layers, channels, length = trunk(1 + classes, width)
+        self.input = RecordInput(layout)
+        layers, channels, length = trunk(1 + classes, self.input.length)
         self.layers = nn.Sequential(*layers, nn.Conv1d(channels, 1, length))  # one run: the fused path takes it whole
 
     def forward(self, records: Tensor, labels: Tensor) -> Tensor:
-        along = labels.unsqueeze(2).expand(-1, -1, records.shape[1])  # (B, K) -> (B, K, F)
-        return self.layers(torch.cat([(2 * records - 2 * self.middle).unsqueeze(1), along], 1)).flatten(1).squeeze(1)
+        inputs = 2 * self.input(records).unsqueeze(1)  # (B, 1, L)
+        along = labels.unsqueeze(2).expand(-1, -1, inputs.shape[2])  # (B, K) -> (B, K, L)
+        return self.layers(torch.cat([inputs, along], 1)).flatten(1).squeeze(1)
 
 
 class AutoNetworks(Networks):
@@ -227,21 +232,26 @@ class AutoNetworks(Networks):
 
     def __init__(self, blocks: Sequence[Block], n_classes: int):
         super().__init__()
-        columns = [block for block in blocks if block.kind != "codes"]
-        width, first_code = blocks[-1].stop, columns[-1].stop if columns else 0
-        self.columns_head = RecordHead(columns) if columns else None
-        self.codes_head = CodesHead([b for b in blocks if b.kind == "codes"]) if first_code < width else None
-        head = self.columns_head
-        decoder = None if head is None else Decoder(head.n_blocks, head.max_cells, n_classes)
-        codes = None if self.codes_head is None else CodesDecoder(self.codes_head.width, n_classes)
-        self.autoencoder = AutoEncoder(Encoder(width, first_code, n_classes), decoder, codes)
+        layout = RecordLayout.of(blocks)
+        columns = [block for block in blocks if block.stop <= layout.first_wide]
+        wide = [block for block in blocks if block.kind == "wide"]
+        medical = [block for block in blocks if block.kind == "codes"]
+        self.columns_head = head = RecordHead(columns) if columns else None
+        self.wide_head = many = RecordHead(wide) if wide else None
+        self.codes_head = sets = CodesHead(medical) if medical else None
+        self.autoencoder = AutoEncoder(
+            Encoder(layout, n_classes),
+            None if head is None else Decoder(head.n_blocks, head.max_cells, n_classes),
+            None if many is None else WideDecoder(CODE_DIM, many.n_blocks, many.max_cells, n_classes),
+            None if sets is None else CodesDecoder(sets.width, n_classes),
+        )
         self.generator = Generator(n_classes)
-        self.critic = Critic(width, first_code, n_classes)
+        self.critic = Critic(layout, n_classes)
 
     @property
     def heads(self) -> list[RecordHead | CodesHead]:
         """Of each part of a record, in the order of `AutoEncoder.logits`."""
-        return [head for head in (self.columns_head, self.codes_head) if head is not None]
+        return [head for head in (self.columns_head, self.wide_head, self.codes_head) if head is not None]
 
     def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:
         """Standard normal noise of the codes, (B, CODE_DIM)."""
@@ -260,27 +270,40 @@ class AutoNetworks(Networks):
         parts = zip(self.heads, self.autoencoder.logits(codes, labels), strict=True)
         drawn = [head.draw(logits, randomness) for head, logits in parts]
         if self.codes_head is not None and self.codes_head.has_flags:
-            drawn[1] = drawn[1].where(self.codes_head.there(drawn[0]), 0.0)
+            drawn[-1] = drawn[-1].where(self.codes_head.there(drawn[0]), 0.0)
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """All parameters that lead from latent codes to records."""
-        decoders = (self.autoencoder.decoder, self.autoencoder.codes)
-        return [parameter for part in decoders if part is not None for parameter in part.parameters()]
+        return [parameter for part in self.autoencoder.parts() for parameter in part.parameters()]
 
     def start_codes(self, rates: Tensor) -> None:
         """See `Networks.start_codes`."""
         if self.autoencoder.codes is not None:
             self.autoencoder.codes.start_at(rates)
 
+    def start_categories(self, rates: Sequence[Tensor | None]) -> None:
+        """See `Networks.start_categories`."""
+        if self.autoencoder.wide is not None:
+            padded = torch.zeros_like(self.autoencoder.wide.rates)
+            for i, own in enumerate(rates):
+                if own is not None:
+                    padded[:, i, : own.shape[1]] = own
+            self.autoencoder.wide.start_at(padded)
+
     def calibrate(self, draw_labels: LabelDraws, randomness: torch.Generator) -> None:
         """See `Networks.calibrate`."""
-        if self.autoencoder.codes is not None:
-            labels = draw_labels(_CALIBRATION_ROWS, randomness)
-            latent = self.latent(len(labels), randomness)
-            with torch.no_grad():
+        codes, wide = self.autoencoder.codes, self.autoencoder.wide
+        with torch.no_grad():
+            if codes is not None:
+                labels = draw_labels(_CALIBRATION_ROWS, randomness)
                 there = partial(self._there, randomness) if self.codes_head and self.codes_head.has_flags else None
-                self.autoencoder.codes.calibrate(self.generator(latent, labels), labels, there)
+                codes.calibrate(self.generator(self.latent(len(labels), randomness), labels), labels, there)
+            if wide is not None:
+                one_hot = torch.eye(len(wide.bias), device=wide.bias.device)
+                rows = max(_LEAST_CALIBRATION_ROWS, _CALIBRATION_ROWS // len(one_hot))
+                labels = [row.expand(rows, -1) for row in one_hot]
+                wide.calibrate([self.generator(self.latent(rows, randomness), own) for own in labels])
 
     def _there(self, randomness: torch.Generator, codes: Tensor, labels: Tensor) -> Tensor:
         """Where records drawn from latent codes (B, CODE_DIM) and labels (B, K) leave room for codes, (B, V)."""

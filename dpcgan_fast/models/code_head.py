@@ -33,8 +33,9 @@ class CodesHead(nn.Module):
         self.has_flags = any(block.guard is not None for block in blocks)
 
     def there(self, columns: Tensor) -> Tensor:
-        """Where a record's other positions, (B, start) or more, leave room for each code, bool (B, width)."""
-        return ~F.pad(columns[:, : self.start] > 0.5, (0, 1))[:, self.flag_of]
+        """Where a record's first positions, which have all flags, leave room for each code, bool (B, width)."""
+        says_so = columns[:, : self.start] > 0.5
+        return ~F.pad(says_so, (0, self.start + 1 - says_so.shape[1]))[:, self.flag_of]
 
     def nll(self, logits: Tensor, records: Tensor) -> Tensor:
         """Negative log likelihood of the codes of records (B, F) under logits (B, width), in nats; (B,)."""

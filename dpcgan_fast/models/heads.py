@@ -6,6 +6,7 @@ shape of a column and not its mean alone. Drawing is by Gumbel-softmax with a st
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ _NEVER = -1e9
 
 def cells_of(block: Block) -> int:
     """Cells of a block's distribution: bins of a number, categories, or the two states of a flag."""
-    return {"numeric": block.cells or NUMERIC_BINS, "binary": 2, "absent": 2, "categorical": block.width}[block.kind]
+    if block.kind in ("categorical", "wide"):
+        return block.width
+    return {"numeric": block.cells or NUMERIC_BINS, "binary": 2, "absent": 2}[block.kind]
 
 
 class RecordHead(nn.Module):
     """Draws records from logits, and measures how likely a record is under them.
 
-    Logits are (B, n_blocks, max_cells), padded; a block's cells are the first `cells_of(block)` of its row.
+    Logits are (B, n_blocks, max_cells), padded; a block's cells are the first `cells_of(block)` of its row. Positions
+    are counted from the first block; `start` is where in a whole record that is.
     """
 
     unused: Tensor  # (n_blocks, max_cells) bool: padding
@@ -49,7 +53,9 @@ class RecordHead(nn.Module):
     def __init__(self, blocks: Sequence[Block]):
         super().__init__()
         self._runs: dict[str, slice] = {}
-        self.n_blocks, self.width = len(blocks), blocks[-1].stop
+        self.start = blocks[0].start
+        self.n_blocks, self.width = len(blocks), blocks[-1].stop - self.start
+        blocks = [replace(block, start=block.start - self.start) for block in blocks]
         counts = torch.tensor([cells_of(block) for block in blocks])
         self.max_cells = int(counts.max())
         unused = torch.arange(self.max_cells).expand(self.n_blocks, -1) >= counts[:, None]
@@ -61,7 +67,7 @@ class RecordHead(nn.Module):
         hot = [
             (i, cell, block.start + cell)
             for i, block in enumerate(blocks)
-            if block.kind == "categorical"
+            if block.kind in ("categorical", "wide")
             for cell in range(block.width)
         ]
         guarded = [(i, block.guard) for i, block in enumerate(blocks) if block.guard is not None]
@@ -105,8 +111,13 @@ class RecordHead(nn.Module):
         """Logits with the padding ruled out; (B, n_blocks, max_cells)."""
         return logits.masked_fill(self.unused, _NEVER) if self.padded else logits
 
+    def own(self, records: Tensor) -> Tensor:
+        """The positions of this head's blocks, (B, width), of whole records (B, F)."""
+        return records[:, self.start : self.start + self.width]
+
     def cells(self, records: Tensor) -> Tensor:
         """The cell of each block that a record lies in; (B, F) -> (B, n_blocks) int64."""
+        records = self.own(records)
         cells = torch.zeros(records.shape[0], self.n_blocks, dtype=torch.int64, device=records.device)
         bins = (records[:, self.number_positions] * self.number_bins).long()
         cells[:, self.numbers] = torch.minimum(bins.clamp(min=0), self.number_bins - 1)
@@ -119,7 +130,7 @@ class RecordHead(nn.Module):
         log_p = F.log_softmax(self.masked(logits), dim=2)
         per_block = -log_p.gather(2, self.cells(records).unsqueeze(2)).squeeze(2)  # (B, n_blocks)
         weight = torch.ones_like(per_block)
-        weight[:, self.guarded] = 1.0 - records[:, self.guards]
+        weight[:, self.guarded] = 1.0 - self.own(records)[:, self.guards]
         return (per_block * weight).sum(1)
 
     def silent(self, records: Tensor) -> Tensor:
@@ -130,7 +141,7 @@ class RecordHead(nn.Module):
         return says_so[:, self.flag_of[:-1]]
 
     def records_of(self, cells: Tensor, within: Tensor) -> Tensor:
-        """Records (B, F) from the cell of each block, and where in its bin each number lies.
+        """Records (B, width) from the cell of each block, and where in its bin each number lies.
 
         cells: (B, n_blocks) float, whole numbers; NaN makes all that a block says NaN; within: (B, numbers) in [0, 1)
         """
@@ -146,7 +157,7 @@ class RecordHead(nn.Module):
         return torch.where(self.silent(records), self.idle, records) if self.has_flags else records
 
     def draw(self, logits: Tensor, randomness: torch.Generator) -> Tensor:
-        """Records (B, F) in [0, 1] drawn from the logits, with straight-through gradients."""
+        """Records (B, width) in [0, 1] drawn from the logits, with straight-through gradients."""
         uniform = torch.rand(logits.shape, generator=randomness, device=logits.device)
         within = torch.rand(len(logits), len(self.numbers), generator=randomness, device=logits.device)
         return _Draw.apply(logits, uniform, within, self)

@@ -1,7 +1,7 @@
 """What training and sampling need of a set of networks, whichever preset they come from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,13 @@ class Networks(nn.Module, ABC):
 
     def start_codes(self, rates: Tensor) -> None:
         """Takes public or paid rates (V,) for those of all codes, where the networks know any; none do by default."""
+
+    def start_categories(self, rates: Sequence[Tensor | None]) -> None:
+        """Takes paid rates (K, categories) within each class for those of the columns of many categories.
+
+        rates: of each such column, in the order of a record; None if nothing was released of it
+        Networks that know of no rates leave them, as they do by default.
+        """
 
     def calibrate(self, draw_labels: LabelDraws, randomness: torch.Generator) -> None:
         """Brings synthetic records to the frequencies that were released, where the networks know any.

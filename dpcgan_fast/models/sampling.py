@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine.fused_forms import fused_net
-from dpcgan_fast.models.auto import PRIOR_SCALE, AutoNetworks
+from dpcgan_fast.models.auto import AutoNetworks
 from dpcgan_fast.models.networks import Networks
 from dpcgan_fast.ops import FusedNet
 
@@ -53,7 +53,8 @@ def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Gener
     generator = networks.generator
     records = torch.empty(len(labels), sum(head.width for head in networks.heads))
     together = max(1, min(_ROWS_AT_A_TIME, _FLOATS_AT_A_TIME // records.shape[1]))
-    draws = [draw for draw in (_column_draws(networks), _code_draws(networks)) if draw is not None]
+    ways = _column_draws(networks), _wide_draws(networks), _code_draws(networks)
+    draws = [draw for draw in ways if draw is not None]
     classes, order = labels.argmax(1).sort(stable=True)  # a vector of rows of one class has one prior
     parts = (tensor.split(together) for tensor in (order, labels[order], classes))
     for rows, own, own_classes in zip(*parts, strict=True):
@@ -72,8 +73,7 @@ def _column_draws(networks: AutoNetworks) -> Draw | None:
     decoder, head = networks.autoencoder.decoder, networks.columns_head
     if decoder is None or head is None:
         return None
-    prior = PRIOR_SCALE * decoder.prior.weight.t().unflatten(1, (head.n_blocks, head.max_cells))
-    prior = prior.masked_fill(head.unused, -torch.inf)  # (K, n_blocks, cells)
+    prior = decoder.of_label().masked_fill(head.unused, -torch.inf)  # (K, n_blocks, cells)
 
     def draw(codes: Tensor, labels: Tensor, classes: Tensor, randomness: torch.Generator) -> Tensor:
         hidden = decoder.hidden(codes, labels)
@@ -81,6 +81,23 @@ def _column_draws(networks: AutoNetworks) -> Draw | None:
         within = ops.uniform(len(labels), len(head.numbers), randomness=randomness)
         net, parameters = _net(decoder.columns, hidden)
         return head.records_of(net.draw(hidden, parameters, prior, classes, chosen, head.last_cells), within)
+
+    return draw
+
+
+def _wide_draws(networks: AutoNetworks) -> Draw | None:
+    """Draws the positions of columns of many categories, (B, W), for latent codes and labels."""
+    decoder, head = networks.autoencoder.wide, networks.wide_head
+    if decoder is None or head is None:
+        return None
+    prior = decoder.of_label().masked_fill(head.unused, -torch.inf)  # (K, n_blocks, cells)
+
+    def draw(codes: Tensor, labels: Tensor, classes: Tensor, randomness: torch.Generator) -> Tensor:
+        ends = (decoder.of_codes(codes, labels) + prior[classes]).softmax(2).cumsum_(2)  # by inversion
+        chosen = ops.uniform(len(labels), head.n_blocks, randomness=randomness)
+        cells = torch.minimum(torch.searchsorted(ends, chosen.unsqueeze(2), right=True).squeeze(2), head.last_cells)
+        whole = ends[:, :, -1]  # the difference is zero, or NaN
+        return head.records_of(cells + (whole - whole), chosen[:, :0])
 
     return draw
 

@@ -101,14 +101,18 @@ def _bin(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), -1, index)
 
 
-def coarse_histograms(columns: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
-    """Histograms of all columns over the public edges, one after another. L2 sensitivity sqrt(len(columns)).
+def histograms(columns: list[np.ndarray], weights: list[np.ndarray], edges: list[np.ndarray]) -> np.ndarray:
+    """Histograms of all columns, one after another, each over its own edges. L2 sensitivity sqrt(len(columns)).
 
     columns, weights: values of each column and their weights, (rows,) each; a unit weighs at most 1 in a column
     """
-    edges = coarse_edges()
-    pairs = zip(columns, weights, strict=True)
-    return np.concatenate([weighted_histogram(_bin(c, edges), w, len(edges) - 1) for c, w in pairs])
+    triples = zip(columns, weights, edges, strict=True)
+    return np.concatenate([weighted_histogram(_bin(c, e), w, len(e) - 1) for c, w, e in triples])
+
+
+def coarse_histograms(columns: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
+    """Histograms of all columns over the public edges. L2 sensitivity sqrt(len(columns)); see `histograms`."""
+    return histograms(columns, weights, [coarse_edges()] * len(columns))
 
 
 def coarse_bounds(noisy: np.ndarray, columns: int, std: float) -> list[tuple[float, float]]:
@@ -125,9 +129,7 @@ def fine_histograms(
     columns: list[np.ndarray], weights: list[np.ndarray], bounds: list[tuple[float, float]]
 ) -> np.ndarray:
     """Histograms of all columns over equal bins between their coarse bounds. L2 sensitivity sqrt(len(columns))."""
-    edges = [np.linspace(low, high, FINE_BINS + 1) for low, high in bounds]
-    triples = zip(columns, weights, edges, strict=True)
-    return np.concatenate([weighted_histogram(_bin(c, e), w, FINE_BINS) for c, w, e in triples])
+    return histograms(columns, weights, [np.linspace(low, high, FINE_BINS + 1) for low, high in bounds])
 
 
 def fine_bounds(noisy: np.ndarray, coarse: list[tuple[float, float]], std: float) -> list[tuple[float, float]]:

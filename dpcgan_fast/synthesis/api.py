@@ -19,6 +19,7 @@ from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error
 from dpcgan_fast.models import is_conditional, make_networks
 from dpcgan_fast.synthesis import fitting
+from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.sampling import Sampler
 from dpcgan_fast.train import TrainSettings, default_settings
@@ -58,7 +59,7 @@ class DPCGAN:
             schema.n_units,
             steps,
             seed,
-            bool(schema.codes_columns()),
+            least_release_share(schema, preset),
             **changes,  # type: ignore[arg-type]
         )
         self._device_name = device

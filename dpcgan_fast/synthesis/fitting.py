@@ -14,7 +14,7 @@ from dpcgan_fast import ops
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.records import read_records
-from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.schema import PRIVATE, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError, MachineError, PrivacyError
 from dpcgan_fast.models import Networks, is_conditional, make_networks
@@ -25,6 +25,7 @@ from dpcgan_fast.privacy.ledger import charged
 from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
+from dpcgan_fast.synthesis.starting import start_networks
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
 from dpcgan_fast.train.data import TrainingData
@@ -100,24 +101,15 @@ def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, flo
     return divisors
 
 
-def _start_codes(schema: Schema, settings: TrainSettings, released: ReleasedFacts, networks: Networks) -> None:
-    """Tells the networks how many records have each code, where that was released."""
-    columns = [column.name for column in schema.codes_columns()]
-    counts = [count for name in columns for count in released.code_counts.get(name) or [0.0]]
-    units = settings.n_units if settings.n_units is not None else released.n_units
-    assert units is not None
-    networks.start_codes(torch.tensor(counts) / units)
-
-
 def _state(
-    schema: Schema, settings: TrainSettings, released: ReleasedFacts, networks: Networks, n_classes: int,
+    schema: Schema, settings: TrainSettings, released: ReleasedFacts, networks: Networks, codec: RecordCodec,
     device: torch.device,
 ) -> TrainState:  # fmt: skip
     label = schema.label_column()
     rates = released.rates or (
-        list(label.rates) if label is not None and label.rates is not None else [1.0] * n_classes
+        list(label.rates) if label is not None and label.rates is not None else [1.0] * codec.n_classes
     )
-    _start_codes(schema, settings, released, networks)
+    start_networks(networks, codec, settings, released)
     randomness = torch.Generator(device)
     randomness.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
     return TrainState(
@@ -187,11 +179,11 @@ def start(
     with ledger:
         key = noise_key(settings.seed)
         released = make_releases(raw.table, raw.ids, records, plan, ledger, key, raw.where)
-        complete = schema.with_released(released.bounds, released.categories, released.vocabularies)
+        complete = _with_released(schema, released)
         folder.write(folder.schema, complete.to_json())
         complete = complete.as_records()
         codec, networks = _networks(complete, settings, device)
-        state = _state(records, settings, released, networks, codec.n_classes, device)
+        state = _state(records, settings, released, networks, codec, device)
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
         folder.write_config({**folder.read_config(), "released": released.to_dict(), "device": str(device.type)})
         session.save()
@@ -200,22 +192,28 @@ def start(
     return folder
 
 
+def _with_released(schema: Schema, released: ReleasedFacts) -> Schema:
+    return schema.with_released(released.bounds, released.categories, released.vocabularies, released.quantiles)
+
+
 def _dry_networks(schema: Schema, settings: TrainSettings) -> None:
     """Refuses a preset that does not fit the schema before anything touches the data."""
-    public = schema.with_released(
-        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"}, {}, {}
-    )
-    _networks(public, settings, torch.device("cpu"))
+    _networks(_with_stand_ins(schema), settings, torch.device("cpu"))
 
 
 def _dry_encoding(raw: RawTable, schema: Schema) -> None:
     """Reads every cell as its type says, so that an unreadable one is an error before the budget is touched."""
-    public = schema.with_released(
-        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == "private"},
-        {c.name: ("a", "b") for c in schema.columns if c.categories == "private"},
-        {c.name: ("a", "b") for c in schema.columns if c.vocabulary == "private"},
+    RecordCodec(_with_stand_ins(schema)).encode(raw.table, raw.where)
+
+
+def _with_stand_ins(schema: Schema) -> Schema:
+    """The schema with something in the place of what is private."""
+    return schema.with_released(
+        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == PRIVATE},
+        {c.name: ("a", "b") for c in schema.columns if c.categories == PRIVATE},
+        {c.name: ("a", "b") for c in schema.columns if c.vocabulary == PRIVATE},
+        {c.name: () for c in schema.columns if c.quantiles == PRIVATE},
     )
-    RecordCodec(public).encode(raw.table, raw.where)
 
 
 def _session(
@@ -265,9 +263,9 @@ def resume(
         checkpoint = read_checkpoint(paths[-1])
         _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
         released = ReleasedFacts.from_dict(config["released"])
-        complete = schema.with_released(released.bounds, released.categories, released.vocabularies)
+        complete = _with_released(schema, released)
         codec, networks = _networks(complete.as_records(), settings, device)
-        state = _state(schema.as_records(), settings, released, networks, codec.n_classes, device)
+        state = _state(schema.as_records(), settings, released, networks, codec, device)
         state.restore(checkpoint.tensors, checkpoint.values)
         key = noise_key(settings.seed, checkpoint.values["noise_position"] or 0)
         raw = read_raw(source, schema, hooks)

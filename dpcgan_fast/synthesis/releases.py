@@ -10,6 +10,7 @@ import pyarrow as pa
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
 from dpcgan_fast.data.dates import within_calendar
+from dpcgan_fast.data.encoding import wide_codecs
 from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Column, Schema
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.models import is_conditional
@@ -17,16 +18,19 @@ from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism
 from dpcgan_fast.privacy import releases as gaussian
 from dpcgan_fast.privacy.denoising import denoised_counts
+from dpcgan_fast.privacy.quantiles import noisy_quantiles, quantile_grid
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
 from dpcgan_fast.train.settings import TrainSettings
 
 LABEL_HISTOGRAM, UNIT_COUNT = "label histogram", "unit count"
 COARSE_BOUNDS, FINE_BOUNDS = "bounds, coarse", "bounds, fine"
-CATEGORIES = "categories: "
+QUANTILES = "quantiles"
+CATEGORIES, CATEGORY_COUNTS = "categories: ", "counts of many categories"
 CODES, CODE_NUMBERS = "code counts: ", "codes of a record: "
 FULL_WEIGHT_CODES = 16  # of a record; those of one with more weigh less
 THRESHOLD_SHARE = 0.05  # of delta, for the thresholds of all category lists together
 RATE_FLOOR = 1e-3
+COUNTS_SHARE, QUANTILES_SHARE = 0.4, 0.15  # of epsilon, that releases take at least
 
 
 @dataclass
@@ -39,6 +43,9 @@ class ReleasedFacts:
     categories: by column name
     vocabularies: by column name, where they were private
     code_counts: by column name, records that have each code of the vocabulary, in its order
+    quantiles: by column name, evenly spaced in probability
+    category_rates: by column name, where there are many categories: of each class, shares of the positions of the
+        column's one-hot
     """
 
     rates: list[float] | None = None
@@ -47,6 +54,8 @@ class ReleasedFacts:
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     code_counts: dict[str, list[float]] = field(default_factory=dict)
+    quantiles: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    category_rates: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -59,6 +68,7 @@ class ReleasedFacts:
         facts.bounds = {name: (low, high) for name, (low, high) in facts.bounds.items()}
         facts.categories = {name: tuple(names) for name, names in facts.categories.items()}
         facts.vocabularies = {name: tuple(names) for name, names in facts.vocabularies.items()}
+        facts.quantiles = {name: tuple(values) for name, values in facts.quantiles.items()}
         return facts
 
     def sentences(self) -> list[str]:
@@ -69,7 +79,9 @@ class ReleasedFacts:
         if self.n_units is not None:
             lines.append(f"number of units: {self.n_units:.1f}")
         lines += [f"bounds of {name}: {low:g} to {high:g}" for name, (low, high) in self.bounds.items()]
+        lines += [f"{len(values)} quantiles of {name}" for name, values in self.quantiles.items()]
         lines += [f"categories of {name}: {len(names)} found" for name, names in self.categories.items()]
+        lines += [f"how frequent each category of {name} is in each class" for name in self.category_rates]
         for name, names in self.vocabularies.items():
             none = "" if names else "; with so few records at this epsilon, give a public vocabulary"
             lines.append(f"codes of {name}: {len(names)} found{none}")
@@ -85,12 +97,28 @@ def _private_numbers(schema: Schema) -> list[str]:
     ]
 
 
+def _private_quantiles(schema: Schema) -> list[Column]:
+    return [column for column in schema.columns if column.quantiles == PRIVATE]
+
+
 def _private_categories(schema: Schema) -> list[str]:
     return [column.name for column in schema.columns if column.categories == PRIVATE]
 
 
 def _private_vocabularies(schema: Schema) -> list[str]:
     return [column.name for column in schema.columns if column.vocabulary == PRIVATE]
+
+
+def least_release_share(schema: Schema, preset: str) -> float:
+    """Share of epsilon that the releases of a schema take at least; none where class rates or bounds are all.
+
+    How often each code or category occurs is most of what there is to know of many, and a release tells it better than
+    training does.
+    """
+    schema = schema.as_records()
+    if is_conditional(preset) and (schema.codes_columns() or wide_codecs(schema)):
+        return COUNTS_SHARE
+    return QUANTILES_SHARE if _private_quantiles(schema) else 0.0
 
 
 def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRelease, ...]:
@@ -104,8 +132,14 @@ def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRe
     if numbers:
         sensitivity = math.sqrt(len(numbers))
         planned += [PlannedRelease(COARSE_BOUNDS, sensitivity), PlannedRelease(FINE_BOUNDS, sensitivity)]
+    ranked = _private_quantiles(schema)
+    if ranked:
+        planned.append(PlannedRelease(QUANTILES, math.sqrt(len(ranked))))
     thresholds = {name: THRESHOLD_SHARE * settings.delta / (len(lists) + len(codes)) for name in [*lists, *codes]}
     planned += [PlannedRelease(CATEGORIES + name, 1.0, thresholds[name]) for name in lists]
+    wide = wide_codecs(schema)
+    if conditional and wide:
+        planned.append(PlannedRelease(CATEGORY_COUNTS, math.sqrt(len(wide))))
     if conditional:
         norm = math.sqrt(FULL_WEIGHT_CODES)
         names = [column.name for column in schema.codes_columns()]
@@ -173,8 +207,12 @@ def make_releases(
             facts.bounds = dict(
                 zip(numbers, _release_bounds(table, numbers, weights, schema, releaser, where), strict=True)
             )
+        if QUANTILES in releaser.planned:
+            facts.quantiles = _release_quantiles(table, weights, schema, facts.bounds, releaser, where)
         for name in _private_categories(schema):
             facts.categories[name] = _release_categories(table[name], name, weights, schema, releaser)
+        if CATEGORY_COUNTS in releaser.planned:
+            facts.category_rates = _release_category_rates(table, weights, schema, releaser, where)
         for column in schema.codes_columns():
             if CODES + column.name in releaser.planned:
                 _release_codes(table, column, releaser, facts, where)
@@ -206,6 +244,27 @@ def _release_bounds(
     dates = {column.name for column in schema.columns if column.type == "date"}
     found = zip(names, gaussian.fine_bounds(fine.values, rough, fine.std), strict=True)
     return [within_calendar(bounds) if name in dates else bounds for name, bounds in found]
+
+
+def _release_quantiles(
+    table: pa.Table, weights: np.ndarray, schema: Schema, released: dict[str, Bounds], releaser: _Releaser, where: str
+) -> dict[str, tuple[float, ...]]:
+    """Quantiles of the columns whose own are private. released: bounds by column name, where they were private."""
+    columns = _private_quantiles(schema)
+    grids = [quantile_grid(_bounds(column, released), column.integer) for column in columns]
+    values = [cells.numeric_values(table[c.name], f"{where}, column {c.name}") for c in columns]
+    noisy = releaser.release(QUANTILES, gaussian.histograms(values, [weights] * len(columns), grids))
+    parts = np.split(noisy.values, np.cumsum([len(grid) - 1 for grid in grids])[:-1])
+    return {
+        column.name: noisy_quantiles(part, grid, noisy.std)
+        for column, part, grid in zip(columns, parts, grids, strict=True)
+    }
+
+
+def _bounds(column: Column, released: dict[str, Bounds]) -> Bounds:
+    bounds = released.get(column.name, column.bounds)
+    assert isinstance(bounds, tuple)
+    return bounds
 
 
 def _release_categories(
@@ -252,14 +311,40 @@ def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: 
     facts.code_counts[column.name] = (found * lost).tolist()
 
 
+def _release_category_rates(
+    table: pa.Table, weights: np.ndarray, schema: Schema, releaser: _Releaser, where: str
+) -> dict[str, list[list[float]]]:
+    """Shares of the categories within each class. Rows of no known class count nowhere."""
+    label = schema.label_column()
+    n_classes = 1 if label is None else len(label.classes())
+    classes = np.zeros(table.num_rows, np.int64) if label is None else _label_codes(table, label)
+    codecs = wide_codecs(schema)
+    histograms = []
+    for name, codec in codecs.items():
+        width = codec.blocks[0].width
+        slots = codec.slots(table[name], f"{where}, column {name}")
+        histograms.append(
+            gaussian.weighted_histogram(np.where(classes < 0, -1, classes * width + slots), weights, n_classes * width)
+        )
+    noisy = releaser.release(CATEGORY_COUNTS, np.concatenate(histograms))
+    parts = np.split(noisy.values, np.cumsum([len(histogram) for histogram in histograms])[:-1])
+    rates = {}
+    for name, part in zip(codecs, parts, strict=True):
+        counts = [denoised_counts(of_class, noisy.std) for of_class in part.reshape(n_classes, -1)]
+        rates[name] = [gaussian.noisy_rates(of_class, 0.0).tolist() for of_class in counts]
+    return rates
+
+
+def _label_codes(table: pa.Table, label: Column) -> np.ndarray:
+    """Class of each row, int64 (M,), negative where it is missing or unknown."""
+    if label.type == "binary":
+        return cells.binary_values(table[label.name], f"column {label.name}")
+    return cells.category_codes(table[label.name], label.classes(), f"column {label.name}")
+
+
 def _release_rates(table: pa.Table, weights: np.ndarray, schema: Schema, releaser: _Releaser) -> list[float]:
     label = schema.label_column()
     assert label is not None
-    codes = (
-        cells.binary_values(table[label.name], f"column {label.name}")
-        if label.type == "binary"
-        else cells.category_codes(table[label.name], label.classes(), f"column {label.name}")
-    )
-    histogram = gaussian.weighted_histogram(codes, weights, len(label.classes()))
+    histogram = gaussian.weighted_histogram(_label_codes(table, label), weights, len(label.classes()))
     noisy = releaser.release(LABEL_HISTOGRAM, histogram)
     return gaussian.noisy_rates(noisy.values, RATE_FLOOR).tolist()

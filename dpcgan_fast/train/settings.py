@@ -11,7 +11,6 @@ PRESETS: tuple[Preset, ...] = ("auto", "rdpcgan-uci", "rdpcgan-mimic")
 CriticLoss = Literal["hinge", "wasserstein"]
 
 DEFAULT_SAMPLE_RATE = 0.02  # where the number of units is not public
-CODES_RELEASE_SHARE = 0.4
 LARGEST_DELTA = 1e-3  # likewise; tables of fewer than a thousand units can state their number
 
 
@@ -83,29 +82,24 @@ def _auto_batch(n_units: int | None) -> int | None:
     return min(1024, max(64, 2 ** round(math.log2(2 * math.sqrt(n_units)))))
 
 
-def _release_share(epsilon: float, n_units: int | None, codes: bool) -> float:
-    """As much as keeps class rates to about one part in a hundred, between 10 % and 25 % of epsilon.
+def _release_share(epsilon: float, n_units: int | None, least: float) -> float:
+    """As much as keeps class rates to about one part in a hundred, between 10 % and 25 % of epsilon, and `least`.
 
     Gaussian mechanisms compose by their squares: 10 % of epsilon takes 1 % of the budget and makes the noise of
     training half a percent greater, and 2 % would make that of a rare class's rate four times as great.
-
-    How often each code occurs is most of what there is to know of a table of codes, and a release tells it better than
-    training does.
     """
-    if codes:
-        return CODES_RELEASE_SHARE
     if n_units is None or math.isinf(epsilon):
-        return 0.1
-    return min(0.25, max(0.1, 370 / (epsilon * n_units)))
+        return max(0.1, least)
+    return max(least, min(0.25, max(0.1, 370 / (epsilon * n_units))))
 
 
 def default_settings(
     preset: str, epsilon: float, delta: float, n_units: int | None, steps: int | None = None,
-    seed: int | None = None, codes: bool = False, **changes: Any,
+    seed: int | None = None, least_release_share: float = 0.0, **changes: Any,
 ) -> TrainSettings:  # fmt: skip
     """Settings of a preset. `changes` overrides any of them by name; values of None are left out.
 
-    codes: whether there are columns of codes
+    least_release_share: share of epsilon for releases, if more than class rates are released
 
     Raises InputError for values out of range, PrivacyError for a delta above 1 / n_units, or above `LARGEST_DELTA` if
     n_units is None.
@@ -114,7 +108,7 @@ def default_settings(
     if preset not in PRESETS:
         raise InputError("There is no such preset", "--preset", f"Choose one of {', '.join(PRESETS)}.")
     common: dict[str, Any] = dict(preset=preset, epsilon=epsilon, delta=delta, n_units=n_units, seed=seed,
-                  release_share=_release_share(epsilon, n_units, codes))  # fmt: skip
+                  release_share=_release_share(epsilon, n_units, least_release_share))  # fmt: skip
     if preset == "auto":
         batch = _auto_batch(n_units)
         settings = TrainSettings(

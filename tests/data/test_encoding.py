@@ -180,6 +180,7 @@ def test_a_cell_that_is_no_number_is_refused_with_file_column_and_row():
     [
         {"name": "x", "type": "numeric", "bounds": "private"},
         {"name": "x", "type": "categorical", "categories": "private"},
+        {"name": "x", "type": "numeric", "bounds": [0, 1], "scale": "rank", "quantiles": "private"},
     ],
 )
 def test_a_private_fact_must_have_been_paid_for(column):
@@ -228,6 +229,33 @@ def test_extreme_bounds_give_records_in_the_unit_interval(bounds):
     coder, encoded = one_column(column, [*bounds, np.inf, -np.inf, None])
     np.testing.assert_array_equal(encoded.records[:, 0], [0, 1, 1, 0, 0.5])
     assert coder.decode(encoded.records)["x"].to_pylist()[:2] == bounds
+
+
+def test_numbers_by_rank_have_room_by_their_share_of_the_rows():
+    column = {"name": "x", "type": "numeric", "bounds": [0, 100], "scale": "rank", "quantiles": [1, 2, 10]}
+    coder, encoded = one_column({**column, "missing": True}, [-5, 0, 0.5, 1, 2, 10, 55, 100, 900, None])
+    np.testing.assert_allclose(encoded.records[:, 0], [0, 0, 0.125, 0.25, 0.5, 0.75, 0.875, 1, 1, 0.5])
+    decoded = coder.decode(encoded.records)["x"].to_pylist()
+    assert decoded == pytest.approx([0, 0, 0.5, 1, 2, 10, 55, 100, 100, None])
+
+
+def test_columns_of_many_categories_stand_after_all_others():
+    many = {"type": "categorical", "categories": [f"k{i}" for i in range(64)]}
+    columns = [
+        {"name": "wide", **many},
+        {"name": "a", "type": "binary"},
+        {"name": "just not", **many, "unknown": "first"},
+        {"name": "dx", "type": "codes", "vocabulary": ["q"]},
+    ]
+    coder = codec({"unit": None, "columns": columns})
+    assert [(block.kind, block.name, block.start, block.width) for block in coder.blocks] == [
+        ("binary", "a", 0, 1), ("categorical", "just not", 1, 64), ("wide", "wide", 65, 65), ("codes", "dx", 130, 1),
+    ]  # fmt: skip
+    cells = pa.table({"wide": ["k3", "else"], "a": [1, 0], "just not": ["k1", "k0"], "dx": [["q"], []]})
+    again = coder.decode(coder.encode(cells).records)
+    assert again.column_names == ["wide", "a", "just not", "dx"]
+    assert again["wide"].to_pylist() == ["k3", "__other__"]
+    assert again["just not"].to_pylist() == ["k1", "k0"]
 
 
 def test_decoding_checks_shapes_and_labels():

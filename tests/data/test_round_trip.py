@@ -31,7 +31,9 @@ def columns(draw):
         upper = lower + draw(st.integers(1, 3000))
         cells = st.integers(lower, upper) if kind == "integer" else st.floats(lower, upper)
         column = {"type": "numeric", "bounds": [lower, upper], "integer": kind == "integer"}
-        column["scale"] = draw(st.sampled_from(["linear", "log"]))
+        column["scale"] = draw(st.sampled_from(["linear", "log", "rank"]))
+        if column["scale"] == "rank":
+            column["quantiles"] = sorted(draw(st.lists(st.integers(lower, upper), min_size=1, max_size=9)))
     elif kind == "binary":
         column, cells = {"type": "binary"}, st.integers(0, 1)
     elif kind == "date":

@@ -94,14 +94,15 @@ def test_paid_facts_stand_in_the_place_of_private():
         {
             "unit": None,
             "columns": [
-                {"name": "x", "type": "numeric", "bounds": "private"},
+                {"name": "x", "type": "numeric", "bounds": "private", "scale": "rank", "quantiles": "private"},
                 {"name": "c", "type": "categorical", "categories": "private"},
             ],
             "signals": [{"name": "s", "columns": ["s1"], "bounds": "private"}],
         }
     )
-    released = schema.with_released({"x": (0.0, 1.0), "s": (-1.0, 1.0)}, {"c": ("a", "b")}, {})
+    released = schema.with_released({"x": (0.0, 1.0), "s": (-1.0, 1.0)}, {"c": ("a", "b")}, {}, {"x": (0.1, 0.2)})
     assert released.columns[0].bounds == (0.0, 1.0)
+    assert released.columns[0].quantiles == (0.1, 0.2)
     assert released.columns[1].categories == ("a", "b")
     assert released.signals[0].bounds == (-1.0, 1.0)
     assert schema.columns[0].bounds == "private"
@@ -129,3 +130,28 @@ def test_an_error_names_the_column_and_codes_may_be_whole_numbers():
     sex = {"name": "sex", "type": "categorical", "categories": [1, 2]}
     schema = Schema.from_dict({"unit": None, "columns": [sex]})
     assert schema.columns[0].categories == ("1", "2")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"quantiles": [1, 2]}, "quantiles belong to"),
+    ({"scale": "log", "quantiles": "private"}, "quantiles belong to"),
+    ({"scale": "rank", "quantiles": []}, "quantiles must be"),
+    ({"scale": "rank", "quantiles": [2, 1]}, "quantiles must be"),
+    ({"scale": "rank", "quantiles": [1, 11]}, "quantiles must be"),
+    ({"scale": "rank", "quantiles": [-1, 1]}, "quantiles must be"),
+    ({"scale": "rank", "quantiles": [1, float("inf")], "bounds": None}, "quantiles must be"),
+    ({"scale": "rank", "quantiles": [1, 2], "bounds": "private"}, "public quantiles need public bounds"),
+    ({"scale": "rank", "quantiles": [1], "type": "date"}, "only a numeric column has a scale"),
+])  # fmt: skip
+def test_quantiles_that_do_not_fit_are_refused(changes, message):
+    column = {"name": "x", "type": "numeric", "bounds": [0, 10], **changes}
+    with pytest.raises(InputError, match=message):
+        Schema.from_dict({"unit": None, "columns": [column]})
+
+
+def test_quantiles_of_a_rank_scale_must_be_decided():
+    column = {"name": "x", "type": "numeric", "bounds": [0, 10], "scale": "rank"}
+    with pytest.raises(InputError, match=r"quantiles are still to be filled in \(schema, column x\)"):
+        Schema.from_dict({"unit": None, "columns": [column]}).require_complete()
+    for quantiles in ("private", [0, 0, 10]):
+        Schema.from_dict({"unit": None, "columns": [{**column, "quantiles": quantiles}]}).require_complete()

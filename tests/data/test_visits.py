@@ -14,6 +14,7 @@ from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.preparing import prepare
 from dpcgan_fast.data.records import read_records, records_of
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.visit_columns import slot_name
 from dpcgan_fast.data.visits import in_order, long, wide, widened
 from dpcgan_fast.errors import InputError
 from tests.conftest import examples
@@ -469,6 +470,31 @@ def test_private_facts_of_visits_are_refused_with_the_remedy():
     values["columns"][2]["bounds"] = None  # a draft: said when training begins
     with pytest.raises(InputError, match=r"The bounds are still to be filled in \(schema, column bili\)"):
         Schema.from_dict(values).require_complete()
+
+
+def test_a_rank_scale_holds_at_every_visit_but_gaps_are_linear():
+    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
+    ranked = {"scale": "rank", "quantiles": [0.5, 1, 2]}
+    for column in values["columns"][1:]:
+        column |= ranked
+    schema = Schema.from_dict(values)
+    by_name = {column.name: column for column in schema.as_records().columns}
+    assert [by_name[slot_name("bili", slot)].quantiles for slot in (1, 2)] == [(0.5, 1, 2)] * 2
+    first, gap = (by_name[slot_name("year", slot)] for slot in (1, 2))
+    assert (first.scale, first.quantiles, gap.scale, gap.quantiles) == ("rank", (0.5, 1, 2), "linear", None)
+    rows = [("p", "F", str(year), str(bili)) for year, bili in ((0, 0.25), (3, 1.5), (5, 4))]
+    table = wide(table_of(rows, ("id", "sex", "year", "bili")), schema, "data")
+    codec = RecordCodec(schema.as_records())
+    again = codec.decode(codec.encode(table).records)
+    assert [again[slot_name("bili", slot)][0].as_py() for slot in (1, 2, 3)] == pytest.approx([0.25, 1.5, 4], abs=1e-4)
+    assert [again[slot_name("year", slot)][0].as_py() for slot in (1, 2, 3)] == pytest.approx([0, 3, 2], abs=1e-4)
+
+
+def test_paid_quantiles_of_visits_are_refused():
+    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
+    values["columns"][2] |= {"scale": "rank", "quantiles": "private"}
+    with pytest.raises(InputError, match=r"column 'bili' differs between visits, so that its quantiles must be public"):
+        Schema.from_dict(values)
 
 
 def test_a_name_of_a_record_is_taken():

@@ -1,9 +1,9 @@
 """What leaves a run tells of no one, but for what was noised: with one patient more, all else is the same to the byte.
 
-The patient has a new category, a new maximum, a new code, wide text, and a thousand rows of events or visits. Of what
-is noised the part that the data have in it is taken away: sums of clipped gradients are zero, and statistics fixed. So
-it is with other labels of the same patients: what training does with classes, and how often a synthetic row has one,
-follows from the counts that were released.
+The patient has a new category, of few and of many, a new maximum, a new code, wide text, and a thousand rows of events
+or visits. Of what is noised the part that the data have in it is taken away: sums of clipped gradients are zero, and
+statistics fixed. So it is with other labels of the same patients: what training does with classes, and how often a
+synthetic row has one, follows from the counts that were released.
 """
 
 import json
@@ -16,9 +16,10 @@ from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.privacy import releases
 from tests.synthesis.code_runs import PATIENTS, VOCABULARY, events, quick_runs, write_events
 
-HEADER = ["patient", "age", "weight", "sex", "died", "dx", "note"]
+HEADER = ["patient", "age", "weight", "sex", "died", "dx", "note", "ward", "cost"]
 NUMBER, CODE, SEX, NOTE = "987654321", "NEWCODE", "newsex", "wide text " * 500
 VISITS_HEADER = ["patient", "day", "weight", "ward", "sex", "died", "dx"]
+WARD, WARDS = "newward", [f"W{i:02}" for i in range(70)]
 LISTS = {"sex": ["F", "M"], "dx": VOCABULARY[:3]}
 FILES = {
     "config.json", "ledger.jsonl", "model.safetensors", "privacy_card.md", "schema.json", "train_log.jsonl",
@@ -31,7 +32,11 @@ def schema_values(codes, private):
         {"name": "weight", "type": "numeric", "bounds": "private", "missing": True},
         {"name": "sex", "type": "categorical", "categories": "private" if private else ["F", "M"]},
         {"name": "died", "type": "binary"},
+        {"name": "ward", "type": "categorical", "categories": WARDS},
+        {"name": "cost", "type": "numeric", "bounds": [0, 5000], "scale": "rank", "quantiles": "private"},
     ]
+    if private:
+        columns[-1]["bounds"] = "private"
     if codes:
         columns.append({"name": "dx", "type": "codes", "vocabulary": "private" if private else VOCABULARY})
     rows = {} if codes else {"max_rows_per_unit": 3}
@@ -39,14 +44,14 @@ def schema_values(codes, private):
 
 
 def rows_of(rows):
-    return [[patient, age, f"{40 + len(code) + int(age)}", "FM"[int(age) % 2], died, code, "n"]
-            for patient, age, died, code in rows]  # fmt: skip
+    return [[patient, age, f"{40 + len(code) + int(age)}", "FM"[int(age) % 2], died, code, "n", WARDS[int(age) % 70],
+             f"{int(age) ** 2}"] for patient, age, died, code in rows]  # fmt: skip
 
 
 def one_more():
     """Rows of another patient, who stands at the end of a table."""
-    first = ["one more", NUMBER, NUMBER, SEX, "1", CODE, NOTE]
-    return [first, *(["one more", "", "", "", "", f"{CODE}{i % 300}", ""] for i in range(1000))]
+    first = ["one more", NUMBER, NUMBER, SEX, "1", CODE, NOTE, WARD, NUMBER]
+    return [first, *(["one more", "", "", "", "", f"{CODE}{i % 300}", "", "", ""] for i in range(1000))]
 
 
 def other_labels(rows):
@@ -141,8 +146,11 @@ def artefacts(folder, rows, values, form, monkeypatch, capsys, header=HEADER):
 def test_one_patient_more_changes_nothing_but_what_is_noised(tmp_path, monkeypatch, capsys, codes, private, form):
     rows, values = rows_of(events()), schema_values(codes, private)
     with_one = [*rows, *one_more()]
-    nothing_tells(*(artefacts(tmp_path / name, table, values, form, monkeypatch, capsys)
-                    for name, table in (("without", rows), ("with", with_one))))  # fmt: skip
+    got = [artefacts(tmp_path / name, table, values, form, monkeypatch, capsys)
+           for name, table in (("without", rows), ("with", with_one))]  # fmt: skip
+    nothing_tells(*got)
+    released = json.loads(got[0][2]["run/config.json"])["released"]
+    assert (len(released["quantiles"]["cost"]), len(released["category_rates"]["ward"][0])) == (95, 71)
 
 
 @pytest.mark.parametrize("form", ["table", "store"])
@@ -173,7 +181,7 @@ def nothing_tells(got_without, got_with):
     for name, content in without.items():
         assert content == with_one[name], name
     everything = b"".join(with_one.values()) + "".join(said_with).encode()
-    for cell in (NUMBER, CODE, SEX, NOTE, "one more"):
+    for cell in (NUMBER, CODE, SEX, NOTE, WARD, "one more"):
         assert cell.encode() not in everything
 
 
@@ -188,8 +196,11 @@ def test_other_labels_change_nothing_but_what_is_noised(tmp_path, monkeypatch, c
     assert before == after
 
 
-@pytest.mark.parametrize("change", [lambda rows: [*rows, *one_more()], other_labels])
-def test_the_twin_that_must_fail(tmp_path, monkeypatch, capsys, change):
+@pytest.mark.parametrize(
+    ("change", "shows"),  # the schema has the paid quantiles
+    [(lambda rows: [*rows, *one_more()], {"schema.json"}), (other_labels, set())],
+)
+def test_the_twin_that_must_fail(tmp_path, monkeypatch, capsys, change, shows):
     """With the statistics as they are, the change shows in what was released: so the comparison sees it."""
     monkeypatch.undo()
     rows, values = rows_of(events()), schema_values(True, False)
@@ -197,7 +208,7 @@ def test_the_twin_that_must_fail(tmp_path, monkeypatch, capsys, change):
     _, _, with_one = artefacts(tmp_path / "with", change(rows), values, "table", monkeypatch, capsys)
     files = {name for name in without if "checkpoints" not in name}  # whose names have a sum of their content
     changed = {name.removeprefix("run/") for name in files if without[name] != with_one[name]}
-    assert {"config.json", "model.safetensors"} <= changed
-    assert not {"ledger.jsonl", "schema.json", "train_log.jsonl"} & changed
+    assert {"config.json", "model.safetensors", *shows} <= changed
+    assert not ({"ledger.jsonl", "schema.json", "train_log.jsonl"} - shows) & changed
     assert len(without) == len(with_one)
     assert len(without["run/model.safetensors"]) == len(with_one["run/model.safetensors"])
