@@ -490,6 +490,43 @@ def test_a_rank_scale_holds_at_every_visit_but_gaps_are_linear():
     assert [again[slot_name("year", slot)][0].as_py() for slot in (1, 2, 3)] == pytest.approx([0, 3, 2], abs=1e-4)
 
 
+def test_columns_of_many_categories_that_differ_between_visits_stand_and_are_read_as_any_other():
+    """Only those of the person stand apart: what a record has of the others is whether they are as before."""
+    names = [f"k{i}" for i in range(70)]
+    values = schema_of(["sex", "year", "ward", "bili", "dx"]).model_dump(mode="json")
+    for column in (values["columns"][0], values["columns"][2]):
+        column["categories"] = names
+    values["columns"][3] |= {"scale": "rank", "quantiles": [0.5, 1, 2]}
+    schema = Schema.from_dict(values)
+    codec = RecordCodec(schema.as_records())
+    kinds = {block.name: block for block in codec.blocks if block.kind != "absent"}
+    assert kinds["sex"].kind == "wide"
+    assert list(kinds)[-4:] == ["sex", "dx[1]", "dx[2]", "dx[3]"]
+    assert [(kinds[slot_name("ward", slot)].kind, kinds[slot_name("ward", slot)].width) for slot in (1, 2, 3)] == [
+        ("categorical", 72)
+    ] * 3
+    visits = [("0", "k7", "0.25", "a"), ("1", "k7", "1.5", ""), ("4", "k69", "", "b|c")]
+    table = table_of([("p", "k66", *visit) for visit in visits], ("id", "sex", "year", "ward", "bili", "dx"))
+    records = codec.encode(wide(table, schema, "data")).records
+    first, second, third = (kinds[slot_name("ward", slot)] for slot in (1, 2, 3))
+    assert (records[0, first.start + 7], records[0, second.start], records[0, third.start + 69]) == (1, 1, 1)
+    assert records[0, kinds["sex"].start + 66] == 1
+    again = long(codec.decode(records), schema).to_pylist()
+    assert [(row["sex"], row["year"], row["ward"], row["dx"]) for row in again] == [
+        ("k66", 0, "k7", ["a"]), ("k66", 1, "k7", []), ("k66", 4, "k69", ["b", "c"]),
+    ]  # fmt: skip
+    assert [row["bili"] for row in again] == [pytest.approx(0.25, abs=1e-4), pytest.approx(1.5, abs=1e-4), None]
+
+
+def test_times_in_bins_are_linear_whatever_the_scale_of_times():
+    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
+    values["columns"][1] |= {"scale": "rank", "quantiles": [4, 8, 12], "missing": False}
+    values["visits"] = {"time": "year", "columns": ["bili"], "bins": {"width": 2, "count": 3}}
+    columns = {column.name: column for column in Schema.from_dict(values).as_records().columns}
+    for column in (columns[slot_name("year", slot)] for slot in (1, 2, 3)):
+        assert (column.scale, column.quantiles, column.bounds) == ("linear", None, (0, 2))
+
+
 def test_paid_quantiles_of_visits_are_refused():
     values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
     values["columns"][2] |= {"scale": "rank", "quantiles": "private"}

@@ -129,6 +129,25 @@ def test_calibrated_categories_are_as_frequent_in_each_class_as_was_released():
     assert farthest() < 0.08
 
 
+def test_codes_of_a_visit_know_of_the_visit_beyond_columns_of_many_categories():
+    blocks = [
+        Block("absent", "n", 0, 1), Block("wide", "w", 1, 70), Block("codes", "dx[1]", 71, 3),
+        Block("codes", "dx[2]", 74, 3, guard=0),
+    ]  # fmt: skip
+    nets, labels = networks(blocks), labels_of(20_000)
+    rates = torch.tensor([0.3, 0.2, 0.1] * 2)
+    nets.start_codes(rates)
+    nets.calibrate(lambda rows, _: labels_of(rows), seeded(5))
+    with torch.no_grad():
+        draws = [sample_records(nets, labels, seeded(7)), nets.generate(labels, seeded(8))]
+    for drawn in draws:
+        gone = drawn[:, 0] == 1
+        assert 0.2 < gone.float().mean() < 0.8
+        assert (drawn[:, 1:71].sum(1) == 1).all()
+        assert (drawn[gone, 74:] == 0).all()
+        assert ((drawn[:, 71:].mean(0) - rates).abs() <= 5 * (rates / 20_000).sqrt() + 0.08 * rates).all()
+
+
 def test_a_column_of_which_nothing_was_released_keeps_what_was_learned():
     nets = networks(MIXED)
     decoder, rates = nets.autoencoder.wide, rates_of(nets)

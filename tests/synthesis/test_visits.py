@@ -157,6 +157,43 @@ def test_visits_in_bins_lie_one_in_each_and_orders_hold(tmp_path, from_first):
     assert "last bin" in metrics.marginal_tv
 
 
+@pytest.mark.parametrize("bins", [False, True])
+def test_many_categories_and_numbers_by_rank_of_people_and_of_visits(tmp_path, bins):
+    names = [f"W{i}" for i in range(70)]
+    values = visits_values(label=None)
+    more = [
+        {"name": "ward", "type": "categorical", "categories": names},
+        {"name": "home", "type": "categorical", "categories": names, "unknown": "first"},
+        {"name": "cost", "type": "numeric", "bounds": [0, 5000], "scale": "rank", "quantiles": "private"},
+        {"name": "urea", "type": "numeric", "bounds": [0, 50], "scale": "rank", "quantiles": [3, 5, 9]},
+        {"name": "dx", "type": "codes", "vocabulary": ["a", "b"]},
+    ]
+    number = {"bins": {"width": 2.5, "count": 3}} if bins else {"max_visits": 3, "key": None}
+    values["columns"] += more
+    values["visits"] = {"time": "year", "columns": ["sodium", "ward", "urea", "dx"], **number}
+    table, rng = make_visits(), np.random.default_rng(0)
+    rows = table.num_rows
+    for name, cells in {
+        "ward": rng.choice(names[:3], rows), "home": ["W5"] * rows, "cost": rng.lognormal(4, 1, rows),
+        "urea": rng.uniform(3, 9, rows), "dx": rng.choice(["a", "b"], rows),
+    }.items():  # fmt: skip
+        table = table.append_column(name, pa.array(cells))
+    model = model_of(Schema.from_dict(values), epsilon=math.inf, steps=2, autoencoder_steps=2)
+    assert model.settings.release_share == 0.4
+    model.fit(table, tmp_path / "run")
+    released = json.loads((tmp_path / "run" / "config.json").read_text())["released"]
+    assert (list(released["quantiles"]), list(released["category_rates"])) == (["cost"], ["home"])
+    assert np.argmax(released["category_rates"]["home"][0]) == 5
+    drawn = DPCGAN.load(tmp_path / "run", device="cpu").sample(40, seed=1)
+    people = by_person(drawn)
+    assert len(people) == 40
+    assert {row["home"] for rows in people.values() for row in rows} == {"W5"}
+    assert all(len({row["cost"] for row in rows}) == 1 for rows in people.values())
+    assert {row["ward"] for row in drawn.to_pylist()} <= {*names, "__other__"}
+    assert max(map(len, people.values())) > 1
+    assert all(0 <= row["urea"] <= 50 for row in drawn.to_pylist())
+
+
 def test_a_stopped_run_of_visits_goes_on(tmp_path):
     schema, table = Schema.from_dict(visits_values()), make_visits()
     whole = model_of(schema, seed=3).fit(table, tmp_path / "whole")
