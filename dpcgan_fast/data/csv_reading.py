@@ -89,9 +89,9 @@ def _csv_batches(path: Path, separator: str, names: tuple[str, ...], wanted: lis
                     parsed = pa.table(batch).slice(max(0, done - before))
                     before += batch.num_rows
                     for name in watched:
-                        _refuse_swallowed_rows(
-                            parsed[name], names.index(name), separator, f"{path}, column {name}", done
-                        )
+                        place = names.index(name)
+                        after = len(names) - 1 - place
+                        _refuse_swallowed_rows(parsed[name], place, after, separator, f"{path}, column {name}", done)
                     if parsed.num_rows:
                         yield pa.table({name: _as_text(parsed[name], path, name, done) for name in wanted})
                         done = before
@@ -105,17 +105,22 @@ def _csv_batches(path: Path, separator: str, names: tuple[str, ...], wanted: lis
     raise _too_long(path)
 
 
-def _refuse_swallowed_rows(column: pa.ChunkedArray, place: int, separator: str, where: str, before: int) -> None:
+def _refuse_swallowed_rows(
+    column: pa.ChunkedArray, place: int, after: int, separator: str, where: str, before: int
+) -> None:
     """Raises InputError if a cell holds the text of further rows, as one does whose quotation mark was left open.
 
-    place:  of the column in the file; each line that such a cell holds has at least so many separators
+    place:  of the column in the file; each further line that such a cell holds has at least so many separators
+    after:  columns after it; the first line of such a cell, which is the rest of its row, has as many separators
     before: rows of the file before these
     """
+    mark = separator.encode()
     for chunk in column.chunks:
         if _has_line_breaks(chunk):
             for row, cell in enumerate(chunk, start=before + 1):
-                _, *swallowed = cell.as_py().strip().splitlines() or [b""]
-                if swallowed and all(line.count(separator.encode()) >= place for line in swallowed):
+                own, *swallowed = cell.as_py().strip(b" \r\n").splitlines() or [b""]
+                rows = swallowed and all(line.count(mark) >= place for line in swallowed)
+                if rows and own.count(mark) >= after:
                     what, how = "A cell holds further rows of the table", "Check that every quotation mark is closed."
                     raise InputError(what, f"{where}, row {row}", how)
         before += len(chunk)

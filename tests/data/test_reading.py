@@ -280,6 +280,11 @@ def test_an_open_quote_that_swallows_rows_is_refused(tmp_path, text, column, row
     assert f"column {column}, row {row})" in said
 
 
+def test_an_open_quote_before_an_empty_cell_is_refused_between_tabs(tmp_path):
+    said = refusal(file(tmp_path, f'a\tb\tc\n1\t"\t\n2\t{SENTINEL}\t3\n4\t5"\t6\n'))
+    assert said.startswith("A cell holds further rows of the table")
+
+
 def test_the_row_of_an_open_quote_is_found_behind_many_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(csv_reading, "_BLOCK_SIZES", (1000,))
     text = "a,b\n" + "1,2\n" * 5000 + f'1,"{SENTINEL}\n1,2\n1,2"\n'
@@ -290,6 +295,8 @@ def test_cells_of_several_lines_are_cells_where_the_lines_are_no_rows(tmp_path):
     path = file(tmp_path, 'a,b,note\n1,2,"seen, and\nsent home\n"\n3,4,"\n\n"\n5,"6\n",\n')
     assert read_table(path, ["a", "b"])[0].to_pydict() == {"a": ["1", "3", "5"], "b": ["2", "4", "6\n"]}
     assert read_table(path, ["note"])[0]["note"].to_pylist() == ["seen, and\nsent home\n", "\n\n", ""]
+    path = file(tmp_path, 'note,a,b\n"seen, and\nsent home",1,2\n')
+    assert read_table(path, ["note"])[0]["note"].to_pylist() == ["seen, and\nsent home"]
 
 
 def test_repeated_names_are_refused_by_position(tmp_path):
