@@ -11,7 +11,7 @@ from dpcgan_fast.data.writing import TableWriter
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis import DPCGAN
 
-_ROWS = 200_000
+_ROWS = 500_000  # so many that threads that start, and those that end, take little of it
 _STEPS = 100  # of training: what a file's columns take to encode depends on what the networks say
 
 

@@ -110,7 +110,7 @@ class NumericCodec:
         if self.integer:
             lower, upper = _whole_bounds(self.bounds)
             np.rint(numbers, out=numbers)
-        np.minimum(np.maximum(numbers, lower, out=numbers), upper, out=numbers)
+        np.clip(numbers, lower, upper, out=numbers)
         if self.integer:
             numbers = numbers.astype(np.int64)
         absent = records[:, self.start + 1] >= 0.5 if self.missing else None

@@ -26,13 +26,13 @@ def places_of(numbers: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def numbers_at(places: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Numbers at places in [0, 1], float64 (N,); the inverse of `places_of`."""
+    """Numbers at places in [0, 1], float64 (N,), up to rounding; the inverse of `places_of`."""
     pieces = len(knots) - 1
     if pieces == 1:  # most columns, of which there may be many: nothing to look up, and in place
         numbers, rest = knots[1] * places, 1.0 - places
         rest *= knots[0]
         numbers += rest
-        return np.clip(numbers, knots[0], knots[1], out=numbers)
+        return numbers
     piece = np.clip((places * pieces).astype(np.int64), 0, pieces - 1)
     start, stop, share = knots[piece], knots[piece + 1], places * pieces - piece
     return np.clip(start * (1.0 - share) + stop * share, start, stop)
