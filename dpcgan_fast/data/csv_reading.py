@@ -121,7 +121,10 @@ def _refuse_swallowed_rows(
                 own, *swallowed = cell.as_py().strip(b" \r\n").splitlines() or [b""]
                 rows = swallowed and all(line.count(mark) >= place for line in swallowed)
                 if rows and own.count(mark) >= after:
-                    what, how = "A cell holds further rows of the table", "Check that every quotation mark is closed."
+                    what, how = (
+                        "A cell holds further rows of the table",
+                        "Close every quotation mark, or leave the column out.",
+                    )
                     raise InputError(what, f"{where}, row {row}", how)
         before += len(chunk)
 

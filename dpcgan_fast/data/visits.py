@@ -192,7 +192,9 @@ def _ordered(table: pa.Table, ids: np.ndarray, schema: Schema, where: str) -> _O
     if visits.key is None:
         key, first_time = np.zeros(len(ids), np.int64), time
     else:
-        key = _ranks(table[visits.key], f"{where}, column {visits.key}")
+        place = f"{where}, column {visits.key}"
+        cells.refuse_rounded(cells.distinct(table[visits.key], place)[0], "The keys of visits", place)
+        key = _ranks(table[visits.key], place)
         _, visit = np.unique(ids * (len(ids) + 1) + key + 1, return_inverse=True)
         first_time = np.full(len(ids), np.nan)
         np.fmin.at(first_time, visit, time)
@@ -244,7 +246,6 @@ def _ranks(column: pa.ChunkedArray, where: str) -> np.ndarray:
 
     Of two cells the greater name has the greater place, whatever other cells there are.
     """
-    cells.refuse_rounded(cells.distinct(column, where)[0], "The keys of visits", where)
     names, codes = cells.category_names(column, where)
     places = np.full(len(names) + 1, _NONE)  # a missing cell has the last index
     places[np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)] = np.arange(len(names))

@@ -235,12 +235,12 @@ class PrivateStep:
     def _optimizer_step(
         self, parameters: list[nn.Parameter], sums: list[Tensor], public: list[Tensor], public_rows: int
     ) -> None:
+        self._drop_gradients()
         grads = noisy_gradients(
             parameters, sums, public, self._noise_std, self._noise_key, self._expected_batch_size, public_rows
         )
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
-        self._drop_gradients(others=True)
         try:
             self._optimizer.step()
         finally:
@@ -249,12 +249,11 @@ class PrivateStep:
             for parameter, bound in zip(parameters, self._clamps, strict=False):  # there may be none
                 parameter.clamp_(-bound, bound)
 
-    def _drop_gradients(self, others: bool = False) -> None:
-        """Clears the gradients of all parameters of the optimizer, or only of those that this step does not train."""
+    def _drop_gradients(self) -> None:
+        """Clears the gradients of all parameters of the optimizer, also of those that this step does not train."""
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                if not others or parameter not in self._trainable:
-                    parameter.grad = None
+                parameter.grad = None
 
 
 def _check_batch_size(expected_batch_size: float) -> None:

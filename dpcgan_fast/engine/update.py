@@ -147,8 +147,8 @@ def noisy_gradients(
 ) -> list[Tensor]:  # fmt: skip
     """(sums + noise) / divisor + public_sums / public_divisor, in the dtype of the parameters.
 
-    Arguments are those of `noisy_update`; parameters may be of any dtype, and lie on several devices. The sums hold
-    anything afterwards.
+    Arguments are those of `noisy_update`; parameters may be of any dtype, and lie on several devices. What the
+    sums hold afterwards is as secret as before: let them go.
     """
     grads: dict[int, Tensor] = {}
     for device in dict.fromkeys(total.device for total in sums):

@@ -35,5 +35,6 @@ def noisy_quantiles(noisy: np.ndarray, edges: np.ndarray, std: float) -> tuple[f
     """
     counts = closest_histogram(noisy, max(1.0, noisy.sum())) + std / math.sqrt(len(noisy))
     below = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
-    found = np.interp(np.arange(1, PARTS) / PARTS, below, edges)
+    unit = math.ldexp(1.0, math.frexp(max(abs(edges[0]), abs(edges[-1])))[1] - 1)  # keeps slopes from overflowing
+    found = np.interp(np.arange(1, PARTS) / PARTS, below, edges / unit) * unit
     return tuple(np.maximum.accumulate(np.clip(found, edges[0], edges[-1])).tolist())

@@ -49,6 +49,9 @@ def _public_facts(schema: Schema) -> list[str]:
     given += [s.name for s in schema.signals if s.bounds != PRIVATE]
     if given:
         facts.append(f"bounds of {len(given)} numeric columns, dates or signals")
+    ranked = [c.name for c in schema.columns if isinstance(c.quantiles, tuple)]
+    if ranked:
+        facts.append(f"quantiles of {len(ranked)} columns")
     lists = [c.name for c in schema.columns if isinstance(c.categories, tuple)]
     if lists:
         facts.append(f"categories of {len(lists)} columns")

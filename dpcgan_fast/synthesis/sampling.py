@@ -22,7 +22,7 @@ from dpcgan_fast.synthesis.side_by_side import side_by_side
 
 BATCH_ROWS = 16384
 _BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
-_SEEDS = 2**63 - 1
+_SEEDS = 2**32  # that torch's generator of the CPU tells apart
 _MOST_THREADS = 8  # more would make rows faster than a file takes them, and hold as many more blocks of them
 _MOST_TRIES = 100  # batches after which rows that are asked for and too rare are given up
 _RAREST = 10_000  # rows drawn for one that is asked for
@@ -71,8 +71,8 @@ class Sampler:
         selective = bool(conditions) or any(rule.kind != "implies" for rule in self.schema.constraints)
         batch = max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
         sizes = repeat(batch) if selective else (min(batch, rows - first) for first in range(0, rows, batch))
-        plans = ((size, int(torch.randint(_SEEDS, (), generator=randomness, device=randomness.device)))
-                 for size in sizes)  # fmt: skip
+        first_seed = int(torch.randint(_SEEDS, (), generator=randomness, device=randomness.device))
+        plans = ((size, (first_seed + block) % _SEEDS) for block, size in enumerate(sizes))  # no two blocks are alike
         threads = min(torch.get_num_threads(), _MOST_THREADS) if randomness.device.type == "cpu" else 1
         tables = side_by_side(lambda plan: self._block(*plan, fixed, conditions), plans, threads)
         missing, drawn = rows, 0

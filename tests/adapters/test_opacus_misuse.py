@@ -114,6 +114,25 @@ def test_a_step_over_several_poisson_draws_is_refused():
         optimizer.step()
 
 
+def test_where_noise_fails_nothing_without_noise_stays(monkeypatch):
+    module, optimizer = made(line())
+    optimizer.signal_skip_step(do_skip=True)
+    module(LARGE).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    module(LARGE).sum().backward()
+    optimizer.signal_skip_step(do_skip=False)
+    assert all(parameter.summed_grad is not None for parameter in optimizer.params)
+
+    def fails(*_: object):
+        raise MemoryError
+
+    monkeypatch.setattr("dpcgan_fast.adapters.opacus.optimizer.noisy_gradients", fails)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    assert all(parameter.grad is None and parameter.summed_grad is None for parameter in optimizer.params)
+
+
 class TestClippingNormsThatMove:
     def test_bounds_of_parameters_move_with_the_norm_that_noise_is_for(self):
         module, optimizer = made(nn.Linear(2, 1), DPPerLayerOptimizer, [1.0, 2.0])

@@ -13,7 +13,7 @@ from scipy.stats import linregress, ttest_ind
 from dpcgan_fast.bench import bench_scale, code_tables, read_results, scale, write_results
 from dpcgan_fast.bench.code_tables import CONDITIONS, MOST_CODES, CodeTable, write_events, write_store
 from dpcgan_fast.bench.resident import Resident, with_resident
-from dpcgan_fast.bench.scale import IN_MEMORY
+from dpcgan_fast.bench.scale import FROM_STORE, IN_MEMORY
 from dpcgan_fast.bench.store_steps import StoreRun
 from dpcgan_fast.bench.timing import Timing
 from dpcgan_fast.cli import run
@@ -162,7 +162,7 @@ def test_rows_in_memory_are_those_of_the_stores_draws(tmp_path):
 
 @pytest.mark.slow
 def test_figures_are_ratios_of_medians_and_held_to_their_targets(tmp_path, monkeypatch):
-    medians = {"300": 10.0, "600": 11.5, IN_MEMORY: 11.0}
+    medians = {"300": 10.0, "600": 11.5, FROM_STORE: 11.2, IN_MEMORY: 11.0}
     monkeypatch.setattr(scale, "interleaved", lambda made, calls: {n: Timing(medians[n], 1, 1, 1, calls) for n in made})
     monkeypatch.setattr(scale, "with_resident", lambda work, *given: (work(*given), Resident(5 << 30, 1 << 30)))
     monkeypatch.setattr(scale, "_SAMPLED_CELLS", 100 * 64)
@@ -180,7 +180,7 @@ def test_figures_are_ratios_of_medians_and_held_to_their_targets(tmp_path, monke
         step = by_name[f"step of {name}", 600, None]
         growth, speed = step["verdicts"]["largest / smallest"], step["verdicts"]["speed against rows in memory"]
         assert (growth["value"], growth["standing"]) == (1.15, "missed")
-        assert (speed["value"], speed["standing"]) == (11.0 / 11.5, "must")
+        assert (speed["value"], speed["standing"]) == (11.0 / 11.2, "must")
     resumed = by_name["prepare, resumed", 300, None]
     assert resumed["verdicts"]["same bytes"]["standing"] == "must"
     assert 0 < resumed["stopped_after"] < resumed["parts"]

@@ -86,3 +86,11 @@ def test_one_number_in_all_rows_has_nearly_all_the_room():
     edges = quantile_grid((0.0, 50.0), True)
     found = np.array(noisy_quantiles(histograms([np.full(1000, 3.0)], [np.ones(1000)], [edges]), edges, 0.0))
     assert (np.rint(found) == 3).mean() > 0.95
+
+
+def test_bounds_as_wide_as_floats_can_be_have_finite_quantiles():
+    bounds = (-1.7e308, 1.7e308)
+    edges = quantile_grid(bounds, False)
+    found = np.array(noisy_quantiles(np.eye(len(edges) - 1)[0] * 1e6, edges, 0.0))
+    assert np.isfinite(found).all()
+    assert ((found >= bounds[0]) & (found <= bounds[1])).all()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.privacy import PrivacySpent
 from dpcgan_fast.synthesis.privacy_statement import statement
 from dpcgan_fast.synthesis.releases import ReleasedFacts, planned_releases
@@ -20,3 +21,13 @@ def test_a_delta_above_one_over_the_estimated_number_of_units_is_a_warning_on_th
     said = statement(settings, schema, plan, ReleasedFacts(n_units=noisy_count), [], spent, "")
     assert ("**Warning:** delta 0.0005 is greater than 1 over the estimated number of units" in said["card"]) is warned
     assert any("estimated number of units" in note for note in said["notes"]) is warned
+
+
+def test_public_quantiles_are_among_the_public_facts():
+    """The claim rests on them, as on bounds."""
+    column = {"name": "x", "type": "numeric", "bounds": [0, 50], "scale": "rank", "quantiles": [0.5, 1, 2]}
+    schema = Schema.from_dict({"unit": None, "n_units": 2000, "columns": [column]})
+    settings = default_settings("auto", 3.0, 1e-5, 2000)
+    plan = make_plan(settings, planned_releases(schema, settings), "row")
+    said = statement(settings, schema, plan, ReleasedFacts(), [], PrivacySpent(3.0, 2.9, 1e-5, 1e-4), "")
+    assert "quantiles of 1 columns" in said["public"]

@@ -194,7 +194,9 @@ class DPOptimizer(OpacusDPOptimizer):
         mean = self.loss_reduction == "mean"
         divisor = (self.expected_batch_size or 1) * self.accumulated_iterations if mean else 1
         public_divisor = max(1, self._public_rows) if mean else 1
-        self._public_rows = 0
+        self._public_rows, self._is_last_step_skipped = 0, False
+        for parameter in params:  # nothing without noise stays, also where none can be drawn
+            parameter.grad = parameter.summed_grad = None  # type: ignore[attr-defined]
         grads = noisy_gradients(
             params, [sum_of(sums, parameter) for parameter in params],
             [sum_of(public_sums, parameter) for parameter in params] if public_sums else [],
@@ -202,7 +204,6 @@ class DPOptimizer(OpacusDPOptimizer):
         )  # fmt: skip
         for parameter, grad in zip(params, grads, strict=True):
             parameter.grad = grad
-            parameter.summed_grad = None  # type: ignore[attr-defined]  it has no noise, and is saved with a parameter
         self._drop_other_gradients()
 
     def _drop_other_gradients(self) -> None:
