@@ -14,66 +14,10 @@ from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.preparing import prepare
 from dpcgan_fast.data.records import read_records, records_of
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.data.visit_columns import slot_name
-from dpcgan_fast.data.visits import in_order, long, wide, widened
+from dpcgan_fast.data.visits import in_order, long, widened
 from dpcgan_fast.errors import InputError
 from tests.conftest import examples
-
-MOST = 3
-COLUMNS = {
-    "sex": {"type": "categorical", "categories": ["F", "M"], "unknown": "first"},
-    "year": {"type": "numeric", "bounds": [0, 16], "missing": True},
-    "bili": {"type": "numeric", "bounds": [0, 64], "missing": True},
-    "ward": {"type": "categorical", "categories": ["x", "y", "z"], "missing": True},
-    "grade": {"type": "ordinal", "categories": ["1", "2", "3"]},
-    "pain": {"type": "binary"},
-    "dx": {"type": "codes", "vocabulary": ["a", "b", "c"]},
-}
-
-
-def schema_of(columns=None, visits=None, **changes):
-    chosen = {name: dict(COLUMNS[name]) for name in columns or COLUMNS}
-    differing = [name for name in chosen if name not in ("sex", "year")]
-    return Schema.from_dict({
-        "unit": "id",
-        "columns": [{"name": name, **values} for name, values in chosen.items()],
-        "visits": {"time": "year", "max_visits": MOST, "columns": differing, "key": None, **(visits or {})},
-        **changes,
-    })  # fmt: skip
-
-
-def table_of(rows, names=("id", "sex", "year", "bili", "ward", "grade", "pain", "dx")):
-    """Rows of texts, as a CSV file gives them."""
-    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in names]
-    return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
-
-
-def records(table, schema):
-    return {row.pop("id"): row for row in records_of(table, schema, "data").to_pylist()}
-
-
-NUMBER = st.integers(0, 16).map(lambda quarter: str(quarter / 4))
-VISIT = st.tuples(
-    st.one_of(NUMBER, st.just("NA")),
-    st.one_of(NUMBER, st.just("")),
-    st.sampled_from(["x", "y", "z", ""]),
-    st.sampled_from("123"),
-    st.sampled_from("01"),
-    st.sampled_from(["", "a", "a|b", "c|b"]),
-)
-PEOPLE = st.dictionaries(
-    st.sampled_from(["p1", "p2", "p3", "p4"]),
-    st.tuples(st.sampled_from("FM"), st.lists(VISIT, min_size=1, max_size=5)),
-    min_size=1,
-)
-
-
-def rows_of(people):
-    return [(who, sex, *visit) for who, (sex, visits) in people.items() for visit in visits]
-
-
-def by_time(visit):
-    return (visit[0] == "NA", float(visit[0]) if visit[0] != "NA" else 0.0)
+from tests.data.people_with_visits import COLUMNS, DATES, MOST, PEOPLE, records, rows_of, schema_of, table_of
 
 
 @settings(max_examples=examples(80))
@@ -196,50 +140,6 @@ def test_cells_drawn_each_by_itself_are_like_those_of_the_visit_before():
     assert np.mean(wards[later] == wards[later - 1]) == pytest.approx(0.8 + 0.2 / 3, abs=0.02)
 
 
-BINS = {"max_visits": None, "bins": {"width": 2, "count": 3}}
-AT_TIMES = ("id", "sex", "year", "bili", "pain")
-
-
-def in_bins(changes=None):
-    values = schema_of(["sex", "year", "bili", "pain"]).model_dump(mode="json")
-    values["columns"][1]["missing"] = False
-    return Schema.from_dict({**values, "visits": {**values["visits"], **BINS, **(changes or {})}})
-
-
-def test_rows_in_a_bin_of_time_are_one_visit_with_the_last_cells_at_the_first_time():
-    rows = [
-        ("a", "F", "0.5", "1", "0"), ("a", "F", "1.9", "3", ""), ("a", "F", "1", "2", "1"), ("a", "F", "4", "", "0"),
-        ("a", "F", "6", "9", "1"), ("a", "F", "", "9", "1"), ("b", "M", "7", "9", "1"),
-    ]  # fmt: skip
-    found = records(table_of(rows, AT_TIMES), in_bins())
-    none = {"year[1]": None, "bili[1]": None, "pain[1]": None, "year[2]": None, "bili[2]": None, "pain[2]": None,
-            "year[3]": None, "bili[3]": None, "pain[3]": None}  # fmt: skip
-    first, third = {"year[1]": 0.5, "bili[1]": 3, "pain[1]": 1}, {"year[3]": 0, "pain[3]": 0}
-    assert found == {
-        "a": {"sex": "F", "last bin": 3, **none, **first, **third},
-        "b": {"sex": "M", "last bin": 1, **none},
-    }
-    assert records(table_of(rows[::-1], AT_TIMES), in_bins()) == {"b": found["b"], "a": found["a"]}
-    again = records(table_of([(who, sex, str(float(year or "nan") + 3), *rest) for who, sex, year, *rest in rows],
-                             AT_TIMES), in_bins({"from_first": True}))  # fmt: skip
-    assert "year[1]" not in again["a"]
-    assert (again["a"]["last bin"], again["a"]["year[2]"], again["b"]["bili[1]"]) == (3, 1.5, 9)
-
-
-@settings(max_examples=examples(60))
-@given(people=PEOPLE, from_first=st.booleans())
-def test_rows_that_came_out_of_bins_are_in_the_same_bins(people, from_first):
-    schema = in_bins({"from_first": from_first})
-    rows = [(who, sex, year, bili, pain) for who, sex, year, bili, _, _, pain, _ in rows_of(people) if year != "NA"]
-    read, codec = records_of(table_of(rows, AT_TIMES), schema, "data"), RecordCodec(schema.as_records())
-    first = codec.encode(read).records
-    again = codec.encode(widened(long(codec.decode(first), schema), schema, "data")).records
-    times = [name for name in read.column_names if name.startswith("year")]
-    somewhere = np.array([from_first or any(row[name] is not None for name in times) for row in read.to_pylist()], bool)
-    assert len(again) == len(first)  # also who is in no bin has a visit, in the first one
-    np.testing.assert_allclose(first[somewhere], again[somewhere], atol=1e-5)
-
-
 def test_times_counted_from_the_first_visit():
     columns = [{"name": name, **COLUMNS[name], "missing": False} for name in ("year", "bili")]
     schema = Schema.from_dict({"unit": "id", "columns": columns, "visits": {
@@ -285,18 +185,6 @@ def test_a_public_longest_gap_bounds_the_gaps():
     assert {c.name: c.bounds for c in schema.columns if c.name in ("year[1]", "year[2]")} == {
         "year[1]": (0, 16), "year[2]": (0, 2)
     }  # fmt: skip
-
-
-DATES = {
-    "unit": "id",
-    "columns": [
-        {"name": "birth", "type": "date", "bounds": ["1900-01-01", "2000-12-31"]},
-        {"name": "admit", "type": "date", "bounds": ["2010-01-01", "2020-12-31"]},
-        {"name": "leave", "type": "date", "origin": "admit", "bounds": [0, 100]},
-        {"name": "first_fall", "type": "date", "origin": "birth", "bounds": [0, 40000], "missing": True},
-    ],
-    "visits": {"time": "admit", "max_visits": 3, "columns": ["leave"]},
-}
 
 
 def test_dates_gaps_in_whole_days_and_dates_counted_from_others():
@@ -397,154 +285,6 @@ def test_implied_codes_are_implied_at_every_visit():
     rules = [{"kind": "implies", "columns": ["dx"], "code": "a", "implied": "b"}]
     constraints = schema_of(constraints=rules).as_records().constraints
     assert [rule.columns for rule in constraints] == [("dx[1]",), ("dx[2]",), ("dx[3]",)]
-
-
-def test_an_unreadable_cell_is_named_by_its_row_in_the_table():
-    rows = [("a", "F", "1", "2"), ("a", "F", "2", "two")]
-    with pytest.raises(InputError, match=r"A cell is not a number \(data, column bili, row 2\)"):
-        records(table_of(rows, ("id", "sex", "year", "bili")), schema_of(["sex", "year", "bili"]))
-
-
-def test_a_table_without_the_unit_is_refused():
-    with pytest.raises(InputError, match=r"lacks a column \(data, column id\)"):
-        wide(table_of([("F", "1", "2")], ("sex", "year", "bili")), schema_of(["sex", "year", "bili"]), "data")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"unit": None}, "visits need the name of the column that identifies a person"),
-        ({"max_rows_per_unit": 4}, "visits have a cap of their own"),
-        ({"label": "pain"}, "label 'pain' must be the same at all visits"),
-        ({"visits": {"time": "sex"}}, "time of visits 'sex' must be a numeric or date column"),
-        ({"visits": {"columns": ["nothing"]}}, "column 'nothing' of visits is not among the columns"),
-        ({"visits": {"max_visits": 1}}, "greater than or equal to 2"),
-        ({"visits": {"key": "id"}}, "key of visits must not be the unit's column"),
-        ({"visits": {"every": 3}}, "there is no such field"),
-        ({"visits": {"max_visits": None}}, "visits need max_visits, .* or bins of time in its place"),
-        ({"visits": {"bins": {"width": 1, "count": 3}}}, "visits need max_visits, .* or bins of time in its place"),
-        ({"visits": {**BINS, "key": "stay"}}, "bins of time are what makes a visit: leave key and max_gap out"),
-        ({"visits": BINS}, "time of visits 'year' must not be missing"),
-        ({"visits": {"from_first": True}}, "time of visits 'year' must not be missing"),
-        ({"visits": {"max_visits": None, "bins": {"width": 0, "count": 3}}}, "greater than 0"),
-    ],
-)
-def test_visits_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        schema_of(**changes)
-
-
-@pytest.mark.parametrize(
-    ("time", "visits", "message"),
-    [
-        ({"bounds": [1, 16]}, {"from_first": True, "max_visits": 3}, "make it a number with bounds from 0"),
-        ({"integer": True}, {"bins": {"width": 0.5, "count": 3}}, "in whole numbers, so must be the width of bins"),
-        ({}, {"bins": {"width": 8, "count": 3}}, "the last bin begins after the bounds of 'year'"),
-    ],
-)
-def test_times_that_do_not_fit_are_refused(time, visits, message):
-    columns = [{"name": "year", "type": "numeric", "bounds": [0, 16], **time}]
-    with pytest.raises(InputError, match=message):
-        Schema.from_dict({"unit": "id", "columns": columns, "visits": {"time": "year", **visits}})
-
-
-def test_what_makes_a_visit_must_be_said_where_visits_have_codes():
-    """Rows of codes are mostly events, each of which would silently be a visit of its own."""
-    visits = {"time": "year", "max_visits": 3, "columns": ["dx"]}
-    values = {"unit": "id", "columns": [{"name": name, **COLUMNS[name]} for name in ("year", "dx")]}
-    with pytest.raises(InputError, match=r"'dx' has codes of visits: write as their key the column"):
-        Schema.from_dict({**values, "visits": visits})
-    rows = table_of([("a", "1", "a"), ("a", "1", "b"), ("a", "2", "c")], ("id", "year", "dx"))
-    numbers = [
-        records(rows, Schema.from_dict({**values, "visits": {**visits, "key": key}}))["a"]["number of visits"]
-        for key in (None, "year")
-    ]
-    assert numbers == [3, 2]
-
-
-def test_private_facts_of_visits_are_refused_with_the_remedy():
-    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
-    values["columns"][2]["bounds"] = "private"
-    with pytest.raises(InputError, match=r"column 'bili' differs between visits, so that its bounds must be public"):
-        Schema.from_dict(values)
-    values["columns"][2]["bounds"] = None  # a draft: said when training begins
-    with pytest.raises(InputError, match=r"The bounds are still to be filled in \(schema, column bili\)"):
-        Schema.from_dict(values).require_complete()
-
-
-def test_a_rank_scale_holds_at_every_visit_but_gaps_are_linear():
-    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
-    ranked = {"scale": "rank", "quantiles": [0.5, 1, 2]}
-    for column in values["columns"][1:]:
-        column |= ranked
-    schema = Schema.from_dict(values)
-    by_name = {column.name: column for column in schema.as_records().columns}
-    assert [by_name[slot_name("bili", slot)].quantiles for slot in (1, 2)] == [(0.5, 1, 2)] * 2
-    first, gap = (by_name[slot_name("year", slot)] for slot in (1, 2))
-    assert (first.scale, first.quantiles, gap.scale, gap.quantiles) == ("rank", (0.5, 1, 2), "linear", None)
-    rows = [("p", "F", str(year), str(bili)) for year, bili in ((0, 0.25), (3, 1.5), (5, 4))]
-    table = wide(table_of(rows, ("id", "sex", "year", "bili")), schema, "data")
-    codec = RecordCodec(schema.as_records())
-    again = codec.decode(codec.encode(table).records)
-    assert [again[slot_name("bili", slot)][0].as_py() for slot in (1, 2, 3)] == pytest.approx([0.25, 1.5, 4], abs=1e-4)
-    assert [again[slot_name("year", slot)][0].as_py() for slot in (1, 2, 3)] == pytest.approx([0, 3, 2], abs=1e-4)
-
-
-def test_columns_of_many_categories_that_differ_between_visits_stand_and_are_read_as_any_other():
-    """Only those of the person stand apart: what a record has of the others is whether they are as before."""
-    names = [f"k{i}" for i in range(70)]
-    values = schema_of(["sex", "year", "ward", "bili", "dx"]).model_dump(mode="json")
-    for column in (values["columns"][0], values["columns"][2]):
-        column["categories"] = names
-    values["columns"][3] |= {"scale": "rank", "quantiles": [0.5, 1, 2]}
-    schema = Schema.from_dict(values)
-    codec = RecordCodec(schema.as_records())
-    kinds = {block.name: block for block in codec.blocks if block.kind != "absent"}
-    assert kinds["sex"].kind == "wide"
-    assert list(kinds)[-4:] == ["sex", "dx[1]", "dx[2]", "dx[3]"]
-    assert [(kinds[slot_name("ward", slot)].kind, kinds[slot_name("ward", slot)].width) for slot in (1, 2, 3)] == [
-        ("categorical", 72)
-    ] * 3
-    visits = [("0", "k7", "0.25", "a"), ("1", "k7", "1.5", ""), ("4", "k69", "", "b|c")]
-    table = table_of([("p", "k66", *visit) for visit in visits], ("id", "sex", "year", "ward", "bili", "dx"))
-    records = codec.encode(wide(table, schema, "data")).records
-    first, second, third = (kinds[slot_name("ward", slot)] for slot in (1, 2, 3))
-    assert (records[0, first.start + 7], records[0, second.start], records[0, third.start + 69]) == (1, 1, 1)
-    assert records[0, kinds["sex"].start + 66] == 1
-    again = long(codec.decode(records), schema).to_pylist()
-    assert [(row["sex"], row["year"], row["ward"], row["dx"]) for row in again] == [
-        ("k66", 0, "k7", ["a"]), ("k66", 1, "k7", []), ("k66", 4, "k69", ["b", "c"]),
-    ]  # fmt: skip
-    assert [row["bili"] for row in again] == [pytest.approx(0.25, abs=1e-4), pytest.approx(1.5, abs=1e-4), None]
-
-
-def test_times_in_bins_are_linear_whatever_the_scale_of_times():
-    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
-    values["columns"][1] |= {"scale": "rank", "quantiles": [4, 8, 12], "missing": False}
-    values["visits"] = {"time": "year", "columns": ["bili"], "bins": {"width": 2, "count": 3}}
-    columns = {column.name: column for column in Schema.from_dict(values).as_records().columns}
-    for column in (columns[slot_name("year", slot)] for slot in (1, 2, 3)):
-        assert (column.scale, column.quantiles, column.bounds) == ("linear", None, (0, 2))
-
-
-def test_paid_quantiles_of_visits_are_refused():
-    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
-    values["columns"][2] |= {"scale": "rank", "quantiles": "private"}
-    with pytest.raises(InputError, match=r"column 'bili' differs between visits, so that its quantiles must be public"):
-        Schema.from_dict(values)
-
-
-def test_a_name_of_a_record_is_taken():
-    values = schema_of(["sex", "year", "bili"]).model_dump(mode="json")
-    values["columns"][0]["name"] = "bili[2]"
-    with pytest.raises(InputError, match=r"rename the column 'bili\[2\]'"):
-        Schema.from_dict(values)
-
-
-def test_a_static_date_cannot_be_counted_from_one_that_differs():
-    values = {**DATES, "visits": {"time": "admit", "max_visits": 3, "columns": []}}
-    with pytest.raises(InputError, match="column 'leave' has an origin that differs between visits"):
-        Schema.from_dict(values)
 
 
 class Silent:
