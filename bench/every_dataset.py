@@ -60,7 +60,7 @@ def _as_meds(events: pa.Table, path: Path) -> None:
     pq.write_table(meds, path / "data" / "0.parquet")
 
 
-# name -> file, schema or what makes it, unit, how rows are written, how synthetic rows are, further options of `train`
+# name -> file, schema or what makes it, unit, how rows are written, how synthetic rows are
 DATASETS: dict[str, tuple[str, Any, str | None, Callable[[pa.Table, Path], None], Sequence[str]]] = {
     "cardio": ("cardio.csv.gz", "examples/cardio.json", "id", _as_csv, ["synthetic.csv"]),
     "support2": ("support2.csv.gz", "dpcgan_fast/data/embedded/support2_schema.json", None, _as_csv,

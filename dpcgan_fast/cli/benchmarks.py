@@ -84,8 +84,9 @@ def bench(
     Suite step: our clipped sum is compared with torch.func's before anything is timed; contenders of Opacus run where
     it is installed; with --repeat, each run is a process of its own. Beside FILE.json it writes tables (.md), with the
     targets and the roofline of each op, and two figures (.svg). Suite train: SUPPORT2, and the epileptic seizure table
-    where its file is here, private and not, with the seconds of each phase. Suite scale: what the size
-    of made-up tables of codes costs to prepare, train on and sample. See bench/README.md.
+    where its file is here, private and not, with the seconds of each phase. Suite sample: rows a second to Parquet and
+    CSV, of the same two tables. Suite scale: what the size of made-up tables of codes costs to prepare, train on and
+    sample. See bench/README.md.
     """
     if suite not in SUITES:
         raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")

@@ -26,9 +26,12 @@ def places_of(numbers: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def numbers_at(places: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Numbers at places in [0, 1], float64 (N,), up to rounding; the inverse of `places_of`."""
+    """Numbers at places in [0, 1], float64 (N,), the inverse of `places_of`.
+
+    With two knots, rounding may lead beyond them.
+    """
     pieces = len(knots) - 1
-    if pieces == 1:  # most columns, of which there may be many: nothing to look up, and in place
+    if pieces == 1:  # most columns, of which there may be many: nothing to look up
         numbers, rest = knots[1] * places, 1.0 - places
         rest *= knots[0]
         numbers += rest

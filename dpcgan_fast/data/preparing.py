@@ -28,7 +28,7 @@ from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import no_rows, open_with
 from dpcgan_fast.data.records import read_records, records_of
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
+from dpcgan_fast.data.spools import bucket_of_rows, bucket_places, read_bucket, write_spool
 from dpcgan_fast.data.store import (
     PROGRESS_FILE,
     CodeFiles,
@@ -58,7 +58,7 @@ _Out = TypeVar("_Out")
 _GROUP = 1 << 26  # bytes of rows in a group; a bucket has about half as many
 _MOST_BUCKETS = 1 << 15  # as many as the numbers that rows are sorted by
 _AHEAD = 2  # groups or buckets at work beside the one that is being written
-_LAYOUT = 2  # of batches, groups, buckets and spools: to be raised whenever these are written in another way
+_LAYOUT = 3  # of batches, groups, buckets and spools: to be raised whenever these are written in another way
 
 
 class Progress(Protocol):
@@ -78,7 +78,7 @@ class _Done:
     facts, columns, source: of the schema and of the files, for a later call to compare
     buckets: how many there are, 0 if rows are not sorted
     batches: of the source that were taken
-    spools:  files of sorted rows, and where the buckets begin in each
+    spools:  files of sorted rows
     sorted:  whether all rows are
     taken:   buckets
     parts:   files of plain columns
@@ -92,7 +92,7 @@ class _Done:
     source: list[list[Any]]
     buckets: int
     batches: int = 0
-    spools: list[tuple[str, list[int]]] = field(default_factory=list)
+    spools: list[str] = field(default_factory=list)
     sorted: bool = False
     taken: int = 0
     parts: list[str] = field(default_factory=list)
@@ -179,6 +179,7 @@ class _Preparation:
             self._batches, size = (lambda: opened.batches(wanted)), opened.size(wanted)
         buckets = min(math.ceil(2 * size / _GROUP) or 1, _MOST_BUCKETS)
         self._done = self._begin(buckets if schema.merges_rows else 0)
+        self._spools: list[tuple[Path, np.ndarray]] = []  # once all rows are sorted
 
     def _matrix(self) -> Iterator[pa.Table]:
         yield read_records(self._source, self._schema, str(self._source))[0]
@@ -227,6 +228,9 @@ class _Preparation:
                 raise no_rows(str(self._source))
             self._progress.start("records", self._done.buckets, self._done.taken)
             left = range(self._done.taken, self._done.buckets)
+            if left:  # else the spools may be gone
+                paths = [self._out / name for name in self._done.spools]
+                self._spools = [(path, bucket_places(path, self._done.buckets)) for path in paths]
             with closing(_ahead(self._records_of_bucket, left)) as ready:
                 for number, records in zip(left, ready, strict=True):
                     self._add(records)
@@ -273,7 +277,7 @@ class _Preparation:
         self._done.sorted = True
         self._note()
 
-    def _spool(self, numbered: tuple[int, _Group]) -> tuple[tuple[str, list[int]], int]:
+    def _spool(self, numbered: tuple[int, _Group]) -> tuple[str, int]:
         number, group = numbered
         assert self._schema.unit is not None
         ids, place = group.table[self._schema.unit], f"{self._source}, column {self._schema.unit}"
@@ -282,11 +286,11 @@ class _Preparation:
             raise missing_id(place, group.before + int(missing.argmax()) + 1)
         buckets = bucket_of_rows(ids, self._done.buckets, place)
         name = f"spool-{number:05}"
-        return (name, write_spool(self._out / name, group.table, buckets, self._done.buckets)), group.batches
+        write_spool(self._out / name, group.table, buckets, self._done.buckets)
+        return name, group.batches
 
     def _records_of_bucket(self, bucket: int) -> _Records:
-        spools = [(self._out / name, offsets) for name, offsets in self._done.spools]
-        return self._records(pa.concat_tables(read_bucket(spools, bucket)))
+        return self._records(pa.concat_tables(read_bucket(self._spools, bucket)))
 
     def _records_of_group(self, group: _Group) -> tuple[_Records, int]:
         return self._records(group.table), group.batches

@@ -26,7 +26,7 @@ from dpcgan_fast.data.visits import wide
 from dpcgan_fast.errors import InputError
 
 # Peak of memory while a table is read, as a multiple of the bytes of its cells: 2.5 was measured of rows that stay what
-# they are, and 5.3 of events that become records.
+# they are, and 5.3 of events that become records. Taken lower, so that only what certainly does not fit is refused.
 _READ, _MERGED = 2, 4
 
 RecordSource = Any  # what `read_table` takes, and scipy's sparse matrices, which have no common type

@@ -172,7 +172,10 @@ class Constraint(Strict):
 
 
 class Bins(Strict):
-    """Parts of time of one public width, the first of which begins at the time's lower bound.
+    """Parts of time of one public width.
+
+    The first begins at the time's lower bound (of whole times the first whole number from it on), or at the first visit
+    with `from_first`.
 
     width: in units of the time, days if it is a date
     count: rows after the last bin are not used

@@ -1,5 +1,6 @@
 """Rows of one table sorted into buckets on disk, so that all rows of a unit meet in memory, a bucket at a time."""
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 _FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
 _LONGEST = 1 << 9  # bytes of a text that its bucket depends on
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
-_SUM = 4  # bytes behind each bucket: the CRC-32 of what is before them
+_SUM = 4  # bytes behind each bucket and the list of them: the CRC-32 of what is before them
+_PLACE = np.dtype("<i8")  # of a bucket in the file
 
 
 def bucket_of_rows(ids: pa.ChunkedArray, buckets: int, where: str) -> np.ndarray:
@@ -73,10 +75,11 @@ def _of_words(words: np.ndarray, buckets: int) -> np.ndarray:
     return (mixed(words) % np.uint64(buckets)).astype(np.int64)
 
 
-def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int) -> list[int]:
-    """Writes the rows of a table bucket by bucket, whole or not at all; returns where each bucket begins, and the end.
+def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int) -> None:
+    """Writes the rows of a table bucket by bucket, whole or not at all.
 
-    A bucket is an Arrow stream and its checksum.
+    A bucket is an Arrow stream and its checksum. Behind the last one stands where each begins, and the end. It is kept
+    here and not by the caller: of all spools together it is a long list.
     Raises MachineError if the disk is full.
     """
     order = np.argsort(bucket_of.astype(np.int16), kind="stable")  # by radix
@@ -93,19 +96,40 @@ def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int
             file.write(rows)
             file.write(zlib.crc32(rows).to_bytes(_SUM, "little"))
             first = int(end)
-        return [*offsets, file.tell()]
+        places = np.array([*offsets, file.tell()], _PLACE).tobytes()
+        file.write(places)
+        file.write(zlib.crc32(places).to_bytes(_SUM, "little"))
 
 
-def read_bucket(spools: list[tuple[Path, list[int]]], bucket: int) -> Iterator[pa.Table]:
-    """The rows of a bucket out of each spool, in order. spools: paths, and what `write_spool` returned.
+def bucket_places(path: Path, buckets: int) -> np.ndarray:
+    """Where each bucket of a spool begins, and the end of the last one, int64 (buckets + 1,).
+
+    Raises InputError if the spool is gone or damaged.
+    """
+    size = (buckets + 1) * _PLACE.itemsize + _SUM
+    try:
+        with path.open("rb") as file:
+            file.seek(-size, os.SEEK_END)
+            content = file.read(size)
+    except FileNotFoundError:
+        raise damaged_work(path, "a file is missing") from None
+    except UNREADABLE as error:
+        raise unreadable(error, path) from None
+    if zlib.crc32(content[:-_SUM]).to_bytes(_SUM, "little") != content[-_SUM:]:
+        raise damaged_work(path, "a checksum does not match")
+    return np.frombuffer(content[:-_SUM], _PLACE)
+
+
+def read_bucket(spools: list[tuple[Path, np.ndarray]], bucket: int) -> Iterator[pa.Table]:
+    """The rows of a bucket out of each spool, in order. spools: paths, and their `bucket_places`.
 
     Raises InputError if a spool is gone or damaged.
     """
-    for path, offsets in spools:
+    for path, places in spools:
         try:
             with path.open("rb") as file:
-                file.seek(offsets[bucket])
-                content = memoryview(file.read(offsets[bucket + 1] - offsets[bucket]))
+                file.seek(int(places[bucket]))
+                content = memoryview(file.read(int(places[bucket + 1] - places[bucket])))
             rows, checksum = content[:-_SUM], content[-_SUM:]
             if zlib.crc32(rows).to_bytes(_SUM, "little") != checksum:
                 raise damaged_work(path, "a checksum does not match")

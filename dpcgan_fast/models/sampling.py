@@ -96,7 +96,8 @@ def _wide_draws(networks: AutoNetworks) -> Draw | None:
         ends = (decoder.of_codes(codes, labels) + prior[classes]).softmax(2).cumsum_(2)  # by inversion
         chosen = ops.uniform(len(labels), head.n_blocks, randomness=randomness)
         cells = torch.minimum(torch.searchsorted(ends, chosen.unsqueeze(2), right=True).squeeze(2), head.last_cells)
-        whole = ends[:, :, -1]  # the difference is zero, or NaN
+        whole = ends[:, :, -1]
+        # The difference is zero, or NaN; and there are no numbers among the columns.
         return head.records_of(cells + (whole - whole), chosen[:, :0])
 
     return draw

@@ -1,8 +1,8 @@
 """Fused kernels for DP-SGD: per-sample gradient norms, clipped sums, and secure Gaussian noise.
 
-Each op has a C++ kernel and a fake kernel for tracing, and a CUDA kernel and a float64 reference, but for what is the
-CPU's alone: the fused path, with its draws, and gradients of windows, which are checked against torch's, uniform
-numbers and rows of tables. `step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's
+Each op has a C++ kernel and a fake kernel for tracing, and, but for what is the CPU's alone, a CUDA kernel. All but the
+fused path, with its draws, and gradients of windows, which are checked against torch's, have a float64 reference.
+`step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's
 alone. None has a derivative: a backward through one is an error. All but those that draw noise can be compiled and
 exported. Importing this package needs torch and numpy alone.
 """

@@ -164,7 +164,10 @@ class FusedNet:
         return out, workspace
 
     def infer(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        """The same output where nothing goes backward: quicker, since no layer's values are kept."""
+        """The same output, (B, O, T) float32, where nothing goes backward: quicker, since no layer's values are kept.
+
+        x: (B, C, L) float32; parameters: as for `forward`
+        """
         return torch.ops.dpcgan_fast.fused_infer(x, parameters, self._integers, self._numbers, self._lanes)
 
     def draw(

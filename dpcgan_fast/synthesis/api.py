@@ -127,7 +127,7 @@ class DPCGAN:
     def sample(self, n: int, where: Mapping[str, object] | None = None, seed: int | None = None) -> pa.Table:
         """Draws a synthetic table.
 
-        n:     rows; with visits in the schema patients, each of which has a row for each visit
+        n:     rows; with visits in the schema people, each of which has a row for each visit
         where: values that columns must have. A label of preset "auto" is met by construction, all else by rejection
         seed:  makes the draw reproducible; it costs no privacy
 

@@ -55,7 +55,7 @@ class Sampler:
         return self.codec.arrow_schema if self.visits is None else long_fields(self.visits)
 
     def batches(self, rows: int, where: Mapping[str, object], randomness: torch.Generator) -> Iterator[pa.Table]:
-        """Tables with `rows` rows in all, or with visits the rows of so many patients, numbered from 1.
+        """Tables with `rows` rows in all, or with visits the rows of so many people, numbered from 1.
 
         where: values that columns must have, by column name; numbers, or names of categories. A label that is a
                condition of the networks has it by construction, all else by rejection

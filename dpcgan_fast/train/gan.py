@@ -15,9 +15,7 @@ from dpcgan_fast.train.settings import CriticLoss
 from dpcgan_fast.train.state import scale_learning_rate
 from dpcgan_fast.train.stepping import Stepping
 
-_FAKE_FLOATS = (
-    1 << 21
-)  # of the records through which the generator's gradient passes at once; each takes dozens of floats
+_FAKE_FLOATS = 1 << 21  # of records that the generator's gradient passes through at once; each takes dozens
 _LAST_RATE = 0.1  # learning rates fall linearly to this share of themselves
 
 

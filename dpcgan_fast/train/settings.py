@@ -45,7 +45,7 @@ class TrainSettings:
     critic_loss: CriticLoss
     paired_fakes: bool = False
     max_grad_norm: float = 1.0
-    release_share: float = 0.05
+    release_share: float = 0.1
     checkpoint_interval: int = 100
     seed: int | None = None
 
@@ -159,7 +159,7 @@ def _check_settings(settings: TrainSettings) -> None:
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
     if not 0 < settings.release_share < 1:
         raise InputError(
-            "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.05."
+            "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.1."
         )
     for batch in (settings.autoencoder_batch, settings.critic_batch):
         if batch is not None and settings.n_units is not None and batch > settings.n_units:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpcgan_fast.data.spools import bucket_of_rows, read_bucket, write_spool
+from dpcgan_fast.data.spools import bucket_of_rows, bucket_places, read_bucket, write_spool
 from dpcgan_fast.data.units import unit_ids
 from dpcgan_fast.errors import InputError
 from tests.conftest import examples
@@ -140,12 +140,13 @@ def test_a_bucket_gives_back_its_rows_in_their_order(tmp_path_factory, rows, cut
     for number, part in enumerate((rows[:cut], rows[cut:])):
         table = pa.Table.from_pylist([dict(zip(kinds.names, row, strict=True)) for row in part], schema=kinds)
         path = folder / f"spool-{number}"
-        offsets = write_spool(path, table, table["bucket"].to_numpy(), 6)
-        assert len(offsets) == 7
-        assert offsets == sorted(offsets)
-        assert offsets[-1] == path.stat().st_size
+        write_spool(path, table, table["bucket"].to_numpy(), 6)
+        places = bucket_places(path, 6).tolist()
+        assert len(places) == 7
+        assert places == sorted(places)
+        assert places[-1] < path.stat().st_size
         assert path.stat().st_mode & 0o777 == 0o600
-        spools.append((path, offsets))
+        spools.append((path, bucket_places(path, 6)))
     for bucket in range(6):
         parts = list(read_bucket(spools, bucket))
         assert all(part.schema.equals(kinds) for part in parts)
@@ -156,20 +157,24 @@ def test_a_bucket_gives_back_its_rows_in_their_order(tmp_path_factory, rows, cut
 def test_as_many_buckets_as_there_may_be(tmp_path):
     table = pa.table({"x": list(range(9))})
     bucket_of = np.array([0, 32767, 5, 32767, 0, 1, 5, 300, 32766])
-    offsets = write_spool(tmp_path / "spool", table, bucket_of, 1 << 15)
+    path = tmp_path / "spool"
+    write_spool(path, table, bucket_of, 1 << 15)
+    places = bucket_places(path, 1 << 15)
     for bucket in (0, 1, 2, 5, 300, 32766, 32767):
-        (part,) = read_bucket([(tmp_path / "spool", offsets)], bucket)
+        (part,) = read_bucket([(path, places)], bucket)
         assert part["x"].to_pylist() == np.flatnonzero(bucket_of == bucket).tolist()
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "noise"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "short", "noise"])
 def test_a_damaged_spool_is_refused(tmp_path, damage):
     path = tmp_path / "spool"
-    offsets = write_spool(path, pa.table({"x": ["secret"] * 9}), np.zeros(9, np.int64), 2)
-    content = path.read_bytes()
+    write_spool(path, pa.table({"x": ["secret"] * 9}), np.zeros(9, np.int64), 2)
+    content, places = path.read_bytes(), bucket_places(path, 2)
     path.unlink()
     if damage != "missing":
-        path.write_bytes(content[:-40] if damage == "short" else b"\xa5" * len(content))
+        path.write_bytes({"empty": b"", "short": content[:-60], "noise": b"\xa5" * len(content)}[damage])
     with pytest.raises(InputError, match="spool") as caught:
-        [list(read_bucket([(path, offsets)], bucket)) for bucket in (0, 1)]
+        [list(read_bucket([(path, places)], bucket)) for bucket in (0, 1)]
     assert "secret" not in str(caught.value)
+    with pytest.raises(InputError, match="spool"):
+        bucket_places(path, 2)
