@@ -143,7 +143,7 @@ class RecordCodec:
         kept = np.ones(table.num_rows, bool)
         labels = None
         if self._label is not None:
-            labels = self._label_codes(self._label, table[self._label.name], where)
+            labels = label_codes(self._label, table[self._label.name], where)
             if self.joint:
                 dense[:, self._first_code] = labels / (self.n_classes - 1)
             kept = labels >= 0
@@ -192,12 +192,6 @@ class RecordCodec:
     def _codec(self, name: str) -> ColumnCodec | CodesCodec:
         return self._codecs[name] if name in self._codecs else self._code_codecs[name]
 
-    def _label_codes(self, label: Column, column: pa.ChunkedArray, where: str) -> np.ndarray:
-        place = f"{where}, column {label.name}"
-        if label.type == "binary":
-            return cells.binary_values(column, place)
-        return cells.category_codes(column, self.class_names, place)
-
     def _decode_label(self, labels: np.ndarray) -> pa.Array:
         indices = labels.astype(np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < self.n_classes:
@@ -205,6 +199,14 @@ class RecordCodec:
         if self.arrow_schema.field(self.schema.label).type == pa.int64():
             return pa.array(indices)
         return pa.array(self.class_names, pa.string()).take(pa.array(indices))
+
+
+def label_codes(label: Column, column: pa.ChunkedArray, where: str) -> np.ndarray:
+    """Class of each cell of a label's column, int64 (M,), negative where it is missing or unknown."""
+    place = f"{where}, column {label.name}"
+    if label.type == "binary":
+        return cells.binary_values(column, place)
+    return cells.category_codes(column, label.classes(), place)
 
 
 def _plain_columns(schema: Schema) -> list[Column]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
 from dpcgan_fast.data.dates import within_calendar
-from dpcgan_fast.data.encoding import wide_codecs
+from dpcgan_fast.data.encoding import label_codes, wide_codecs
 from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Column, Schema
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.models import is_conditional
@@ -217,7 +217,7 @@ def make_releases(
             if CODES + column.name in releaser.planned:
                 _release_codes(table, column, releaser, facts, where)
         if LABEL_HISTOGRAM in releaser.planned:
-            facts.rates = _release_rates(table, weights, schema, releaser)
+            facts.rates = _release_rates(table, weights, schema, releaser, where)
         if UNIT_COUNT in releaser.planned:
             count = releaser.release(UNIT_COUNT, np.array([float(index.n_units)]))
             facts.n_units = gaussian.at_least_one(count.values[0])
@@ -317,7 +317,7 @@ def _release_category_rates(
     """Shares of the categories within each class. Rows of no known class count nowhere."""
     label = schema.label_column()
     n_classes = 1 if label is None else len(label.classes())
-    classes = np.zeros(table.num_rows, np.int64) if label is None else _label_codes(table, label)
+    classes = np.zeros(table.num_rows, np.int64) if label is None else label_codes(label, table[label.name], where)
     codecs = wide_codecs(schema)
     histograms = []
     for name, codec in codecs.items():
@@ -335,16 +335,12 @@ def _release_category_rates(
     return rates
 
 
-def _label_codes(table: pa.Table, label: Column) -> np.ndarray:
-    """Class of each row, int64 (M,), negative where it is missing or unknown."""
-    if label.type == "binary":
-        return cells.binary_values(table[label.name], f"column {label.name}")
-    return cells.category_codes(table[label.name], label.classes(), f"column {label.name}")
-
-
-def _release_rates(table: pa.Table, weights: np.ndarray, schema: Schema, releaser: _Releaser) -> list[float]:
+def _release_rates(
+    table: pa.Table, weights: np.ndarray, schema: Schema, releaser: _Releaser, where: str
+) -> list[float]:  # fmt: skip
     label = schema.label_column()
     assert label is not None
-    histogram = gaussian.weighted_histogram(_label_codes(table, label), weights, len(label.classes()))
+    codes = label_codes(label, table[label.name], where)
+    histogram = gaussian.weighted_histogram(codes, weights, len(label.classes()))
     noisy = releaser.release(LABEL_HISTOGRAM, histogram)
     return gaussian.noisy_rates(noisy.values, RATE_FLOOR).tolist()

@@ -1,7 +1,6 @@
 """Blocks made by several threads come in order, a bounded number at once, and leave nothing behind."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -14,32 +13,46 @@ def running():
 
 
 def test_results_come_in_the_order_of_the_items_whichever_is_ready_first():
-    def slow_when_even(item):
-        time.sleep(0.01 * (item % 2 == 0))
+    ready = [threading.Event() for _ in range(20)]
+
+    def odd_ones_first(item):
+        if item % 2 == 0:
+            assert ready[item + 1].wait(10)
+        ready[item].set()
         return item
 
-    assert list(side_by_side(slow_when_even, range(20), 3)) == list(range(20))
+    assert list(side_by_side(odd_ones_first, range(20), 2)) == list(range(20))
     assert running() == []
 
 
-def test_so_many_are_made_at_once_and_few_wait():
-    made, at_once, most = [], 0, 0
+def test_as_many_are_made_at_once_as_there_are_threads():
+    together = threading.Barrier(2)  # passes two, and breaks if one waits alone
+    at_once, most = 0, 0
     lock = threading.Lock()
 
-    def make(item):
+    def make(_):
         nonlocal at_once, most
         with lock:
             at_once += 1
             most = max(most, at_once)
-        time.sleep(0.005)
+        together.wait(10)
         with lock:
             at_once -= 1
-            made.append(item)
 
-    for taken, _ in enumerate(side_by_side(make, range(12), 2), 1):
-        time.sleep(0.02)
-        assert len(made) <= taken + 3
+    assert len(list(side_by_side(make, range(12), 2))) == 12
     assert most == 2
+
+
+def test_no_more_items_are_asked_for_than_may_wait():
+    asked = []
+
+    def items():
+        for item in range(12):
+            asked.append(item)
+            yield item
+
+    for taken, _ in enumerate(side_by_side(lambda item: item, items(), 2), start=1):
+        assert len(asked) <= taken + 3
 
 
 def test_each_thread_has_torch_to_itself_and_others_keep_their_threads():
