@@ -6,6 +6,7 @@ import pytest
 
 from dpcgan_fast.cli import run
 from dpcgan_fast.data.preparing import is_prepared
+from dpcgan_fast.data.spools import bucket_places
 from dpcgan_fast.errors import InputError, StoppedError
 from tests.data.preparations import ROWS, VOCABULARY, content, groups_of, make_schema, prepare, write_shards
 
@@ -53,11 +54,13 @@ def test_a_file_that_is_damaged_between_two_calls_is_found_and_the_next_call_sta
 
 @pytest.mark.parametrize("bucket", range(3))
 def test_every_byte_of_a_bucket_of_a_spool_is_covered(tmp_path, source, bucket):
-    """Also those that Arrow would read as another valid cell."""
+    """Also those that Arrow would read as another valid cell, and where the buckets begin."""
     with groups_of(SMALL):
         begun = stopped_after(source, tmp_path / "begun", 4)
-        first, end = json.loads(begun["progress.json"])["spools"][1][1][bucket : bucket + 2]
-        for place in {first, (first + end) // 2, end - 5, end - 1}:
+        buckets = json.loads(begun["progress.json"])["buckets"]
+        first, end = bucket_places(tmp_path / "begun" / "spool-00001", buckets).tolist()[bucket : bucket + 2]
+        last = len(begun["spool-00001"]) - 1
+        for place in {first, (first + end) // 2, end - 5, end - 1, last - 8 * (bucket + 1), last}:
             out = tmp_path / f"store-{place}"
             spool = bytearray(stopped_after(source, out, 4)["spool-00001"])
             spool[place] ^= 1
