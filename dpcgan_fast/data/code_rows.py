@@ -95,6 +95,21 @@ class CodeRows:
             yield CodeRows(starts - starts[0], self.positions[starts[0] : starts[-1]])
             let_go(self.positions)
 
+    def weighted_counts(
+        self, width: int, weights: np.ndarray, classes: np.ndarray | None = None, class_count: int = 1
+    ) -> np.ndarray:  # fmt: skip
+        """Weighted number of records of each class that have each position: (class_count, width) float64.
+
+        weights: (N,) of each record; classes: (N,) int64 in [0, class_count), None if there is one
+        """
+        counts, first = np.zeros(class_count * width), 0
+        for block in self.blocks():
+            record = block.row_of_entry() + first
+            cells_of = block.positions if classes is None else classes[record] * width + block.positions
+            counts += np.bincount(cells_of, weights[record], minlength=len(counts))
+            first += len(block)
+        return counts.reshape(class_count, width)
+
     def moved(self, by: int) -> "CodeRows":
         """All positions moved by `by`, without a copy if that is 0."""
         return self if by == 0 else CodeRows(self.starts, self.positions + np.int32(by))

@@ -16,7 +16,6 @@ from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate.code_baseline import (
-    FULL_WEIGHT_CODES,
     independent_codes,
     number_histogram,
     prevalences,
@@ -34,6 +33,7 @@ from dpcgan_fast.evaluate.columns import (
     without_codes,
 )
 from dpcgan_fast.privacy.denoising import closest_histogram
+from dpcgan_fast.privacy.releases import FULL_WEIGHT_CODES
 
 BASELINE_NAME = "independent noisy histograms of each class"
 # Covers the solver's tolerance (1e-12) and the rounding of counts that are sums of 1/rows.

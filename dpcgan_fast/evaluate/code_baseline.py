@@ -10,8 +10,13 @@ from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.evaluate.code_columns import code_sets, vocabulary_of
 from dpcgan_fast.privacy.denoising import denoised_counts
-from dpcgan_fast.privacy.releases import code_weights, lost_to_weights, number_edges
-from dpcgan_fast.synthesis.releases import FULL_WEIGHT_CODES as FULL_WEIGHT_CODES
+from dpcgan_fast.privacy.releases import (
+    FULL_WEIGHT_CODES,
+    code_weights,
+    lost_to_weights,
+    number_bins,
+    number_edges,
+)
 
 
 def weighted_counts(
@@ -23,26 +28,18 @@ def weighted_counts(
     Of a row at most max_codes count, and those of one with more than FULL_WEIGHT_CODES weigh less, so that a row of
     weight 1 moves the counts by at most sqrt(FULL_WEIGHT_CODES) in L2 norm.
     """
-    rows, width = _capped(table, column), len(vocabulary_of(column))
-    counts, first = np.zeros(class_count * width), 0
-    for block in rows.blocks():
-        own = slice(first, first + len(block))
-        weight = weights[own] * code_weights(np.diff(block.starts), FULL_WEIGHT_CODES)
-        of_entry = block.row_of_entry()
-        cells = classes[own][of_entry] * width + block.positions
-        counts += np.bincount(cells, weight[of_entry], minlength=len(counts))
-        first += len(block)
-    return counts.reshape(class_count, width)
+    rows = _capped(table, column)
+    weights = weights * code_weights(np.diff(rows.starts), FULL_WEIGHT_CODES)
+    return rows.weighted_counts(len(vocabulary_of(column)), weights, classes, class_count)
 
 
 def number_histogram(
     table: pa.Table, column: Column, classes: np.ndarray, weights: np.ndarray, class_count: int
 ) -> np.ndarray:
     """Weighted number of rows of each class by how many codes they have: (classes, bins), see `number_edges`."""
-    edges = number_edges(column.max_codes)
-    bins = np.searchsorted(edges, np.diff(_capped(table, column).starts), side="right") - 1
-    counts = np.bincount(classes * len(edges) + bins, weights, minlength=class_count * len(edges))
-    return counts.reshape(class_count, len(edges))
+    width = len(number_edges(column.max_codes))
+    bins = number_bins(np.diff(_capped(table, column).starts), column.max_codes)
+    return np.bincount(classes * width + bins, weights, minlength=class_count * width).reshape(class_count, width)
 
 
 def prevalences(

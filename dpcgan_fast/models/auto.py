@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.models.code_head import CodesHead
 from dpcgan_fast.models.heads import RecordHead
-from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, leaky_relu
+from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, hidden_layer, leaky_relu
 from dpcgan_fast.models.layouts import RecordLayout
 from dpcgan_fast.models.networks import LabelDraws, Networks
 from dpcgan_fast.models.wide import PRIOR_SCALE, RecordInput, WideDecoder
@@ -85,8 +85,7 @@ class Decoder(nn.Module):
 
     def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What the transposed convolutions are given, (B, C, L)."""
-        hidden = self.inner(torch.cat([codes, labels], 1))
-        return nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (DECODER_CHANNELS, self.length))
+        return hidden_layer(self.inner, codes, labels).unflatten(1, (DECODER_CHANNELS, self.length))
 
     def of_label(self) -> Tensor:
         """The logits that each label alone adds, (K, n_blocks, cells)."""
@@ -118,8 +117,7 @@ class CodesDecoder(nn.Module):
 
     def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What the transposed convolutions are given, (B, C, L)."""
-        hidden = self.inner(torch.cat([codes, labels], 1))
-        return nn.functional.leaky_relu(hidden, 0.2).unflatten(1, (CODES_CHANNELS, self.length))
+        return hidden_layer(self.inner, codes, labels).unflatten(1, (CODES_CHANNELS, self.length))
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         return self.along(self.hidden(codes, labels)).squeeze(1)[:, : self.width] + self.bias
@@ -200,8 +198,7 @@ class Generator(nn.Module):
 
     def hidden(self, latent: Tensor, labels: Tensor) -> Tensor:
         """What the transposed convolutions are given, (B, C, CODE_DIM / 8)."""
-        hidden = nn.functional.leaky_relu(self.inner(torch.cat([latent, labels], 1)), 0.2)
-        return hidden.unflatten(1, (2 * GENERATOR_CHANNELS, self.length))
+        return hidden_layer(self.inner, latent, labels).unflatten(1, (2 * GENERATOR_CHANNELS, self.length))
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
         return latent + self.moves(self.hidden(latent, labels)).squeeze(1)  # (B, 1, CODE_DIM) -> (B, CODE_DIM)

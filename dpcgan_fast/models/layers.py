@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.2
 
@@ -37,6 +38,11 @@ def batch_norm(channels: int) -> nn.BatchNorm1d:
 def leaky_relu() -> nn.Module:
     """The activation between layers, unless a preset says otherwise."""
     return nn.LeakyReLU(LEAKY_SLOPE)
+
+
+def hidden_layer(linear: nn.Linear, codes: Tensor, labels: Tensor) -> Tensor:
+    """A linear layer of codes (B, D) and labels (B, K), and the activation: (B, linear.out_features)."""
+    return nn.functional.leaky_relu(linear(torch.cat([codes, labels], 1)), LEAKY_SLOPE)
 
 
 def conv_stack(

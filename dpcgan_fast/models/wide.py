@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dpcgan_fast.models.layers import hidden_layer
 from dpcgan_fast.models.layouts import RecordLayout
 
 EMBEDDING = 16  # numbers that stand for all wide columns of a record together
@@ -68,8 +69,7 @@ class WideDecoder(nn.Module):
 
     def of_codes(self, codes: Tensor, labels: Tensor) -> Tensor:
         """The logits without what the label alone adds."""
-        hidden = nn.functional.leaky_relu(self.inner(torch.cat([codes, labels], 1)), 0.2)
-        return self.table(hidden).unflatten(1, (self.n_blocks, self.cells))
+        return self.table(hidden_layer(self.inner, codes, labels)).unflatten(1, (self.n_blocks, self.cells))
 
     def of_label(self) -> Tensor:
         """The logits that each label alone adds, (K, n_blocks, cells)."""

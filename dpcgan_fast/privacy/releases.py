@@ -20,6 +20,7 @@ FINE_BINS = 128
 CLEAR = 4  # standard deviations of the noise that a count must exceed to be taken for data
 KEPT_TAIL = 5e-3  # share of the mass that refined bounds may cut off at either end without a margin
 HIDDEN_TAIL = 0.02  # the same share beyond that margin, as two standard deviations of the noise
+FULL_WEIGHT_CODES = 16  # of a record; those of one with more weigh less
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ def code_weights(counts: np.ndarray, full: int) -> np.ndarray:
 def number_edges(most: int) -> np.ndarray:
     """First numbers of the bins of a histogram of how many codes a record has, up to `most`: two bins an octave."""
     return np.unique([0, *(round(2 ** (k / 2)) for k in range(2 * most.bit_length()) if round(2 ** (k / 2)) <= most)])
+
+
+def number_bins(counts: np.ndarray, most: int) -> np.ndarray:
+    """Bin of each number of codes (N,), none above `most`, among those of `number_edges`, int64 (N,)."""
+    return np.searchsorted(number_edges(most), counts, side="right") - 1
 
 
 def lost_to_weights(noisy: np.ndarray, edges: np.ndarray, most: int, full: int) -> float:

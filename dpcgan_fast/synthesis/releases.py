@@ -27,7 +27,6 @@ COARSE_BOUNDS, FINE_BOUNDS = "bounds, coarse", "bounds, fine"
 QUANTILES = "quantiles"
 CATEGORIES, CATEGORY_COUNTS = "categories: ", "counts of many categories"
 CODES, CODE_NUMBERS = "code counts: ", "codes of a record: "
-FULL_WEIGHT_CODES = 16  # of a record; those of one with more weigh less
 THRESHOLD_SHARE = 0.05  # of delta, for the thresholds of all category lists together
 RATE_FLOOR = 1e-3
 COUNTS_SHARE, QUANTILES_SHARE = 0.4, 0.15  # of epsilon, that releases take at least
@@ -141,7 +140,7 @@ def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRe
     if conditional and wide:
         planned.append(PlannedRelease(CATEGORY_COUNTS, math.sqrt(len(wide))))
     if conditional:
-        norm = math.sqrt(FULL_WEIGHT_CODES)
+        norm = math.sqrt(gaussian.FULL_WEIGHT_CODES)
         names = [column.name for column in schema.codes_columns()]
         for name in names:
             planned += [
@@ -291,10 +290,8 @@ def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: 
     else:  # what a record has beyond its cap counts nowhere, so that a unit adds to at most max_codes names
         used = sets.capped(column.max_codes)
         names, rows = used.names, used.rows
-    counts = np.zeros(len(names))
-    for block in rows.blocks():
-        weights = gaussian.code_weights(np.diff(block.starts), FULL_WEIGHT_CODES)
-        counts += gaussian.weighted_histogram(block.positions, weights[block.row_of_entry()], len(names))
+    numbers = np.diff(rows.starts)
+    (counts,) = rows.weighted_counts(len(names), gaussian.code_weights(numbers, gaussian.FULL_WEIGHT_CODES))
     if isinstance(column.vocabulary, tuple):
         noisy = releaser.release(CODES + column.name, counts)
         found = denoised_counts(noisy.values, noisy.std)
@@ -304,10 +301,9 @@ def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: 
         kept, found = gaussian.thresholded_names(list(names), counts, mechanism, column.max_codes, releaser.key)
         releaser.ledger.close(seq, 1)
         facts.vocabularies[column.name] = tuple(kept)
-    edges = gaussian.number_edges(column.max_codes)
-    bins = np.searchsorted(edges, np.diff(rows.starts), side="right") - 1
+    edges, bins = gaussian.number_edges(column.max_codes), gaussian.number_bins(numbers, column.max_codes)
     histogram = releaser.release(CODE_NUMBERS + column.name, np.bincount(bins, minlength=len(edges)).astype(float))
-    lost = gaussian.lost_to_weights(histogram.values, edges, column.max_codes, FULL_WEIGHT_CODES)
+    lost = gaussian.lost_to_weights(histogram.values, edges, column.max_codes, gaussian.FULL_WEIGHT_CODES)
     facts.code_counts[column.name] = (found * lost).tolist()
 
 

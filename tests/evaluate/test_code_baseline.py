@@ -9,8 +9,8 @@ import pytest
 
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate import CodeView, baseline, code_distances, code_view
-from dpcgan_fast.evaluate.code_baseline import FULL_WEIGHT_CODES, prevalences
-from dpcgan_fast.privacy.releases import number_edges
+from dpcgan_fast.evaluate.code_baseline import prevalences
+from dpcgan_fast.privacy.releases import FULL_WEIGHT_CODES, number_edges
 from tests.evaluate.tables import COLUMNS, LABEL
 
 VOCABULARY = tuple(f"C{code:02}" for code in range(40))

@@ -8,6 +8,7 @@ from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.models import make_networks, sample_records
 from dpcgan_fast.models.wide import EMBEDDING
 from tests.models.test_auto import random_records
+from tests.models.test_codes import labels_of, networks
 from tests.models.test_sampling import one_hot, seeded
 
 WIDTHS = (70, 90)
@@ -24,18 +25,6 @@ def records_of(blocks, rows):
         if block.kind == "wide":
             records[:, block.start : block.stop] = one_hot(torch.randint(0, block.width, (rows,)), block.width)
     return records
-
-
-def networks(blocks, classes=2):
-    nets = make_networks("auto", blocks, classes, seed=0)
-    with torch.no_grad():
-        for parameter in nets.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=seeded()))
-    return nets
-
-
-def labels_of(rows, classes=2):
-    return one_hot(torch.arange(rows) % classes, classes)
 
 
 def rates_of(nets):
