@@ -101,7 +101,9 @@ class CodedRows:
 
 def _as_tensors(rows: CodeRows) -> tuple[Tensor, Tensor]:
     """Starts and positions, without a copy."""
-    with warnings.catch_warnings():  # that the tensors must not be written to
+    if rows.starts.flags.writeable and rows.positions.flags.writeable:  # all that was drawn, also in threads
+        return torch.from_numpy(rows.starts), torch.from_numpy(rows.positions)
+    with warnings.catch_warnings():  # filters are those of the process: not in a thread. Tensors stay as they are
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(rows.starts), torch.from_numpy(rows.positions)
 
