@@ -1,5 +1,5 @@
-// Python bindings of what is not a tensor op: the Poisson sampler, the SIMD level, and what this build contains.
-// Importing the module also runs the static registrations of the tensor ops.
+// Python bindings of what is not a tensor op: the Poisson sampler, texts in another order, the SIMD level, and what
+// this build contains. Importing the module also runs the static registrations of the tensor ops.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +12,7 @@
 #include "cpu/fused_program.h"
 #include "cpu/poisson_sampler.h"
 #include "cpu/simd.h"
+#include "cpu/take_texts.h"
 
 #ifndef DPCGAN_CUDA_REASON
 #define DPCGAN_CUDA_REASON "unknown"
@@ -39,6 +40,34 @@ py::array_t<int64_t> poisson_sample(const py::bytes& key, uint64_t step, int64_t
     throw std::invalid_argument("poisson_sample: expected sample_rate in (0, 1], got " + std::to_string(sample_rate));
   const std::vector<int64_t> drawn = dpcgan::cpu::poisson_sample(key_from_bytes(key), step, units, sample_rate);
   return py::array_t<int64_t>(static_cast<py::ssize_t>(drawn.size()), drawn.data());
+}
+
+template <class T>
+using Contiguous = py::array_t<T, py::array::c_style>;
+
+// bytes: (T,) uint8  starts: (N + 1,) int32  rows: (M,) int64; returns the texts of these rows in the same form.
+py::tuple take_texts(const Contiguous<uint8_t>& bytes, const Contiguous<int32_t>& starts,
+                     const Contiguous<int64_t>& rows) {
+  if (bytes.ndim() != 1 || starts.ndim() != 1 || rows.ndim() != 1 || starts.size() < 1)
+    throw std::invalid_argument("take_texts: expected bytes (T,), starts (N + 1,) and rows (M,)");
+  const dpcgan::cpu::TextColumn column{reinterpret_cast<const char*>(bytes.data()), bytes.size(), starts.data(),
+                                       starts.size() - 1};
+  const int64_t* wanted = rows.data();
+  const int64_t count = rows.size();
+  py::array_t<int32_t> taken_starts(count + 1);
+  int32_t* ends = taken_starts.mutable_data();
+  std::vector<int32_t> begins;
+  {
+    const py::gil_scoped_release others_go_on;
+    begins = dpcgan::cpu::text_starts(column, wanted, count, ends);
+  }
+  py::array_t<uint8_t> taken(ends[count]);
+  char* out = reinterpret_cast<char*>(taken.mutable_data());
+  {
+    const py::gil_scoped_release others_go_on;
+    dpcgan::cpu::copy_texts(column, begins, ends, out);
+  }
+  return py::make_tuple(taken, taken_starts);
 }
 
 py::bytes chacha20_keystream(const py::bytes& key, uint64_t nonce, uint64_t counter) {
@@ -75,6 +104,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", [] { return std::string(dpcgan::cpu::simd_level_name(dpcgan::cpu::simd_level())); });
   m.def("set_simd_level", &dpcgan::cpu::set_simd_level, py::arg("name"));
   m.def("poisson_sample", &poisson_sample, py::arg("key"), py::arg("step"), py::arg("units"), py::arg("sample_rate"));
+  m.def("take_texts", &take_texts, py::arg("bytes").noconvert(), py::arg("starts").noconvert(),
+        py::arg("rows").noconvert());
   m.def("fused_workspace_floats", &fused_workspace_floats, "Floats that the fused path needs for a batch.");
   m.def("chacha20_keystream", &chacha20_keystream, py::arg("key"), py::arg("nonce"), py::arg("counter"),
         "One 64-byte block, for tests against published vectors.");

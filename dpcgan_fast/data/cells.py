@@ -18,6 +18,7 @@ compute: Any = pc  # its functions are made when it is imported, unseen by type 
 
 # Texts that stand for a missing cell, in any case and with blanks around them; so do nulls and floating-point NaN.
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null"})
+_LONGEST_MISSING = max(map(len, MISSING_TEXTS))
 
 _EXACT = 2.0**53  # whole numbers from here on have no float of their own
 MISSING = -1
@@ -84,6 +85,8 @@ def cell_text(value: object) -> str:
 
     It depends on the value alone, so that a cell's text is the same whatever type the other cells give its column.
     """
+    if isinstance(value, str):  # most are
+        return value
     if isinstance(value, (bool, np.bool_)):
         return "true" if value else "false"
     if isinstance(value, (float, np.floating)):
@@ -132,10 +135,20 @@ def distinct(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[list[objec
     A null has index -1. Values that are neither text, number nor boolean come as text.
     Raises InputError if the column is of a nested type.
     """
+    values, codes = _encoded(column, where)
+    return values.to_pylist(), codes
+
+
+def numbered(column: pa.ChunkedArray | pa.Array, where: str) -> np.ndarray:
+    """Each cell's index into the distinct values of a column, int64 (N,), as from `distinct`, without the values."""
+    return _encoded(column, where)[1]
+
+
+def _encoded(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[pa.Array, np.ndarray]:
     try:
         encoded = cast(pa.ChunkedArray, plain(column).dictionary_encode()).unify_dictionaries()
         if encoded.num_chunks == 0:
-            return [], np.empty(0, np.int64)
+            return pa.array([], pa.string()), np.empty(0, np.int64)
         values = encoded.chunk(0).dictionary
         kind = values.type
         if not (_is_text(kind) or _is_number(kind)) or pa.types.is_decimal(kind):
@@ -143,7 +156,30 @@ def distinct(column: pa.ChunkedArray | pa.Array, where: str) -> tuple[list[objec
     except pa.ArrowException:
         raise InputError("The column's cells are not single values", where, "Leave the column out.") from None
     indices = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return values.to_pylist(), np.concatenate(indices).astype(np.int64)
+    return values, np.concatenate(indices).astype(np.int64)
+
+
+def bytes_of(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all texts, uint8, and where each text begins, and the end, int64 (N + 1,)."""
+    _, offsets, data = texts.buffers()
+    if not len(texts) or data is None:
+        return np.empty(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
+    starts = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    return np.frombuffer(data, np.uint8)[starts[0] : starts[-1]], starts - starts[0]
+
+
+def written_one_way(column: pa.ChunkedArray) -> bool:
+    """Whether values of a column that differ also mean different things: whole numbers, or texts without blanks and
+    decimals, with which a text may be another way to write a value; texts need not be looked at one by one then.
+    """
+    return pa.types.is_integer(column.type) or (
+        pa.types.is_string(column.type) and all(map(_no_blanks_or_decimals, column.chunks))
+    )
+
+
+def _no_blanks_or_decimals(texts: pa.StringArray) -> bool:
+    text, _ = bytes_of(texts)
+    return not ((text <= ord(" ")) | (text == ord(".")) | (text > ord("~"))).any()
 
 
 def parse_numbers(column: pa.ChunkedArray | pa.Array, words: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +202,22 @@ def is_missing(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Which cells are missing, bool (N,): nulls, NaN, and texts that say so."""
     column = plain(column)
     missing = column.is_null(nan_is_null=True).to_numpy()
-    return missing | _says_missing(column).fill_null(False).to_numpy() if _is_text(column.type) else missing
+    if pa.types.is_string(column.type):
+        rows = np.flatnonzero(np.concatenate([np.empty(0, bool), *map(_may_say_missing, column.chunks)]))
+        missing[rows] |= _says_missing(column.take(pa.array(rows))).fill_null(False).to_numpy()
+    elif _is_text(column.type):
+        missing |= _says_missing(column).fill_null(False).to_numpy()
+    return missing
+
+
+def _may_say_missing(texts: pa.StringArray) -> np.ndarray:
+    """Which texts are as short as the longest that says so, or may have blanks around them, bool (N,)."""
+    text, starts = bytes_of(texts)
+    if not len(text):
+        return np.ones(len(texts), bool)
+    blank = (text <= ord(" ")) | (text > ord("~"))
+    first, last = starts[:-1], starts[1:] - 1
+    return (last - first < _LONGEST_MISSING) | blank[np.minimum(first, len(text) - 1)] | blank[last]
 
 
 def _says_missing(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -110,7 +110,8 @@ def one_row_a_record(table: pa.Table, schema: Schema, where: str) -> pa.Table:
 def _first_present(column: pa.ChunkedArray, ids: np.ndarray, n_records: int) -> pa.ChunkedArray:
     """Each unit's first cell that is not missing, or its first."""
     first = np.zeros(n_records, np.int64)
-    for rows in (np.arange(len(ids)), np.flatnonzero(~cells.is_missing(column))):
+    missing = cells.is_missing(column)
+    for rows in (np.arange(len(ids)), np.flatnonzero(~missing))[: 1 + missing.any()]:
         backwards = rows[::-1]  # so that of a unit's rows the one written last is its first
         first[ids[backwards]] = backwards
     return column.take(pa.array(first))

@@ -16,9 +16,11 @@ from dpcgan_fast.data.opened import UNREADABLE
 from dpcgan_fast.data.store import damaged_work
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import unreadable, written_whole
+from dpcgan_fast.ops import native_module
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _FULL = np.uint64(0xFFFFFFFFFFFFFFFF)
+_BLOCK = 1 << 14  # texts, so that what is computed of them stays in the cache
 _LONGEST = 1 << 9  # bytes of a text that its bucket depends on
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
 _SUM = 4  # bytes behind each bucket and the list of them: the CRC-32 of what is before them
@@ -33,31 +35,17 @@ def bucket_of_rows(ids: pa.ChunkedArray, buckets: int, where: str) -> np.ndarray
     column = cells.plain(ids)
     if pa.types.is_integer(column.type):
         column = column.cast(pa.string())
-    if pa.types.is_string(column.type) and all(map(_one_way_to_write, column.chunks)):
-        return np.concatenate([np.empty(0, np.int64), *(_of_words(_hashes(chunk), buckets) for chunk in column.chunks)])
+    if cells.written_one_way(column):
+        parts = [chunk.slice(i, _BLOCK) for chunk in column.chunks for i in range(0, len(chunk), _BLOCK)]
+        return np.concatenate([np.empty(0, np.int64), *(_of_words(_hashes(part), buckets) for part in parts)])
     values, codes = cells.distinct(column, where)
     texts = pa.array([*(cells.canonical_text(value) for value in values), ""], pa.string())
     return _of_words(_hashes(texts), buckets)[codes]
 
 
-def _bytes_of(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of all texts, uint8, and where each text begins, and the end, int64 (N + 1,)."""
-    _, offsets, data = texts.buffers()
-    if not len(texts) or data is None:
-        return np.empty(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
-    starts = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-    return np.frombuffer(data, np.uint8)[starts[0] : starts[-1]], starts - starts[0]
-
-
-def _one_way_to_write(texts: pa.StringArray) -> bool:
-    """Whether no text has blanks or decimals, with which it may be another way to write an id."""
-    text, _ = _bytes_of(texts)
-    return not ((text <= ord(" ")) | (text == ord(".")) | (text > ord("~"))).any()
-
-
 def _hashes(texts: pa.StringArray) -> np.ndarray:
     """A number for each text, uint64, of its first bytes and its length."""
-    text, starts = _bytes_of(texts)
+    text, starts = cells.bytes_of(texts)
     starts, lengths = starts[:-1], np.diff(starts)
     padded = np.concatenate([text, np.zeros(8, np.uint8)])
     words = as_strided(padded[:8].view(np.uint64), (len(padded) - 7,), (1,))  # eight bytes from each byte on
@@ -75,6 +63,26 @@ def _of_words(words: np.ndarray, buckets: int) -> np.ndarray:
     return (mixed(words) % np.uint64(buckets)).astype(np.int64)
 
 
+def _taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Rows of a table; texts by a kernel of our own, for Arrow's takes six times as long where rows lie anywhere."""
+    columns = [
+        _texts_taken(column.chunk(0), rows) if _is_plain_text(column) else column.take(pa.array(rows))
+        for column in table.combine_chunks().columns
+    ]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+def _is_plain_text(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) and column.num_chunks == 1 and len(column) > 0 and not column.null_count
+
+
+def _texts_taken(texts: pa.StringArray, rows: np.ndarray) -> pa.StringArray:
+    _, starts, data = texts.buffers()
+    own = np.frombuffer(starts, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    taken, ends = native_module().take_texts(np.frombuffer(data or b"", np.uint8), own, rows)
+    return pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(taken))
+
+
 def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int) -> None:
     """Writes the rows of a table bucket by bucket, whole or not at all.
 
@@ -84,7 +92,7 @@ def write_spool(path: Path, table: pa.Table, bucket_of: np.ndarray, buckets: int
     """
     order = np.argsort(bucket_of.astype(np.int16), kind="stable")  # by radix
     ends = np.cumsum(np.bincount(bucket_of, minlength=buckets))
-    table = table.take(pa.array(order))
+    table = _taken(table, order)
     offsets, first = [], 0
     with written_whole(path, private=True) as file:
         for end in ends:

@@ -19,12 +19,16 @@ def unit_ids(table: pa.Table, schema: Schema, where: str = "data") -> np.ndarray
     if schema.unit is None:
         return None
     place = f"{where}, column {schema.unit}"
-    values, codes = cells.distinct(table[schema.unit], place)
-    cells.refuse_rounded(values, "The unit ids", place)
-    number: dict[str, int] = {}
-    of_value = np.array([*(_number_of(value, number) for value in values), cells.MISSING], dtype=np.int64)
-    ids = of_value[codes]
-    missing = ids == cells.MISSING
+    column = cells.plain(table[schema.unit])
+    if cells.written_one_way(column):
+        ids, missing = cells.numbered(column, place), cells.is_missing(column)
+    else:
+        values, codes = cells.distinct(column, place)
+        cells.refuse_rounded(values, "The unit ids", place)
+        number: dict[str, int] = {}
+        of_value = np.array([*(_number_of(value, number) for value in values), cells.MISSING], dtype=np.int64)
+        ids = of_value[codes]
+        missing = ids == cells.MISSING
     if missing.any():
         raise missing_id(place, int(missing.argmax()) + 1)
     return ids

@@ -16,6 +16,8 @@ from dpcgan_fast.data.cells import (
     category_codes,
     category_names,
     distinct,
+    is_missing,
+    numbered,
     numeric_values,
     parse_numbers,
 )
@@ -34,6 +36,25 @@ def test_every_missing_text_is_missing_in_any_case_and_with_blanks():
     assert np.isnan(numeric_values(texts(*cells, "x"[:0]), PLACE)).all()
     assert (binary_values(texts(*cells), PLACE) == MISSING).all()
     assert (category_codes(texts(*cells), ["a"]) == MISSING).all()
+
+
+@given(
+    cells=st.lists(st.none() | st.sampled_from(sorted(MISSING_TEXTS)) | st.text("nNaA/uL \u00a0\u2003é", max_size=9)),
+    cut=st.integers(0, 5),
+)
+def test_short_and_blank_texts_are_missing_by_the_rule_for_all(cells, cut):
+    """Texts that are too long to be missing are not looked at; in a column of large strings all of them are."""
+    column = texts(*cells)
+    in_pieces = pa.chunked_array([*column.slice(0, cut).chunks, *column.slice(cut).chunks], pa.string())
+    assert is_missing(in_pieces).tolist() == is_missing(column.cast(pa.large_string())).tolist()
+    assert is_missing(texts("NULL", "nulls", "  \u2003 n/A\u00a0 ", "")).tolist() == [True, False, True, True]
+
+
+@given(st.lists(st.none() | st.text("ab ", max_size=2)))
+def test_numbers_of_values_are_those_with_the_values(cells):
+    values, codes = distinct(texts(*cells), PLACE)
+    assert numbered(texts(*cells), PLACE).tolist() == codes.tolist()
+    assert [None if code == MISSING else values[code] for code in codes] == cells
 
 
 @given(st.lists(st.none() | st.floats(allow_nan=False)))

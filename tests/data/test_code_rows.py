@@ -78,6 +78,14 @@ def test_deeper_nesting_is_refused(column):
         code_entries(column, None, "data, column dx")
 
 
+def test_sets_of_more_records_and_codes_than_four_bytes_can_number():
+    records, codes = np.array([70_000, 3, 70_000, 70_000, 3]), np.array([40_000, 7, 2, 40_000, 39_999])
+    rows = CodeRows.from_entries(records, codes, 70_001)
+    assert len(rows) == 70_001
+    assert rows.row_of_entry().tolist() == [3, 3, 70_000, 70_000]
+    assert rows.positions.tolist() == [7, 39_999, 2, 40_000]
+
+
 @settings(max_examples=examples(100))
 @given(lists=SETS, rows=st.lists(st.integers(0, 7), max_size=9))
 def test_rows_are_sets_that_can_be_taken_in_any_order(lists, rows):

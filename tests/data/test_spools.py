@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dpcgan_fast.data.spools import bucket_of_rows, bucket_places, read_bucket, write_spool
 from dpcgan_fast.data.units import unit_ids
 from dpcgan_fast.errors import InputError
+from dpcgan_fast.ops import native_module
 from tests.conftest import examples
 from tests.data.test_records import schema
 
@@ -152,6 +153,45 @@ def test_a_bucket_gives_back_its_rows_in_their_order(tmp_path_factory, rows, cut
         assert all(part.schema.equals(kinds) for part in parts)
         given_back = [tuple(row.values()) for row in pa.concat_tables(parts).to_pylist()]
         assert given_back == [row for row in rows if row[0] == bucket]
+
+
+@settings(max_examples=examples(100))
+@given(
+    texts=st.lists(st.text(max_size=40), min_size=1), cut=st.integers(0, 5), rows=st.lists(st.integers(0, 99)),
+)  # fmt: skip
+def test_texts_are_taken_as_arrow_takes_them(texts, cut, rows):
+    """Of any length, whole and in part, from a slice of an array as well."""
+    column = pa.array(texts)[min(cut, len(texts) - 1) :]
+    wanted = np.array([row % len(column) for row in rows], np.int64)
+    _, starts, data = column.buffers()
+    own = np.frombuffer(starts, np.int32)[column.offset : column.offset + len(column) + 1]
+    taken, ends = native_module().take_texts(np.frombuffer(data or b"", np.uint8), own, wanted)
+    found = pa.StringArray.from_buffers(len(wanted), pa.py_buffer(ends), pa.py_buffer(taken))
+    found.validate(full=True)
+    assert found.equals(column.take(pa.array(wanted, pa.int64())))
+
+
+@pytest.mark.parametrize(
+    ("starts", "rows", "message"),
+    [
+        ([0, 1, 3], [2], "rows in"),
+        ([0, 1, 3], [-1], "rows in"),
+        ([0, 1, 3], [1, 0, 1 << 40, 0], "rows in"),
+        ([0, 2, 1], [1], "rise within the bytes"),
+        ([-1, 2, 3], [0], "rise within the bytes"),
+        ([0, 2, 4], [1], "rise within the bytes"),
+        ([], [], r"starts \(N \+ 1,\)"),
+    ],
+)
+def test_texts_are_not_taken_from_outside_the_column(starts, rows, message):
+    with pytest.raises(ValueError, match=message):
+        native_module().take_texts(np.zeros(3, np.uint8), np.array(starts, np.int32), np.array(rows, np.int64))
+
+
+def test_no_more_texts_are_taken_than_their_offsets_can_count():
+    text, starts = np.zeros(1 << 20, np.uint8), np.array([0, 1 << 20], np.int32)
+    with pytest.raises(ValueError, match="less than 2 GiB"):
+        native_module().take_texts(text, starts, np.zeros(1 << 11, np.int64))
 
 
 def test_as_many_buckets_as_there_may_be(tmp_path):

@@ -23,11 +23,25 @@ def test_one_person_whose_id_is_written_in_two_ways_is_one_unit():
     assert unit_ids(pa.table({"id": ["1", "2", "1.0", " 2"]}), schema("id")).tolist() == [0, 1, 0, 1]
 
 
+@given(st.lists(st.text("01aB-", min_size=1, max_size=3), min_size=1), st.booleans())
+def test_ids_without_blanks_and_decimals_are_numbered_as_those_beside_one_with_blanks(cells, whole):
+    """Where no id can be another way to write a second one, they are not looked at one by one."""
+    if whole:
+        column, odd = pa.array([len(cell) for cell in cells]), [*(str(len(cell)) for cell in cells), " last "]
+    else:
+        column, odd = pa.array(cells), [*cells, " last "]
+    ids = unit_ids(pa.table({"id": column}), schema("id")).tolist()
+    assert ids == unit_ids(pa.table({"id": odd}), schema("id")).tolist()[:-1]
+
+
 def test_without_a_unit_column_there_are_no_ids():
     assert unit_ids(pa.table({"x": [1]}), schema(None)) is None
 
 
-@pytest.mark.parametrize("cells", [["a", "", "b"], ["a", None, "b"], ["a", " NA ", "b"], [1.0, np.nan, 2.0]])
+@pytest.mark.parametrize(
+    "cells",
+    [["a", "", "b"], ["a", None, "b"], ["a", "null", "b"], [1, None, 2], ["a", " NA ", "b"], [1.0, np.nan, 2.0]],
+)
 def test_a_missing_id_is_refused_with_its_row(cells):
     with pytest.raises(InputError, match=r"data.csv, column id, row 2\)"):
         unit_ids(pa.table({"id": cells}), schema("id"), "data.csv")
