@@ -1,9 +1,8 @@
 """How good a synthetic table is, judged on real held-out rows; nothing here is differentially private.
 
-The exception is the baseline, which is a private mechanism: what it releases is, its judgement is not.
+The exception are the baselines, which are private mechanisms: what they release is, their judgement is not.
 """
 
-from dpcgan_fast.evaluate.baseline import independent_marginals as independent_marginals
 from dpcgan_fast.evaluate.code_columns import CodeView as CodeView
 from dpcgan_fast.evaluate.code_columns import code_view as code_view
 from dpcgan_fast.evaluate.code_figures import code_distances as code_distances

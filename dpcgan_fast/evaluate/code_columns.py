@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data.cells import UNKNOWN
-from dpcgan_fast.data.code_rows import CodeRows, CodeSets, positions_in
+from dpcgan_fast.data.code_rows import CodeRows, positions_in
+from dpcgan_fast.data.public_cells import cells_of, code_sets, errors_name, read_codes, vocabulary_of
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate.columns import cells_of, errors_name
 
 MOST_CODES = 200
 _FEW_KNOWN = 0.5
@@ -123,17 +123,6 @@ def _codes_columns(schema: Schema) -> dict[str, Column]:
     return {column.name: column for column in schema.codes_columns()}
 
 
-def vocabulary_of(column: Column) -> tuple[str, ...]:
-    """The column's codes. Raises InputError if they are no public or released list."""
-    if not isinstance(column.vocabulary, tuple):
-        raise InputError(
-            "Evaluation needs public vocabularies",
-            f"column {column.name}",
-            "Use the schema in the run folder, where released values stand in place of private ones.",
-        )
-    return column.vocabulary
-
-
 def _wide_names(column: Column, chosen: Iterable[int]) -> list[str]:
     """Names of the flags of the chosen codes, and of the number of codes."""
     vocabulary = vocabulary_of(column)
@@ -184,17 +173,6 @@ def code_counts(table: pa.Table, column: Column) -> np.ndarray:
 
 def _share_known(table: pa.Table, column: Column) -> float | None:
     """Share of the codes in a column, each once a row, that are in the vocabulary; None if it holds none."""
-    sets = _read(table, column)
+    sets = read_codes(table, column)
     known = positions_in(vocabulary_of(column), sets.names) != UNKNOWN
     return float(known[sets.rows.positions].mean()) if len(sets.rows.positions) else None
-
-
-def code_sets(table: pa.Table, column: Column) -> CodeRows:
-    """Each row's codes that are in the vocabulary, all of them."""
-    vocabulary = vocabulary_of(column)
-    return _read(table, column).within(vocabulary, max(1, len(vocabulary)))
-
-
-def _read(table: pa.Table, column: Column) -> CodeSets:
-    cells_of(table, column)  # which says if the table lacks it
-    return CodeSets.of_column(table, column.name, column.separator, f"column {column.name}")

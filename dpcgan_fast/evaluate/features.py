@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from dpcgan_fast.data.public_cells import coded_names, codes, label_of, modelled_columns, scaled_numbers
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.evaluate.columns import coded_names, codes, label_of, modelled_columns, scaled_numbers
 
 
 @dataclass(frozen=True)

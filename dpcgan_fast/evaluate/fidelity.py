@@ -7,8 +7,8 @@ import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
+from dpcgan_fast.data.public_cells import cell_shares, cells, modelled_columns, sample_of
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.evaluate.columns import cell_shares, cells, modelled_columns, sample_of
 from dpcgan_fast.evaluate.features import encode
 from dpcgan_fast.evaluate.learners import guesses, small_booster
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dpcgan_fast.baselines import noise_multiplier, yardsticks_for
 from dpcgan_fast.data.dates import with_days
+from dpcgan_fast.data.public_cells import typed_table
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.visits import widened
-from dpcgan_fast.evaluate.baseline import BASELINE_NAME, independent_marginals, noise_multiplier
 from dpcgan_fast.evaluate.code_columns import CodeView, code_view
 from dpcgan_fast.evaluate.code_figures import code_distances
-from dpcgan_fast.evaluate.columns import typed_table
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import fidelity
 from dpcgan_fast.evaluate.learners import LEARNERS
@@ -30,7 +30,7 @@ from dpcgan_fast.evaluate.utility import (
     train_and_test,
     training_notes,
 )
-from dpcgan_fast.evaluate.verdict import judge
+from dpcgan_fast.evaluate.verdict import best_first, judge
 from dpcgan_fast.files import write_whole
 
 NOTICE = (
@@ -53,7 +53,8 @@ class Metrics:
     epsilon, delta:   the model's, which the baseline is given too; epsilon may be inf, and then delta may be None
     tstr:             scores trained on synthetic rows, tested on real ones; None without a label
     trtr:             trained on real rows; None without a label or a training table
-    baseline:         the yardstick's name, scores and distances; None without a training table
+    baseline:         name, scores and distances of the best of the baselines; None without a training table
+    baselines:        those of all that fit the schema, best first; None without a training table
     score_kind:       "an AUROC", or how it is averaged over classes
     marginal_tv_mean, correlation_mae, c2st, c2st_binned, marginal_tv: see `fidelity.Fidelity`
     codes:            how far codes are off, for each codes column (see `code_distances`)
@@ -73,6 +74,7 @@ class Metrics:
     tstr: Scores | None
     trtr: Scores | None
     baseline: dict[str, Any] | None
+    baselines: list[dict[str, Any]] | None
     score_kind: str
     marginal_tv_mean: float
     correlation_mae: float
@@ -107,8 +109,8 @@ def evaluate(
     synthetic, test: rows with the schema's columns; the test rows took no part in training
     schema:          the run's own, with released values in place of "private" ones
     train:           the real training rows, with the unit's column if the schema has one: they give the real-to-real
-                     figures and the baseline, both None without them
-    privacy:         the model's statement; "epsilon" (or "inf") and "delta" are used, for the baseline
+                     figures and the baselines, both None without them
+    privacy:         the model's statement; "epsilon" (or "inf") and "delta" are used, for the baselines
 
     Tables of visits are turned into records, and the columns of records (see `Schema.as_records`) are compared; a
     synthetic one needs the unit's column, too.
@@ -159,7 +161,7 @@ def _evaluate_sides(
         notes.append("tstr and trtr are null: the schema has no label, so that there is nothing to predict.")
     if test.num_rows > TEST_ROWS:
         notes.append(f"The scores are computed on a fixed random sample of {TEST_ROWS:,} of the test rows.")
-    trtr, baseline, floor, copies = None, None, None, None
+    trtr, baselines, floor, copies = None, None, None, None
     if known is None or train is None:
         notes.append(
             "trtr, baseline and floor are null: no real training table was given (--train), so that the synthetic rows "
@@ -169,16 +171,15 @@ def _evaluate_sides(
         trtr = train_and_test(train, test, schema)
         rows = min(max(synthetic.num_rows, 1), TRAINING_ROWS)
         source = train if view is None else known.narrow
-        drawn = independent_marginals(source, narrow_schema, epsilon, delta, rows, np.random.default_rng(0))
-        yardstick = _Side.of(drawn, narrow_schema, view, "baseline")
-        scores: Mapping[str, Any] = train_and_test(yardstick.wide, test, schema) or dict.fromkeys(LEARNERS)
-        baseline = {
-            "name": BASELINE_NAME,
-            **scores,
-            **_distances(yardstick, real, schema, view),
-            "rows": rows,
-            "noise_multiplier": noise_multiplier(epsilon, delta),
-        }
+        baselines = []
+        for yardstick in yardsticks_for(narrow_schema):
+            drawn = yardstick.fit(source, epsilon, delta).sample(rows, np.random.default_rng(0))
+            side = _Side.of(drawn, narrow_schema, view, "baseline")
+            scores: Mapping[str, Any] = train_and_test(side.wide, test, schema) or dict.fromkeys(LEARNERS)
+            figures_of = {**scores, **_distances(side, real, schema, view), "rows": rows}
+            noise = {"noise_multiplier": noise_multiplier(epsilon, delta)}
+            baselines.append({"name": yardstick.name, **figures_of, **noise})
+        baselines = best_first(baselines)
         floor = {"name": "real training rows against real test rows", **_distances(known, real, schema, view)}
         copies = {
             "synthetic": share_of_copies(synthetic, train, schema),
@@ -190,7 +191,8 @@ def _evaluate_sides(
         "epsilon": epsilon,
         "tstr": tstr,
         "trtr": trtr,
-        "baseline": baseline,
+        "baseline": None if baselines is None else baselines[0],
+        "baselines": baselines,
         "score_kind": _score_kind(test, schema),
         "codes": {},
         **_distances(of, real, schema, view),

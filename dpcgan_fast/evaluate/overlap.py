@@ -5,8 +5,8 @@ import pyarrow as pa
 
 from dpcgan_fast.data.cells import canonical_text, distinct
 from dpcgan_fast.data.hashing import mixed
+from dpcgan_fast.data.public_cells import codes, modelled_columns, numbers
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.evaluate.columns import codes, modelled_columns, numbers
 
 
 def row_fingerprints(table: pa.Table, schema: Schema) -> np.ndarray:

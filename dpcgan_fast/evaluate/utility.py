@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from dpcgan_fast.data.public_cells import sample_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate.columns import sample_of
 from dpcgan_fast.evaluate.features import Target, encode, target
 from dpcgan_fast.evaluate.learners import LEARNERS, guesses
 

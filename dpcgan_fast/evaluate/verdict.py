@@ -45,7 +45,7 @@ def judge(values: Mapping[str, Any]) -> Verdict:
         standing = _standing(tstr[HEADLINE_LEARNER]["auroc"] - baseline[HEADLINE_LEARNER]["auroc"], AUROC_MARGIN)
     else:
         standing = _standing(baseline["correlation_mae"] - values["correlation_mae"], CORRELATION_MARGIN)
-    headline = _headline(standing, bool(tstr), values["epsilon"])
+    headline = _headline(standing, bool(tstr), values)
     return Verdict(
         standing,
         " ".join([headline, *_codes_headlines(values)]),
@@ -58,17 +58,23 @@ def _standing(lead: float, margin: float) -> Standing:
     return "loses" if lead < -margin else "wins" if lead > margin else "level"
 
 
-def _headline(standing: Standing, has_label: bool, epsilon: float) -> str:
-    goal = "as training data for a classifier" if has_label else "at keeping the relations between columns"
-    rival = (
-        "independent histograms without noise"
-        if epsilon == math.inf
-        else (f"independent noisy histograms at the same epsilon of {epsilon:.3g}")
+def best_first(baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Baselines by what `judge` compares the model with them in, the best one first."""
+    return sorted(
+        baselines,
+        key=lambda one: -one[HEADLINE_LEARNER]["auroc"] if one[HEADLINE_LEARNER] else one["correlation_mae"],
     )
+
+
+def _headline(standing: Standing, has_label: bool, values: Mapping[str, Any]) -> str:
+    goal = "as training data for a classifier" if has_label else "at keeping the relations between columns"
+    epsilon, baseline = values["epsilon"], values["baseline"] or {"name": ""}
+    noise = "without noise" if epsilon == math.inf else f"with noise for the same epsilon of {epsilon:.3g}"
+    rival = f"{baseline['name']}, {noise}"
     return {
-        "loses": f"The model loses to the baseline {goal}: {rival} do better.",
-        "level": f"The model does not beat the baseline {goal}: {rival} do as well.",
-        "wins": f"The model beats the baseline {goal}: {rival} do worse.",
+        "loses": f"The model loses to the baseline {goal}: better rows come from {rival}.",
+        "level": f"The model does not beat the baseline {goal}: rows as good come from {rival}.",
+        "wins": f"The model beats the baseline {goal}: worse rows come from {rival}.",
         "unknown": "The model is compared neither with a baseline nor with real training data, because no training "
         "table was given.",
     }[standing]

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from dpcgan_fast.data.schema import Column, Schema, Signal
-from dpcgan_fast.evaluate.columns import (
+from dpcgan_fast.data.public_cells import (
     bin_edges,
     cell_shares,
     coded_names,
@@ -19,6 +18,7 @@ from dpcgan_fast.evaluate.columns import (
     numbers,
     sample_of,
 )
+from dpcgan_fast.data.schema import Column, Schema, Signal
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
 from dpcgan_fast.report.plotting import Picture, Theme, picture, plain_axes
 from dpcgan_fast.report.wording import percent, power_of_ten, shown

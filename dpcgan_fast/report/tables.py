@@ -113,6 +113,22 @@ def score_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def baseline_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The baselines, best first, if there are several: (name, [AUROC, AP, then distances] of its rows)."""
+    several = values["baselines"] if len(values["baselines"] or []) > 1 else []
+    return [
+        (
+            one["name"].capitalize(),
+            [
+                *(number((one["gb"] or {}).get(score)) for score in ("auroc", "ap")),
+                percent(one["marginal_tv_mean"]),
+                *(number(one[key]) for key in ("correlation_mae", "c2st", "c2st_binned")),
+            ],
+        )
+        for one in several
+    ]
+
+
 def column_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Distances of the columns, largest first: (column, [synthetic, real, baseline])."""
     sources = [values, values["floor"] or {}, values["baseline"] or {}]

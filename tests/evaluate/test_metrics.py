@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dpcgan_fast.baselines import yardsticks_for
+from dpcgan_fast.baselines.yardsticks import TREE
 from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate import Metrics, evaluate, independent_marginals
+from dpcgan_fast.evaluate import Metrics, evaluate
 from tests.evaluate.tables import patients, schema_of, shuffled_label, with_column
 
 PRIVACY: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-5}
@@ -54,13 +56,39 @@ def test_distances_of_real_rows_and_of_the_baseline_stand_beside_the_models(metr
     assert values["rows"] == {"synthetic": 500, "test": 400, "train": 600}
 
 
-def test_rows_that_keep_a_relation_which_no_single_column_shows_beat_the_baseline():
+def test_the_baseline_is_the_best_of_those_that_fit_the_schema(metrics):
+    values = metrics.to_dict()
+    assert values["baseline"] == values["baselines"][0]
+    assert {one["name"] for one in values["baselines"]} == {one.name for one in yardsticks_for(schema_of())}
+    scores = [one["gb"]["auroc"] for one in values["baselines"]]
+    assert scores == sorted(scores, reverse=True)
+    unlabelled = evaluate(SYNTHETIC, TEST, schema_of(label=None), train=TRAIN, privacy=PRIVACY).to_dict()
+    errors = [one["correlation_mae"] for one in unlabelled["baselines"]]
+    assert errors == sorted(errors)
+    assert len(errors) == 2
+
+
+def test_rows_that_keep_a_relation_which_no_two_columns_show_beat_the_baselines():
+    def entangled(seed: int) -> pa.Table:
+        table = patients(1500, seed)
+        old, male = table["age"].to_numpy() > 57, np.array(table["sex"].to_pylist()) == "M"
+        return with_column(table, "died", old ^ male ^ table["smoker"].to_numpy())
+
+    synthetic, test, train = map(entangled, range(3))
+    metrics = evaluate(synthetic, test, schema_of(), train=train, privacy=PRIVACY)
+    assert metrics.verdict["standing"] == "wins"
+
+
+def test_a_relation_of_two_columns_in_each_class_is_one_that_a_tree_keeps():
     def entangled(table: pa.Table) -> pa.Table:
         return with_column(table, "died", (table["age"].to_numpy() > 57) ^ table["smoker"].to_numpy())
 
     tables = [entangled(table) for table in (SYNTHETIC, TEST, TRAIN)]
     metrics = evaluate(*tables[:2], schema_of(), train=tables[2], privacy=PRIVACY)
-    assert metrics.verdict["standing"] == "wins"
+    assert metrics.baselines is not None
+    tree, independent = metrics.baselines
+    assert tree["name"] == TREE
+    assert tree["gb"]["auroc"] > independent["gb"]["auroc"] + 0.1
 
 
 def test_rows_with_torn_labels_lose_to_the_baseline():
@@ -77,6 +105,7 @@ def test_the_notes_state_that_train_and_test_must_share_no_unit(metrics):
 def test_without_a_training_table_what_needs_one_is_null_and_a_note_says_why():
     values = evaluate(SYNTHETIC, TEST, schema_of(), privacy=PRIVACY).to_dict()
     assert values["trtr"] is values["baseline"] is values["floor"] is values["copies"] is None
+    assert values["baselines"] is None
     assert values["tstr"]["gb"]["auroc"] > 0.7
     assert any("no real training table was given" in note for note in values["notes"])
 
@@ -165,7 +194,8 @@ def test_synthetic_rows_that_copy_training_rows_are_warned_of():
 def test_support2_baseline_keeps_most_of_what_real_rows_teach():
     schema = support2_schema()
     train, test = train_test_split(load_support2())
-    drawn = independent_marginals(train, schema, 3.0, 1e-5, train.num_rows, np.random.default_rng(0))
-    values = evaluate(drawn, test, schema, privacy=PRIVACY).to_dict()
-    assert values["tstr"]["gb"]["auroc"] > 0.82  # real rows give 0.90
-    assert values["marginal_tv_mean"] < 0.05
+    for yardstick in yardsticks_for(schema):
+        drawn = yardstick.fit(train, 3.0, 1e-5).sample(train.num_rows, np.random.default_rng(0))
+        values = evaluate(drawn, test, schema, privacy=PRIVACY).to_dict()
+        assert values["tstr"]["gb"]["auroc"] > 0.82  # real rows give 0.90
+        assert values["marginal_tv_mean"] < 0.05

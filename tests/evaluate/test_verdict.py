@@ -18,7 +18,7 @@ def figures(model: float, baseline: float | None, real: float = 0.9, **more: Any
         "epsilon": 3.0,
         "tstr": scores(model),
         "trtr": None if baseline is None else scores(real),
-        "baseline": None if baseline is None else {**scores(baseline), **distances},
+        "baseline": None if baseline is None else {"name": "a tree of columns", **scores(baseline), **distances},
         "floor": None if baseline is None else {"marginal_tv_mean": 0.02, "correlation_mae": 0.01},
         "score_kind": "an AUROC",
         "uncertainty": None,
@@ -32,7 +32,7 @@ def test_a_model_below_the_baseline_loses_and_the_headline_says_so():
     verdict = judge(figures(model=0.70, baseline=0.79))
     assert verdict.standing == "loses"
     assert "loses to the baseline" in verdict.headline
-    assert "epsilon of 3" in verdict.headline
+    assert "better rows come from a tree of columns, with noise for the same epsilon of 3." in verdict.headline
 
 
 @pytest.mark.parametrize("model", [0.785, 0.79, 0.799])

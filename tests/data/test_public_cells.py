@@ -1,13 +1,13 @@
-"""Evaluation reads cells as training reads them, and counts them in the schema's public cells."""
+"""Evaluation and baselines read cells as training reads them, and count them in the public cells of the schema."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from dpcgan_fast.data import public_cells
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate import columns
 from tests.evaluate.tables import COLUMNS, patients, schema_of
 
 
@@ -16,13 +16,13 @@ def numeric(**more: object) -> Column:
 
 
 def test_a_numeric_column_has_twenty_bins_of_equal_width_between_its_bounds():
-    edges = columns.bin_edges(numeric())
+    edges = public_cells.bin_edges(numeric())
     assert np.allclose(edges, np.linspace(0, 10, 21))
 
 
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 9), (0, 19), (0, 20), (0, 110), (-7.3, 41.9), (1, 1000)])
 def test_every_bin_of_an_integer_column_has_a_whole_number_and_none_is_on_an_edge(bounds):
-    edges = columns.bin_edges(numeric(bounds=bounds, integer=True))
+    edges = public_cells.bin_edges(numeric(bounds=bounds, integer=True))
     whole = np.arange(np.ceil(bounds[0]), np.floor(bounds[1]) + 1)
     counts, _ = np.histogram(whole, edges)
     assert counts.sum() == len(whole)
@@ -33,7 +33,7 @@ def test_every_bin_of_an_integer_column_has_a_whole_number_and_none_is_on_an_edg
 
 def test_values_out_of_bounds_and_missing_ones_have_cells():
     table = pa.table({"x": [-5.0, 0.0, 4.99, 10.0, 99.0, None]})
-    assert columns.cells(table, numeric(missing=True)).tolist() == [0, 0, 9, 19, 19, 20]
+    assert public_cells.cells(table, numeric(missing=True)).tolist() == [0, 0, 9, 19, 19, 20]
 
 
 def test_a_missing_cell_where_the_schema_has_none_reads_as_in_training():
@@ -47,45 +47,45 @@ def test_a_missing_cell_where_the_schema_has_none_reads_as_in_training():
     table = pa.table({"x": [None, 2.5], "flag": [None, 1], "kind": [None, "zzz"], "first": [None, "zzz"]})
     codec = RecordCodec(schema)
     trained = codec.decode(codec.encode(table).records)
-    read = columns.typed_table(table, schema, "--real")
+    read = public_cells.typed_table(table, schema, "--real")
     assert read.to_pylist() == trained.to_pylist()
 
 
 def test_a_label_outside_its_classes_is_missing_and_never_another_class():
     schema = schema_of({"name": "kind", "type": "categorical", "categories": ["a", "b"], "unknown": "first"})
-    label = columns.label_of(schema)
+    label = public_cells.label_of(schema)
     assert label is not None
-    assert columns.codes(pa.table({"kind": ["a", "b", "zzz", None]}), label).tolist() == [0, 1, 2, 2]
+    assert public_cells.codes(pa.table({"kind": ["a", "b", "zzz", None]}), label).tolist() == [0, 1, 2, 2]
 
 
 def test_reading_a_table_twice_changes_nothing():
     schema = schema_of()
-    once = columns.typed_table(patients(50, 0), schema, "--real")
-    assert columns.typed_table(once, schema, "--real").equals(once)
+    once = public_cells.typed_table(patients(50, 0), schema, "--real")
+    assert public_cells.typed_table(once, schema, "--real").equals(once)
 
 
 def test_a_cell_that_does_not_fit_is_an_error_that_names_table_column_and_row_but_not_the_cell():
     table = patients(3, 0).set_column(0, "age", pa.array(["31", "SENTINEL", "70"]))
     with pytest.raises(InputError, match=r"--synthetic, column age, row 2") as caught:
-        columns.typed_table(table, schema_of(), "--synthetic")
+        public_cells.typed_table(table, schema_of(), "--synthetic")
     assert "SENTINEL" not in str(caught.value)
 
 
 def test_a_table_without_a_column_of_the_schema_is_an_error():
     with pytest.raises(InputError, match="column bmi"):
-        columns.typed_table(patients(3, 0).drop_columns(["bmi"]), schema_of(), "--real")
+        public_cells.typed_table(patients(3, 0).drop_columns(["bmi"]), schema_of(), "--real")
 
 
 @pytest.mark.parametrize("fact", [{"bounds": "private"}, {"bounds": None}])
 def test_bounds_that_are_not_known_are_an_error_that_names_the_column(fact):
     schema = schema_of(columns=[{**COLUMNS[0], **fact}])
     with pytest.raises(InputError, match="column age"):
-        columns.modelled_columns(schema)
+        public_cells.modelled_columns(schema)
 
 
 def test_a_sample_is_the_same_each_time_and_keeps_the_order():
     table = pa.table({"x": np.arange(1000)})
-    first, second = (columns.sample_of(table, 100) for _ in range(2))
+    first, second = (public_cells.sample_of(table, 100) for _ in range(2))
     assert first.equals(second)
     assert (np.diff(first["x"].to_numpy()) > 0).all()
-    assert columns.sample_of(table, 1000) is table
+    assert public_cells.sample_of(table, 1000) is table

@@ -1,4 +1,4 @@
-"""A table as evaluation sees it: every modelled column as numbers, or as codes of the schema's public cells.
+"""A table as evaluation and baselines see it: every column as numbers, or as codes of the schema's public cells.
 
 Cells are read exactly as training reads them: numbers clipped to their bounds, unknown categories and missing cells as
 the schema says.
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dpcgan_fast.data.cells import MISSING as MISSING_CODE
 from dpcgan_fast.data.cells import UNKNOWN, binary_values, category_codes, numeric_values
+from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.schema import OTHER, PRIVATE, Column, Schema
 from dpcgan_fast.errors import InputError
 
@@ -182,6 +183,29 @@ def sample_of(table: pa.Table, rows: int, seed: int = 0) -> pa.Table:
         return table
     chosen = np.random.default_rng(seed).choice(table.num_rows, rows, replace=False)
     return table.take(np.sort(chosen))
+
+
+def vocabulary_of(column: Column) -> tuple[str, ...]:
+    """The column's codes. Raises InputError if they are no public or released list."""
+    if not isinstance(column.vocabulary, tuple):
+        raise InputError(
+            "Evaluation needs public vocabularies",
+            f"column {column.name}",
+            "Use the schema in the run folder, where released values stand in place of private ones.",
+        )
+    return column.vocabulary
+
+
+def code_sets(table: pa.Table, column: Column) -> CodeRows:
+    """Each row's codes that are in the vocabulary, all of them."""
+    vocabulary = vocabulary_of(column)
+    return read_codes(table, column).within(vocabulary, max(1, len(vocabulary)))
+
+
+def read_codes(table: pa.Table, column: Column) -> CodeSets:
+    """Each row's codes, whether they are in the vocabulary or not."""
+    cells_of(table, column)  # which says if the table lacks it
+    return CodeSets.of_column(table, column.name, column.separator, f"column {column.name}")
 
 
 def cells_of(table: pa.Table, column: Column) -> pa.ChunkedArray:

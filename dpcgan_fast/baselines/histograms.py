@@ -1,0 +1,115 @@
+"""Columns that are independent given the class: a noisy histogram of each, over public cells."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.parts import Totals, values_of
+from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.data.public_cells import cell_count, cells
+from dpcgan_fast.data.schema import Column
+from dpcgan_fast.privacy.denoising import closest_histogram
+
+
+def width_of(column: Column) -> int:
+    """Public cells of a column; whether it has missing ones is public, too: one that is empty is not released."""
+    return cell_count(column) if column.missing else cell_count(column) - 1
+
+
+def histograms_of(rows: Rows, columns: tuple[Column, ...]) -> list[np.ndarray]:
+    """Histogram of each column within each class: (class_count, width_of(column)) float64 each.
+
+    Formal guarantee: a unit moves all of them together by at most sqrt(len(columns)) in L2 norm.
+    """
+    return [rows.histogram(cells(rows.table, column), cell_count(column))[:, : width_of(column)] for column in columns]
+
+
+def release_histograms(rows: Rows, columns: tuple[Column, ...], budget: Budget, share: float) -> list[np.ndarray]:
+    """Noisy `histograms_of`, by one release; the standard deviation is budget.std(sqrt(len(columns)), share)."""
+    found = histograms_of(rows, columns)
+    joint = np.concatenate(found, axis=1)
+    noisy = budget.release("histograms", joint, math.sqrt(len(columns)), share).values
+    return np.split(noisy, np.cumsum([part.shape[1] for part in found])[:-1], axis=1)
+
+
+def totals_of(histograms: list[np.ndarray], std: float) -> Totals:
+    """What noisy histograms of the same rows say together of the classes: the mean of their sums, by precision."""
+    precision = np.array([1 / part.shape[1] for part in histograms])
+    sums = np.array([part.sum(axis=1) for part in histograms])
+    return Totals(precision @ sums / precision.sum(), std**2 / precision.sum())
+
+
+def shares_of(noisy: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Share of each cell within each class: (class_count, cells), from noisy counts of the same shape."""
+    shares = np.array([closest_histogram(own, total) for own, total in zip(noisy, totals, strict=True)])
+    return shares / shares.sum(axis=1, keepdims=True)
+
+
+def drawn_cells(shares: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A cell for each row, by the shares (groups, cells) of its group: (rows,) int64."""
+    found = np.zeros(len(groups), np.int64)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        found[members] = rng.choice(shares.shape[1], size=len(members), p=shares[group])
+    return found
+
+
+@dataclass
+class Histograms:
+    """The part of columns of which each is drawn on its own. At least one column."""
+
+    columns: tuple[Column, ...]
+
+    @property
+    def weight(self) -> float:
+        """As the columns weigh on their own."""
+        return float(len(self.columns))
+
+    def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnHistograms":
+        """One release of all histograms."""
+        noisy = release_histograms(rows, self.columns, budget, share)
+        std = budget.std(math.sqrt(len(self.columns)), share)
+        return _DrawnHistograms(self.columns, noisy, totals_of(noisy, std))
+
+
+@dataclass
+class _DrawnHistograms:
+    columns: tuple[Column, ...]
+    noisy: list[np.ndarray]
+    totals: Totals
+    _shares: list[np.ndarray] = field(default_factory=list)
+
+    def settle(self, totals: np.ndarray) -> None:
+        self._shares = [shares_of(part, totals) for part in self.noisy]
+
+    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
+        return {
+            column.name: values_of(column, drawn_cells(shares, classes, rng), rng)
+            for column, shares in zip(self.columns, self._shares, strict=True)
+        }
+
+
+@dataclass
+class Classes:
+    """The part of a table that has a label and nothing else: how many units have each class."""
+
+    weight: float = 1.0
+
+    def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnClasses":
+        """The label's histogram."""
+        noisy = budget.release("label histogram", rows.histogram(np.zeros_like(rows.classes), 1), 1.0, share)
+        return _DrawnClasses(Totals(noisy.values[:, 0], noisy.std**2))
+
+
+@dataclass
+class _DrawnClasses:
+    totals: Totals
+
+    def settle(self, totals: np.ndarray) -> None:
+        """Nothing is drawn."""
+
+    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:  # noqa: ARG002
+        return {}

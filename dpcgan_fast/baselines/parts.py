@@ -1,0 +1,72 @@
+"""What a baseline is made of: parts, each of which releases some columns and then draws them."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.data.public_cells import bin_edges, bounds_of, coded_values
+from dpcgan_fast.data.schema import Column
+
+_EXACT = 2**53  # whole numbers beyond this have no exact float64
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A noisy number of units of each class, (class_count,) float64, and the variance of each."""
+
+    values: np.ndarray
+    variance: float
+
+
+class Drawn(Protocol):
+    """Columns that were released."""
+
+    @property
+    def totals(self) -> Totals:
+        """What the release says of the classes."""
+        ...
+
+    def settle(self, totals: np.ndarray) -> None:
+        """Makes of what was released what is drawn from. totals: (class_count,) at least 1, as all parts say."""
+        ...
+
+    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
+        """The columns of new rows of these classes, (rows,) int64."""
+        ...
+
+
+class Part(Protocol):
+    """Some columns of a table."""
+
+    @property
+    def weight(self) -> float:
+        """Its share of the budget, in proportion to the other parts'."""
+        ...
+
+    def release(self, rows: Rows, budget: Budget, share: float) -> Drawn:
+        """Spends a share of the budget on the columns."""
+        ...
+
+
+def values_of(column: Column, found: np.ndarray, rng: np.random.Generator) -> pa.Array:
+    """Values for public cells: whole or uniform numbers within the bin, names of categories, null where missing."""
+    if column.type != "numeric":
+        return coded_values(column, found)
+    edges = bin_edges(column)
+    missing = found == len(edges) - 1
+    inside = np.where(missing, 0, found)
+    return numbers_of(column, rng.uniform(edges[inside], edges[inside + 1]), missing)
+
+
+def numbers_of(column: Column, values: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
+    """Cells of a numeric column: whole numbers within the bounds if it has those alone."""
+    if column.integer:
+        lower, upper = bounds_of(column)
+        whole = np.clip(np.rint(values), max(math.ceil(lower), -_EXACT), min(math.floor(upper), _EXACT))
+        return pa.array(whole.astype(np.int64), mask=missing)
+    return pa.array(values, mask=missing)

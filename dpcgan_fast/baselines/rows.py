@@ -1,0 +1,67 @@
+"""Training rows as a release counts them: each with the class and the weight that its unit gives it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.data.public_cells import codes, label_of
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.units import UnitIndex, unit_ids
+from dpcgan_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A training table for releases.
+
+    classes:     (rows,) int64, the label's class; 0 where it is not known
+    weights:     (rows,) float64; those of one unit sum to 1, or to 0 if no row of it has a known class
+    class_count: number of classes, 1 without a label
+    """
+
+    table: pa.Table
+    schema: Schema
+    classes: np.ndarray
+    weights: np.ndarray
+    class_count: int
+
+    @classmethod
+    def of(cls, table: pa.Table, schema: Schema) -> "Rows":
+        """Raises InputError if the table does not fit the schema."""
+        label = label_of(schema)
+        class_count = 1 if label is None else len(label.classes())
+        classes = np.zeros(table.num_rows, dtype=np.int64) if label is None else codes(table, label)
+        known = classes < class_count
+        return cls(table, schema, np.where(known, classes, 0), _weights(table, schema, known), class_count)
+
+    def histogram(self, cells: np.ndarray, width: int) -> np.ndarray:
+        """Weight of the rows of each class in each cell: (class_count, width) float64. cells: (rows,) in [0, width).
+
+        Formal guarantee: a unit adds non-negative numbers that sum to at most 1, and so at most 1 in L2 norm.
+        """
+        places = self.classes * width + cells
+        return np.bincount(places, self.weights, minlength=self.class_count * width).reshape(self.class_count, width)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Weighted sum over the rows of each class: (class_count, n) float64. values: (rows, n).
+
+        Formal guarantee: with rows of L2 norm at most 1, a unit adds at most 1 in L2 norm.
+        """
+        of_class = (self.classes == np.arange(self.class_count)[:, None]) * self.weights
+        return of_class @ values
+
+
+def _weights(table: pa.Table, schema: Schema, counted: np.ndarray) -> np.ndarray:
+    """Of the rows that are counted, a unit's first max_rows_per_unit weigh the same, and sum to 1."""
+    if schema.unit is not None and schema.unit not in table.column_names:
+        raise InputError(
+            "The training table lacks the unit's column",
+            f"--train, column {schema.unit}",
+            "Give the table that the model was trained on.",
+        )
+    index = UnitIndex.from_ids(unit_ids(table, schema, "--train"), counted, schema.max_rows_per_unit)
+    used = np.diff(index.starts)
+    weights = np.zeros(table.num_rows)
+    weights[np.flatnonzero(counted)[index.rows]] = 1 / np.repeat(used, used)
+    return weights

@@ -1,0 +1,259 @@
+"""Columns that depend on the class and, along a tree, on one other column each, where that shows above the noise.
+
+Source of the idea: Chow and Liu 1968; chosen and measured by noisy tables as in MST, McKenna et al., arXiv 2108.04978.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
+
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.groups import Grouping, grouping
+from dpcgan_fast.baselines.histograms import (
+    drawn_cells,
+    release_histograms,
+    shares_of,
+    totals_of,
+)
+from dpcgan_fast.baselines.parts import Totals, values_of
+from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.data.public_cells import cells
+from dpcgan_fast.data.schema import Column
+from dpcgan_fast.privacy.denoising import closest_histogram
+
+_HISTOGRAMS_SHARE, _SCORES_SHARE = 0.35, 0.15  # of what the tree may spend; the rest is for the tables of its edges
+_SCORED_GROUPS = 4  # of a column's cells, while pairs of columns are compared
+_GROUPS = (20, 12, 8, 6, 4, 3, 2)  # of the cells of a column in an edge's table, the finest that the noise allows
+_NOISE = 0.5  # of an edge's score: what the noise of its table may amount to
+_CLEAR = 3.0  # standard deviations of the noise by which an edge's score must exceed what independence would give
+_MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the absolute value of a standard normal
+_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A pair of columns by their places. gain: weight of rows, about, that independence puts into wrong cells."""
+
+    parent: int
+    child: int
+    gain: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A noisy table of an edge: counts (class_count, parent's groups, child's groups), and how cells are grouped."""
+
+    edge: Edge
+    groups: tuple[Grouping, Grouping]
+    counts: np.ndarray
+    std: float
+
+
+@dataclass
+class Tree:
+    """The part of two or more columns along a tree."""
+
+    columns: tuple[Column, ...]
+
+    @property
+    def weight(self) -> float:
+        """As the columns weigh on their own."""
+        return float(len(self.columns))
+
+    def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
+        """Histograms, then scores of all pairs, then tables of the pairs that are chosen."""
+        found = [cells(rows.table, column) for column in self.columns]
+        for_tables = share * (1 - _HISTOGRAMS_SHARE - _SCORES_SHARE)
+        noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
+        shown = _Shown.of(self.columns, noisy, std)
+        edges = self._edges(rows, found, shown, budget, share * _SCORES_SHARE)
+        edges = _worth_their_noise(edges, shown, rows.class_count, budget, for_tables)
+        if not edges:  # what is left buys the histograms once more
+            again, std_again = self._histograms(rows, budget, for_tables)
+            first = std_again**2 / (std**2 + std_again**2) if std else 0.5
+            noisy = [first * one + (1 - first) * two for one, two in zip(noisy, again, strict=True)]
+            std = std * std_again / math.hypot(std, std_again) if std else 0.0
+        tables = [_measured(rows, found, edge, shown, budget, for_tables / len(edges)) for edge in edges]
+        return _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables)
+
+    def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
+        noisy = release_histograms(rows, self.columns, budget, share)
+        return noisy, budget.std(math.sqrt(len(self.columns)), share)
+
+    def _edges(
+        self, rows: Rows, found: list[np.ndarray], shown: "_Shown", budget: Budget, share: float
+    ) -> list[Edge]:  # fmt: skip
+        """The forest of the greatest sum of gains, of pairs that differ from independence more than noise would."""
+        pairs = list(itertools.combinations(range(len(self.columns)), 2))
+        scores = np.array([score(rows, found, pair, shown) for pair in pairs])
+        # The tables of independence are made of released numbers alone, so that a unit moves each score by at most 1.
+        noisy = budget.release("scores of pairs", scores, math.sqrt(len(pairs)), share)
+        gains = noisy.values - np.array([shown.by_chance(pair) for pair in pairs])
+        clear = gains > max(_CLEAR * noisy.std, 1e-9)
+        return _forest([pair for pair, kept in zip(pairs, clear, strict=True) if kept], gains[clear], len(self.columns))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the noisy histograms show of the columns.
+
+    totals: (class_count,); shares: of each column's cells within each class; groups: of the cells, for scores
+    errors: standard deviation, about, of the noise of each column's groups, summed over groups and classes
+    """
+
+    columns: tuple[Column, ...]
+    totals: np.ndarray
+    shares: list[np.ndarray]
+    groups: list[Grouping]
+    errors: list[float]
+
+    @classmethod
+    def of(cls, columns: tuple[Column, ...], noisy: list[np.ndarray], std: float) -> "_Shown":
+        totals = np.maximum(totals_of(noisy, std).values, 1.0)
+        shares = [shares_of(part, totals) for part in noisy]
+        groups = [grouping(column, totals @ own, _SCORED_GROUPS) for column, own in zip(columns, shares, strict=True)]
+        errors = [std * len(totals) * float(np.sqrt(np.bincount(own.of_cell)).sum()) for own in groups]
+        return cls(columns, totals, shares, groups, errors)
+
+    def of_groups(self, place: int, groups: Grouping) -> np.ndarray:
+        """Weight of each group of a column's cells within each class: (class_count, groups)."""
+        return self.totals[:, None] * groups.sums(self.shares[place])
+
+    def independent(self, pair: tuple[int, int]) -> np.ndarray:
+        """The table of a pair of columns if they were independent given the class: (class_count, groups, groups)."""
+        first, second = (self.of_groups(place, self.groups[place]) for place in pair)
+        return first[:, :, None] * second[:, None, :] / self.totals[:, None, None]
+
+    def by_chance(self, pair: tuple[int, int]) -> float:
+        """The score that independent columns would have: by the number of rows, and the noise of the histograms."""
+        drawn = np.sqrt(self.independent(pair)).sum()
+        return _MEAN_OF_NORMAL * float(drawn + self.errors[pair[0]] + self.errors[pair[1]])
+
+
+def score(rows: Rows, found: list[np.ndarray], pair: tuple[int, int], shown: _Shown) -> float:
+    """Sum of differences between the rows' own table of a pair of columns and that of independence.
+
+    Formal guarantee: with `shown` given, a unit moves it by at most 1: its rows weigh 1, and each falls into one cell.
+    """
+    first, second = (shown.groups[place] for place in pair)
+    own = _table(rows, found, pair, first, second)
+    return float(np.abs(own - shown.independent(pair)).sum())
+
+
+def _table(
+    rows: Rows, found: list[np.ndarray], pair: tuple[int, int], first: Grouping, second: Grouping
+) -> np.ndarray:  # fmt: skip
+    cell = first.of_cell[found[pair[0]]] * second.count + second.of_cell[found[pair[1]]]
+    return rows.histogram(cell, first.count * second.count).reshape(rows.class_count, first.count, second.count)
+
+
+def _forest(pairs: list[tuple[int, int]], gains: np.ndarray, count: int) -> list[Edge]:
+    """Edges of the spanning forest of the greatest sum of gains, parents before their children."""
+    if not pairs:
+        return []
+    first, second = np.array(pairs).T
+    spanning = minimum_spanning_tree(coo_matrix((-gains, (first, second)), shape=(count, count)))
+    weights = -(spanning + spanning.T).toarray()
+    edges = []
+    _, component = connected_components(spanning, directed=False)
+    for root in np.unique(component, return_index=True)[1]:
+        order, before = breadth_first_order(spanning, root, directed=False)
+        edges += [Edge(int(before[child]), int(child), float(weights[before[child], child])) for child in order[1:]]
+    return edges
+
+
+def _groups_of(edge: Edge, shown: _Shown, most: int) -> tuple[Grouping, Grouping]:
+    parent, child = (
+        grouping(shown.columns[place], shown.totals @ shown.shares[place], most) for place in (edge.parent, edge.child)
+    )
+    return parent, child
+
+
+def _noise_of(groups: tuple[Grouping, Grouping], classes: int, std: float) -> float:
+    """Expected sum of the noise of an edge's table, without its sign."""
+    return _MEAN_OF_NORMAL * std * classes * groups[0].count * groups[1].count
+
+
+def _worth_their_noise(
+    edges: list[Edge], shown: _Shown, classes: int, budget: Budget, share: float
+) -> list[Edge]:  # fmt: skip
+    """The edges without those of the least gain, as long as the coarsest table would be mostly noise."""
+    kept = sorted(edges, key=lambda edge: edge.gain)
+    while kept:
+        std = budget.std(1.0, share / len(kept))
+        if _noise_of(_groups_of(kept[0], shown, _GROUPS[-1]), classes, std) <= _NOISE * kept[0].gain:
+            break
+        kept = kept[1:]
+    return [edge for edge in edges if edge in kept]
+
+
+def _measured(
+    rows: Rows, found: list[np.ndarray], edge: Edge, shown: _Shown, budget: Budget, share: float
+) -> Table:  # fmt: skip
+    std = budget.std(1.0, share)
+    groups = next(
+        groups
+        for groups in (_groups_of(edge, shown, most) for most in _GROUPS)
+        if groups[0].most == _GROUPS[-1] or _noise_of(groups, rows.class_count, std) <= _NOISE * edge.gain
+    )
+    own = _table(rows, found, (edge.parent, edge.child), *groups)
+    names = f"{shown.columns[edge.parent].name} and {shown.columns[edge.child].name}"
+    noisy = budget.release(f"table: {names}", own, 1.0, share)
+    return Table(edge, groups, noisy.values, noisy.std)
+
+
+@dataclass
+class _DrawnTree:
+    columns: tuple[Column, ...]
+    noisy: list[np.ndarray]
+    totals: Totals
+    tables: list[Table]
+    _shares: list[np.ndarray] = field(default_factory=list)
+    _given: dict[int, np.ndarray] = field(default_factory=dict)  # by child, chances of its groups given the parent's
+
+    def settle(self, totals: np.ndarray) -> None:
+        self._shares = [shares_of(part, totals) for part in self.noisy]
+        for table in self.tables:
+            self._given[table.edge.child] = self._conditional(table, totals)
+
+    def _conditional(self, table: Table, totals: np.ndarray) -> np.ndarray:
+        """Chances of the child's groups given class and parent's group: (class_count, parent's, child's groups)."""
+        parent, child = table.groups
+        given = []
+        for index, total in enumerate(totals):
+            rows, columns = (
+                parent.sums(self._shares[table.edge.parent][index]),
+                child.sums(self._shares[table.edge.child][index]),
+            )
+            joint = closest_histogram(table.counts[index].ravel(), total).reshape(parent.count, child.count)
+            # As many rows as the noise amounts to are taken to be independent: no chance is an accident of the noise.
+            joint = joint + (table.std * parent.count + 1e-6) * np.outer(rows, columns)
+            joint /= joint.sum()
+            for _ in range(_ROUNDS):  # until both columns are as their own histograms say
+                joint *= (rows / np.maximum(joint.sum(axis=1), 1e-300))[:, None]
+                joint *= columns / np.maximum(joint.sum(axis=0), 1e-300)
+            chances = np.where(joint.sum(axis=1, keepdims=True) > 0, joint, columns)
+            given.append(chances / chances.sum(axis=1, keepdims=True))
+        return np.array(given)
+
+    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
+        found: dict[int, np.ndarray] = {}
+        children = {table.edge.child for table in self.tables}
+        for place in range(len(self.columns)):
+            if place not in children:
+                found[place] = drawn_cells(self._shares[place], classes, rng)
+        for table in self.tables:  # parents come before their children
+            parent, child = table.groups
+            given = self._given[table.edge.child]
+            before = classes * parent.count + parent.of_cell[found[table.edge.parent]]
+            group = drawn_cells(given.reshape(-1, child.count), before, rng)
+            within = child.within(self._shares[table.edge.child])
+            found[table.edge.child] = drawn_cells(
+                within.reshape(-1, within.shape[-1]), classes * child.count + group, rng
+            )
+        return {column.name: values_of(column, found[place], rng) for place, column in enumerate(self.columns)}

@@ -1,0 +1,113 @@
+"""The baselines: what the same epsilon buys without any model that is trained.
+
+A generative model that does not beat the best of them has learned nothing from the data that a page of counting would
+not have.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.baselines.budget import Budget, noise_multiplier
+from dpcgan_fast.baselines.codes import Codes
+from dpcgan_fast.baselines.histograms import Classes, Histograms
+from dpcgan_fast.baselines.parts import Drawn, Part, values_of
+from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.baselines.signals import Loudness, Waves
+from dpcgan_fast.baselines.tree import Tree
+from dpcgan_fast.data.public_cells import label_of, modelled_columns, without_codes
+from dpcgan_fast.data.schema import Column, Schema
+from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.privacy.mechanism import Mechanism
+
+INDEPENDENT = "independent histograms of each class"
+SIZED = "independent histograms of each class and of how many codes a record has"
+TREE = "a tree of columns for each class"
+LOUDNESS = "one strength of the signal for each class"
+WAVES = "strengths and waves of the signal for each class"
+_MOST_IN_TREE = 64  # columns: beyond it the scores of all pairs take most of the noise
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A baseline for the tables of a schema. name: as reports print it"""
+
+    name: str
+    schema: Schema
+    parts: tuple[Part, ...]
+
+    def fit(self, table: pa.Table, epsilon: float, delta: float | None, key: NoiseKey | None = None) -> "Fitted":
+        """Releases what rows are drawn from; (epsilon, delta)-DP for adding or removing a unit.
+
+        table:   real training rows, with the unit's column if the schema has one
+        epsilon: math.inf for no noise
+        key:     of the noise; a fresh one by default
+
+        Raises InputError for an epsilon or delta that is no privacy guarantee, or a table that does not fit.
+        """
+        rows = Rows.of(table, self.schema)
+        unit = "row" if self.schema.unit is None else self.schema.unit
+        budget = Budget(noise_multiplier(epsilon, delta), key or NoiseKey(), unit)
+        whole = sum(part.weight for part in self.parts)
+        drawn = tuple(part.release(rows, budget, part.weight / whole) for part in self.parts)
+        said = [part.totals for part in drawn]
+        precision = np.array([1 / max(totals.variance, 1e-12) for totals in said])
+        totals = np.maximum(precision @ np.array([one.values for one in said]) / precision.sum(), 1.0)
+        for part in drawn:
+            part.settle(totals)
+        return Fitted(self.name, self.schema, drawn, _class_rates(totals, label_of(self.schema)), budget.mechanisms)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A baseline to draw from. rates: (class_count,) of the classes; mechanisms: what was released, and its noise"""
+
+    name: str
+    schema: Schema
+    parts: tuple[Drawn, ...]
+    rates: np.ndarray
+    mechanisms: list[Mechanism]
+
+    def sample(self, rows: int, rng: np.random.Generator) -> pa.Table:
+        """Synthetic rows with the schema's columns, in their order; post-processing."""
+        classes = rng.choice(len(self.rates), size=rows, p=self.rates)
+        label = label_of(self.schema)
+        sampled: dict[str, pa.Array] = {} if label is None else {label.name: values_of(label, classes, rng)}
+        for part in self.parts:
+            sampled |= part.draw(classes, rng)
+        return pa.table({name: sampled[name] for name in self.schema.column_names()})
+
+
+def yardsticks_for(schema: Schema) -> tuple[Yardstick, ...]:
+    """The baselines that fit a schema, a rule of the schema alone; independent histograms come first.
+
+    schema: of records, with all bounds, categories and vocabularies known
+    Raises InputError if one is not.
+    """
+    signals = {name for signal in schema.signals for name in signal.columns}
+    features = [column for column in modelled_columns(without_codes(schema)) if column.name != schema.label]
+    single = tuple(column for column in features if column.name not in signals)
+    codes = schema.codes_columns()
+
+    def yardstick(name: str, columns: tuple[Column, ...], *more: Part, sized: bool = True) -> Yardstick:
+        parts = [*more, *(Codes(column, sized) for column in codes)]
+        parts += [Histograms(columns)] if columns else []
+        return Yardstick(name, schema, tuple(parts) or (Classes(),))
+
+    found = [yardstick(INDEPENDENT, tuple(features), sized=False)]
+    if codes:
+        found.append(yardstick(SIZED, tuple(features)))
+    for name, part in ((LOUDNESS, Loudness), (WAVES, Waves)):
+        if schema.signals:
+            found.append(yardstick(name, single, *(part(signal) for signal in schema.signals)))
+    if 2 <= len(single) <= _MOST_IN_TREE:
+        waves = (Waves(signal) for signal in schema.signals)
+        found.append(yardstick(TREE, (), Tree(single), *waves))
+    return tuple(found)
+
+
+def _class_rates(totals: np.ndarray, label: Column | None) -> np.ndarray:
+    if label is not None and label.rates is not None:
+        return np.array(label.rates) / sum(label.rates)
+    return totals / totals.sum()

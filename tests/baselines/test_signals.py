@@ -1,0 +1,80 @@
+"""Signals from their strengths and waves: what is released comes back in what is drawn."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.fft import dct
+
+from dpcgan_fast.baselines import yardsticks, yardsticks_for
+from dpcgan_fast.data.schema import Schema
+from tests.baselines.tables import LENGTH, signal_schema, signals
+
+
+def drawn_at(epsilon: float, train: pa.Table, name: str, schema: Schema | None = None) -> pa.Table:
+    yardstick = next(one for one in yardsticks_for(schema or signal_schema()) if one.name == name)
+    return yardstick.fit(train, epsilon, 1e-5).sample(3000, np.random.default_rng(0))
+
+
+def values(table: pa.Table, died: int) -> np.ndarray:
+    rows = np.array([table[f"X{i}"].to_numpy() for i in range(LENGTH)]).T
+    return rows[table["died"].to_numpy() == died]
+
+
+def log_strength(rows: np.ndarray) -> np.ndarray:
+    return np.log(np.sqrt((rows**2).mean(axis=1)))
+
+
+def spectrum(rows: np.ndarray) -> np.ndarray:
+    waves = np.asarray(dct(rows, axis=1, norm="ortho"))
+    return ((waves / np.linalg.norm(waves, axis=1, keepdims=True)) ** 2).mean(axis=0)
+
+
+@pytest.mark.parametrize("name", [yardsticks.LOUDNESS, yardsticks.WAVES])
+@pytest.mark.parametrize("epsilon", [3.0, math.inf])
+def test_each_class_is_as_strong_as_its_rows(epsilon, name):
+    train = signals(4000, 0)
+    drawn = drawn_at(epsilon, train, name)
+    for died in (0, 1):
+        real, own = log_strength(values(train, died)), log_strength(values(drawn, died))
+        assert own.mean() == pytest.approx(real.mean(), abs=0.15)
+    assert drawn["died"].to_numpy().mean() == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("epsilon", [3.0, math.inf])
+def test_each_class_has_the_waves_of_its_rows(epsilon):
+    train = signals(4000, 0)
+    drawn, white = (drawn_at(epsilon, train, name) for name in (yardsticks.WAVES, yardsticks.LOUDNESS))
+    for died in (0, 1):
+        real, own, flat = (spectrum(values(table, died)) for table in (train, drawn, white))
+        assert np.abs(own - real).sum() / 2 < 0.4  # neighbouring waves share what they have
+        assert np.abs(flat - real).sum() / 2 > 0.6
+        assert abs(own.argmax() - real.argmax()) <= 1
+
+
+def test_a_shape_that_all_rows_have_is_kept():
+    train = signals(4000, 0, mean=60.0)
+    drawn = drawn_at(10.0, train, yardsticks.WAVES)
+    real, own = (values(table, 0).mean(axis=0) for table in (train, drawn))
+    assert own.argmax() == pytest.approx(real.argmax(), abs=1)
+    assert np.corrcoef(own, real)[0, 1] > 0.9
+
+
+def test_rows_of_zeros_and_bounds_away_from_zero_are_no_trouble():
+    flat = pa.table({**{f"X{i}": np.zeros(100) for i in range(LENGTH)}, "died": [0, 1] * 50})
+    for bounds in ((-100, 100), (0, 1)):
+        schema = signal_schema(bounds=bounds)
+        for yardstick in yardsticks_for(schema):
+            drawn = yardstick.fit(flat, math.inf, None).sample(50, np.random.default_rng(0))
+            found = np.array([drawn[f"X{i}"].to_numpy() for i in range(LENGTH)])
+            assert np.isfinite(found).all()
+            assert found.min() >= bounds[0]
+            assert found.max() <= bounds[1]
+
+
+def test_whole_numbers_stay_whole():
+    schema = signal_schema()
+    schema = schema.model_copy(update={"signals": (schema.signals[0].model_copy(update={"integer": True}),)})
+    for name in (yardsticks.LOUDNESS, yardsticks.WAVES):
+        assert drawn_at(3.0, signals(500, 0), name, schema).schema.field("X0").type == pa.int64()

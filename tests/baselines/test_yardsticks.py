@@ -1,0 +1,192 @@
+"""Every baseline is a private mechanism at its epsilon, and draws rows of the schema whatever the noise."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpcgan_fast.baselines import yardsticks, yardsticks_for
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.data.public_cells import cell_shares, modelled_columns, without_codes
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.privacy import account
+from dpcgan_fast.privacy.releases import Release
+from tests.baselines.tables import VOCABULARY, codes_schema, codes_table, signal_schema, signals
+from tests.evaluate.tables import COLUMNS, LABEL, patients, schema_of, with_column
+
+# name of the kind: a schema, tables for it, and the baselines that it has
+KINDS: dict[str, tuple[Schema, Any, tuple[str, ...]]] = {
+    "mixed": (schema_of(), patients, (yardsticks.INDEPENDENT, yardsticks.TREE)),
+    "no label": (schema_of(label=None), patients, (yardsticks.INDEPENDENT, yardsticks.TREE)),
+    "three classes": (
+        schema_of({"name": "stage", "type": "categorical", "categories": ["low", "middle", "high"]}),
+        patients, (yardsticks.INDEPENDENT, yardsticks.TREE),
+    ),
+    "label alone": (schema_of(columns=[]), patients, (yardsticks.INDEPENDENT,)),
+    "signal": (signal_schema(), signals, (yardsticks.INDEPENDENT, yardsticks.LOUDNESS, yardsticks.WAVES)),
+    "signal and a column": (
+        signal_schema(COLUMNS[:1]), signals, (yardsticks.INDEPENDENT, yardsticks.LOUDNESS, yardsticks.WAVES),
+    ),
+    "codes": (codes_schema(), codes_table, (yardsticks.INDEPENDENT, yardsticks.SIZED)),
+    "codes alone": (codes_schema((), None), codes_table, (yardsticks.INDEPENDENT, yardsticks.SIZED)),
+}  # fmt: skip
+CASES = [pytest.param(kind, name, id=f"{kind}: {name}") for kind in KINDS for name in KINDS[kind][2]]
+
+
+def yardstick_of(kind: str, name: str, **more: Any) -> Any:
+    schema = KINDS[kind][0].model_copy(update=more)
+    return next(one for one in yardsticks_for(schema) if one.name == name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_baselines_a_schema_has_follows_from_it_alone(kind):
+    schema, _, names = KINDS[kind]
+    assert tuple(one.name for one in yardsticks_for(schema)) == names
+
+
+# ---- privacy
+
+
+RELEASE = Budget.release
+
+
+class Replay:
+    """Takes the place of `Budget.release`: gives every table the answers that the first one had, so that what follows
+    from them is the same, and keeps what each table was about to release.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Release] = []
+        self.asked: list[np.ndarray] = []
+        self.sensitivities: list[float] = []
+
+    def first(self, budget: Budget, name: str, values: np.ndarray, sensitivity: float, share: float) -> Release:
+        self.answers.append(RELEASE(budget, name, values, sensitivity, share))
+        self.asked.append(values)
+        self.sensitivities.append(sensitivity)
+        return self.answers[-1]
+
+    def again(self, moved: list[float]) -> Any:
+        given = iter(zip(self.answers, self.asked, self.sensitivities, strict=True))
+
+        def release(_: Budget, __: str, values: np.ndarray, sensitivity: float, ___: float) -> Release:
+            answer, first, first_sensitivity = next(given)
+            assert sensitivity == first_sensitivity
+            moved.append(float(np.linalg.norm(values - first)) / sensitivity)
+            return answer
+
+        return release
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, kind, name, epsilon):
+    """Units of one row and of several, some of which count, with what the releases before gave held fixed."""
+    rng = np.random.default_rng(0)
+    table = KINDS[kind][1](60, 3).append_column("person", pa.array(rng.choice(12, 60, p=[0.5, *[0.5 / 11] * 11])))
+    alike = table.column_names[0]  # rows of a unit alike, which moves a cell the most
+    table = with_column(table, alike, [table[alike][0].as_py()] * 60)
+    for unit, cap in ((None, 1), ("person", 1), ("person", 4)):
+        yardstick = yardstick_of(kind, name, unit=unit, max_rows_per_unit=cap)
+        replay, moved = Replay(), []
+        monkeypatch.setattr(Budget, "release", lambda *arguments: replay.first(*arguments))  # noqa: B023
+        yardstick.fit(table, epsilon, 1e-5)
+        persons = np.array(table["person"].to_pylist())
+        for left in range(12):
+            rest = table.filter(persons != left) if unit else pa.concat_tables([table[:left], table[left + 1 :]])
+            monkeypatch.setattr(Budget, "release", replay.again(moved))
+            yardstick.fit(rest, epsilon, 1e-5)
+        assert len(moved) == 12 * len(replay.answers)
+        assert max(moved) <= 1 + 1e-9
+        assert max(moved) > 0
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_all_releases_together_cost_the_epsilon(kind, name):
+    fitted = yardstick_of(kind, name).fit(KINDS[kind][1](200, 0), 3.0, 1e-5)
+    assert account(fitted.mechanisms, 1e-5).epsilon_pld == pytest.approx(3.0, abs=5e-3)
+
+
+def test_mechanisms_name_the_unit():
+    schema = schema_of(unit="person")
+    table = patients(50, 0).append_column("person", pa.array(range(50)))
+    for yardstick in yardsticks_for(schema):
+        assert {one.unit for one in yardstick.fit(table, 1.0, 1e-5).mechanisms} == {"person"}
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_two_releases_of_the_same_table_have_different_noise(kind, name):
+    yardstick, table = yardstick_of(kind, name), KINDS[kind][1](200, 0)
+    first, second = (yardstick.fit(table, 0.5, 1e-5).sample(200, np.random.default_rng(0)) for _ in range(2))
+    assert not first.equals(second)
+
+
+# ---- what is drawn
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 1.0, math.inf])
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_drawn_rows_keep_the_schema_whatever_the_noise(kind, name, epsilon):
+    schema, make, _ = KINDS[kind]
+    drawn = yardstick_of(kind, name).fit(make(100, 0), epsilon, 1e-5).sample(300, np.random.default_rng(0))
+    assert drawn.column_names == list(schema.column_names())
+    assert drawn.num_rows == 300
+    for column in schema.codes_columns():
+        assert {code for cell in drawn[column.name].to_pylist() for code in cell} <= set(VOCABULARY)
+    for column in modelled_columns(without_codes(schema)):
+        assert column.missing or drawn[column.name].null_count == 0
+        if column.type == "numeric":
+            assert isinstance(column.bounds, tuple)
+            values = drawn[column.name].drop_null().to_numpy()
+            assert ((values >= column.bounds[0]) & (values <= column.bounds[1])).all()
+            assert not column.integer or drawn[column.name].type == pa.int64()
+        else:
+            assert set(drawn[column.name].drop_null().to_pylist()) <= {0, 1, *column.classes(), "__other__"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if "signal" not in case.values[0]])
+def test_without_noise_every_column_is_distributed_as_in_the_training_table(kind, name):
+    schema, make, _ = KINDS[kind]
+    train = make(4000, 0)
+    drawn = yardstick_of(kind, name).fit(train, math.inf, None).sample(4000, np.random.default_rng(0))
+    for column in modelled_columns(without_codes(schema)):
+        assert np.abs(cell_shares(drawn, column) - cell_shares(train, column)).sum() / 2 < 0.05
+
+
+def test_no_rows_are_drawn_if_none_are_wanted():
+    for kind, (schema, make, _) in KINDS.items():
+        for yardstick in yardsticks_for(schema):
+            assert yardstick.fit(make(100, 0), 1.0, 1e-5).sample(0, np.random.default_rng(0)).num_rows == 0, kind
+
+
+def test_public_label_rates_are_used_in_place_of_noisy_ones():
+    schema = schema_of({**LABEL, "rates": [0.9, 0.1]})
+    for yardstick in yardsticks_for(schema):
+        drawn = yardstick.fit(patients(500, 0), 0.01, 1e-5).sample(4000, np.random.default_rng(0))
+        assert drawn["died"].to_numpy().mean() == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_label_alone_has_its_rates():
+    train = patients(2000, 0)
+    (yardstick,) = yardsticks_for(schema_of(columns=[]))
+    drawn = yardstick.fit(train, 3.0, 1e-5).sample(4000, np.random.default_rng(0))
+    assert drawn["died"].to_numpy().mean() == pytest.approx(train["died"].to_numpy().mean(), abs=0.04)
+
+
+# ---- rows
+
+
+def test_rows_beyond_the_cap_and_rows_without_a_class_are_not_counted():
+    schema = schema_of(unit="person", max_rows_per_unit=2)
+    table = patients(5, 0).append_column("person", pa.array(["a", "a", "a", "a", "b"]))
+    rows = Rows.of(with_column(table, "died", [None, 1, 0, 1, None]), schema)
+    assert rows.weights.tolist() == [0, 0.5, 0.5, 0, 0]
+
+
+def test_a_training_table_without_the_units_column_is_bad_input():
+    with pytest.raises(InputError, match="column person"):
+        Rows.of(patients(5, 0), schema_of(unit="person"))
