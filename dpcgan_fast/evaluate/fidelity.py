@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 from dpcgan_fast.data.public_cells import cell_shares, cells, modelled_columns, sample_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.features import encode
+from dpcgan_fast.evaluate.joint_cells import joint_tv_mean
 from dpcgan_fast.evaluate.learners import guesses, small_booster
 
 CORRELATION_ROWS = 50_000
@@ -25,6 +26,8 @@ class Fidelity:
 
     marginal_tv_mean: mean over the columns of the total variation distance of their public cells, in [0, 1]
     correlation_mae:  mean absolute difference of the pairwise correlations of the encoded columns, in [0, 2]
+    pairs_tv_mean:    mean over pairs of columns of the total variation distance of their joint cells, in [0, 1]
+    triples_tv_mean:  the same over triples; both None with fewer columns (see `joint_cells.joint_tv_mean`)
     c2st:             AUROC of a classifier that tells the tables apart; 0.5: it cannot
     c2st_binned:      the same on public cells, blind to how finely numbers are written; None without enough rows
     marginal_tv:      total variation distance of each column
@@ -32,6 +35,8 @@ class Fidelity:
 
     marginal_tv_mean: float
     correlation_mae: float
+    pairs_tv_mean: float | None
+    triples_tv_mean: float | None
     c2st: float | None
     c2st_binned: float | None
     marginal_tv: dict[str, float]
@@ -44,6 +49,8 @@ def fidelity(table: pa.Table, real: pa.Table, schema: Schema) -> Fidelity:
     return Fidelity(
         marginal_tv_mean=float(np.mean(list(per_column.values()))),
         correlation_mae=correlation_mae(matrix, real_matrix),
+        pairs_tv_mean=joint_tv_mean(table, real, schema, 2),
+        triples_tv_mean=joint_tv_mean(table, real, schema, 3),
         c2st=c2st(table, real, schema),
         c2st_binned=c2st(table, real, schema, binned=True),
         marginal_tv=per_column,

@@ -56,7 +56,8 @@ class Metrics:
     baseline:         name, scores and distances of the best of the baselines; None without a training table
     baselines:        those of all that fit the schema, best first; None without a training table
     score_kind:       "an AUROC", or how it is averaged over classes
-    marginal_tv_mean, correlation_mae, c2st, c2st_binned, marginal_tv: see `fidelity.Fidelity`
+    marginal_tv_mean, correlation_mae, pairs_tv_mean, triples_tv_mean, c2st, c2st_binned, marginal_tv: see
+                      `fidelity.Fidelity`
     codes:            how far codes are off, for each codes column (see `code_distances`)
     floor:            the same distances of real training rows from the test rows; None without a training table
     copies:           share of synthetic, and for comparison of test rows, that equal a training row cell for cell
@@ -78,6 +79,8 @@ class Metrics:
     score_kind: str
     marginal_tv_mean: float
     correlation_mae: float
+    pairs_tv_mean: float | None
+    triples_tv_mean: float | None
     c2st: float | None
     c2st_binned: float | None
     marginal_tv: dict[str, float]

@@ -53,6 +53,20 @@ def glance_rows(values: Mapping[str, Any]) -> list[GlanceRow]:
             0.0,
         ),
         (
+            "pairs_tv_mean",
+            "Pairs of columns: distance",
+            "mean share of rows that would have to change one of two values",
+            percent,
+            0.0,
+        ),
+        (
+            "triples_tv_mean",
+            "Triples of columns: distance",
+            "mean share of rows that would have to change one of three values",
+            percent,
+            0.0,
+        ),
+        (
             "c2st",
             "All columns: told apart",
             "AUROC of a classifier that tells these rows from real test rows",
@@ -121,7 +135,7 @@ def baseline_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
             one["name"].capitalize(),
             [
                 *(number((one["gb"] or {}).get(score)) for score in ("auroc", "ap")),
-                percent(one["marginal_tv_mean"]),
+                *(percent(one[key]) for key in ("marginal_tv_mean", "pairs_tv_mean", "triples_tv_mean")),
                 *(number(one[key]) for key in ("correlation_mae", "c2st", "c2st_binned")),
             ],
         )

@@ -49,7 +49,9 @@ def test_the_file_says_that_it_is_not_private_and_only_its_owner_can_read_it(met
 def test_distances_of_real_rows_and_of_the_baseline_stand_beside_the_models(metrics):
     values = metrics.to_dict()
     for source in (values, values["floor"], values["baseline"]):
-        for key in ("marginal_tv_mean", "correlation_mae", "c2st", "c2st_binned"):
+        for key in (
+            "marginal_tv_mean", "correlation_mae", "pairs_tv_mean", "triples_tv_mean", "c2st", "c2st_binned",
+        ):  # fmt: skip
             assert isinstance(source[key], float)
         assert set(source["marginal_tv"]) == {"age", "bmi", "sex", "smoker", "died"}
     assert values["copies"]["synthetic"] < 0.1
