@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpcgan_fast import baselines as baselines
     from dpcgan_fast import data as data
     from dpcgan_fast import engine as engine
     from dpcgan_fast import errors as errors
@@ -37,6 +38,7 @@ __all__ = [
     "PrivateStep",
     "Schema",
     "StoppedError",
+    "baselines",
     "data",
     "engine",
     "errors",
@@ -49,7 +51,19 @@ __all__ = [
     "train",
 ]
 
-_MODULES = ("ops", "privacy", "engine", "data", "models", "train", "synthesis", "evaluate", "report", "errors")
+_MODULES = (
+    "ops",
+    "privacy",
+    "baselines",
+    "engine",
+    "data",
+    "models",
+    "train",
+    "synthesis",
+    "evaluate",
+    "report",
+    "errors",
+)
 _NAMES = {
     "Schema": "data.schema",
     "PrivateStep": "engine",

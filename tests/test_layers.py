@@ -13,6 +13,7 @@ LAYERS = [
     {"ops"},
     {"data"},
     {"privacy"},
+    {"baselines"},
     {"engine"},
     {"adapters"},
     {"models"},

@@ -21,6 +21,8 @@ from dpcgan_fast.privacy.releases import Release
 
 STRENGTHS = 24  # bins of the root mean square, evenly spaced in its logarithm
 _WEAKEST = 1 / 400  # of half the width of the bounds: weaker rows count with those
+_SMALLEST_HALF = 1e-300  # so that a share of it is no subnormal number
+_SILENT = 1e-100  # of half the width: weaker rows have no waves. The squares of stronger ones do not underflow
 # Of what a signal may spend. Source: measured on UCI Epileptic, where 15 % for strengths is enough at epsilon 0.1.
 _STRENGTH_SHARE, _MEAN_SHARE = 0.15, 0.15
 _BLUR, _LEAST_BLUR = 0.12, 0.3  # width of the window over neighbouring squares: so much of the wave's number, and more
@@ -46,19 +48,19 @@ class _Scale:
     @classmethod
     def of(cls, columns: tuple[Column, ...]) -> "_Scale":
         lower, upper = bounds_of(columns[0])
-        return cls(lower / 2 + upper / 2, upper / 2 - lower / 2)
+        return cls(lower / 2 + upper / 2, max(upper / 2 - lower / 2, _SMALLEST_HALF))
 
     def edges(self) -> np.ndarray:
         """Of the bins of strengths, (STRENGTHS + 1,)."""
         return self.half * np.geomspace(_WEAKEST, 1.0, STRENGTHS + 1)
 
     def rows_of(self, rows: Rows, columns: tuple[Column, ...]) -> np.ndarray:
-        """Values less the middle: (rows, length) float64."""
-        return np.stack([numbers(rows.table, column) for column in columns], axis=1) - self.middle
+        """Values less the middle, over half the width: (rows, length) float64, in [-1, 1] but for rounding."""
+        return (np.stack([numbers(rows.table, column) for column in columns], axis=1) - self.middle) / self.half
 
     def bins(self, values: np.ndarray) -> np.ndarray:
         """Bin of each row's strength, (rows,) int64."""
-        strength = np.sqrt((values**2).mean(axis=1))
+        strength = self.half * np.sqrt((values**2).mean(axis=1))
         return np.clip(np.searchsorted(self.edges(), strength, side="right") - 1, 0, STRENGTHS - 1)
 
     def strengths(self, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -81,8 +83,7 @@ class Waves:
         values = scale.rows_of(rows, columns)
         counts = rows.histogram(scale.bins(values), STRENGTHS)
         strengths = budget.release(f"strengths: {name}", counts, 1.0, share * _STRENGTH_SHARE)
-        waves = np.asarray(dct(values, axis=1, norm="ortho"))
-        waves /= np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        waves = _unit_waves(values)
         means = budget.release(f"waves: {name}", rows.sums(waves), 1.0, share * _MEAN_SHARE)
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
         squares = budget.release(f"squares of waves: {name}", rows.sums(waves**2), 1.0, left)
@@ -131,7 +132,7 @@ class Loudness:
         scale = _Scale.of(columns)
         values = scale.rows_of(rows, columns)
         weakest = scale.half * _WEAKEST
-        strength = np.clip(np.sqrt((values**2).mean(axis=1)), weakest, scale.half)
+        strength = np.clip(scale.half * np.sqrt((values**2).mean(axis=1)), weakest, scale.half)
         scaled = np.log(strength / weakest) / -math.log(_WEAKEST)  # in [0, 1]
         both = rows.sums(np.stack([np.ones_like(scaled), scaled], axis=1))
         noisy = budget.release(f"strength: {self.signal.name}", both, math.sqrt(2), share)
@@ -165,6 +166,18 @@ def _signal(
     lower, upper = bounds_of(columns[0])
     rows = np.clip(rows + scale.middle, lower, upper)
     return {column.name: numbers_of(column, rows[:, place]) for place, column in enumerate(columns)}
+
+
+def _unit_waves(values: np.ndarray) -> np.ndarray:
+    """Waves of rows, (rows, length) float64, each of length 1, or 0 if its row is silent. values: within [-1, 1]
+
+    Formal guarantee: no row has an L2 norm above 1 (but for rounding), whatever it holds: below _SILENT squares
+    underflow, and a norm that is too small would scale the row beyond all bounds.
+    """
+    waves = np.asarray(dct(values, axis=1, norm="ortho"))
+    norms = np.linalg.norm(waves, axis=1, keepdims=True)
+    heard = norms > _SILENT
+    return np.where(heard, waves, 0.0) / np.where(heard, norms, 1.0)
 
 
 def _window(length: int) -> np.ndarray:

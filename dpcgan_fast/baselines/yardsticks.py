@@ -21,11 +21,11 @@ from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy.mechanism import Mechanism
 
-INDEPENDENT = "independent histograms of each class"
-SIZED = "independent histograms of each class and of how many codes a record has"
-TREE = "a tree of columns for each class"
-LOUDNESS = "one strength of the signal for each class"
-WAVES = "strengths and waves of the signal for each class"
+INDEPENDENT = "independent histograms"
+SIZED = "independent histograms and numbers of codes"
+TREE = "a tree of columns"
+LOUDNESS = "one strength of the signal"
+WAVES = "strengths and waves of the signal"
 _MOST_IN_TREE = 64  # columns: beyond it the scores of all pairs take most of the noise
 
 
@@ -38,17 +38,19 @@ class Yardstick:
     parts: tuple[Part, ...]
 
     def fit(self, table: pa.Table, epsilon: float, delta: float | None, key: NoiseKey | None = None) -> "Fitted":
-        """Releases what rows are drawn from; (epsilon, delta)-DP for adding or removing a unit.
+        """Releases what rows are drawn from; (epsilon, delta)-DP for adding or removing a unit, given the schema: what
+        was itself released from these rows (bounds, lists) costs what it cost on top. Errors are not covered.
 
         table:   real training rows, with the unit's column if the schema has one
         epsilon: math.inf for no noise
-        key:     of the noise; a fresh one by default
+        key:     of the noise; a fresh one by default. With a seeded one the result is marked, for it is not private
 
         Raises InputError for an epsilon or delta that is no privacy guarantee, or a table that does not fit.
         """
         rows = Rows.of(table, self.schema)
         unit = "row" if self.schema.unit is None else self.schema.unit
-        budget = Budget(noise_multiplier(epsilon, delta), key or NoiseKey(), unit)
+        key = NoiseKey() if key is None else key
+        budget = Budget(noise_multiplier(epsilon, delta), key, unit)
         whole = sum(part.weight for part in self.parts)
         drawn = tuple(part.release(rows, budget, part.weight / whole) for part in self.parts)
         said = [part.totals for part in drawn]
@@ -56,18 +58,25 @@ class Yardstick:
         totals = np.maximum(precision @ np.array([one.values for one in said]) / precision.sum(), 1.0)
         for part in drawn:
             part.settle(totals)
-        return Fitted(self.name, self.schema, drawn, _class_rates(totals, label_of(self.schema)), budget.mechanisms)
+        rates = _class_rates(totals, label_of(self.schema))
+        return Fitted(self.name, self.schema, drawn, rates, budget.mechanisms, key.seeded)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A baseline to draw from. rates: (class_count,) of the classes; mechanisms: what was released, and its noise"""
+    """A baseline to draw from.
+
+    rates:      (class_count,) of the classes
+    mechanisms: what was released, and its noise
+    seeded:     whether the noise came from a seed: whoever knows it can subtract the noise
+    """
 
     name: str
     schema: Schema
     parts: tuple[Drawn, ...]
     rates: np.ndarray
     mechanisms: list[Mechanism]
+    seeded: bool
 
     def sample(self, rows: int, rng: np.random.Generator) -> pa.Table:
         """Synthetic rows with the schema's columns, in their order; post-processing."""

@@ -47,7 +47,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the `dpcgan` command.
+    """The `dpcgan` command, once all is imported.
 
     Ends the process at once: a thread of Arrow's reader that is still there would abort an orderly end.
     """

@@ -68,7 +68,7 @@ def run(command: Callable[[Sequence[str] | None], Any], arguments: Sequence[str]
             say(error.format_message())  # type: ignore[attr-defined]  the help of the command
             return USAGE
         if hasattr(error, "format_message"):  # usage errors of the command-line library
-            return fail(f"{_usage_text(error)} (command line). See `dpcgan --help`.", USAGE)
+            return fail(f"{_usage_text(error)} (command line). See `{_command_of(error)} --help`.", USAGE)
         return _bug(error)
     if code == _INTERRUPTED:
         return fail(_STOPPED_TEXT, STOPPED)
@@ -77,6 +77,13 @@ def run(command: Callable[[Sequence[str] | None], Any], arguments: Sequence[str]
 
 def _out_of_memory(kind: str) -> MachineError:
     return MachineError(f"Out of {kind}", "this machine", "Close other programs, or use a smaller table.")
+
+
+def _command_of(error: Any) -> str:
+    """The command that was called wrongly, such as `dpcgan train`."""
+    context = getattr(error, "ctx", None)
+    name = None if context is None or context.parent is None else context.info_name
+    return f"dpcgan {name}" if name else "dpcgan"
 
 
 def _usage_text(error: Any) -> str:

@@ -120,6 +120,10 @@ def train(
     )  # fmt: skip
     with stop_on_signals() as stop, TerminalProgress() as progress:
         model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, _say_dropped))
+    for column in model.released_schema.codes_columns():
+        if not column.vocabulary:
+            say(f"WARNING: No code of {column.name} was frequent enough to be named privately: synthetic records have "
+                "none. Give a public vocabulary.")  # fmt: skip
     summary = training_summary(model)
     if as_json:
         result_json(summary)

@@ -24,7 +24,7 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import Metrics
 from dpcgan_fast.evaluate import evaluate as evaluate_tables
 from dpcgan_fast.files import make_private_folder
-from dpcgan_fast.report import write_report
+from dpcgan_fast.report import WARNING, write_report
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.stopping import stop_on_signals
 
@@ -83,7 +83,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html; those in it are replaced.")],
     train: Annotated[
         Path | None,
-        typer.Option(help="Real training rows, for real-to-real figures and the baseline of equal epsilon."),
+        typer.Option(help="Real training rows, for real-to-real figures and the baselines of equal epsilon."),
     ] = None,
     synthetic: Annotated[
         Path | None, typer.Option(help="Synthetic table; without it one is drawn from the run.")
@@ -105,6 +105,9 @@ def evaluate(
     if as_json:
         result_json(metrics.to_dict())
         return
+    for note in metrics.notes:
+        if note.startswith(WARNING):
+            say(note)
     _print_headline(metrics)
     result(f"report: {page}")
     result(f"metrics: {out / 'metrics.json'}")
@@ -167,7 +170,7 @@ def demo(
     table_path = out / "synthetic.csv"
     with TableWriter(table_path, model.arrow_schema) as writer:
         writer.write(synthetic)
-    say("evaluating: three classifiers on synthetic and on real rows, and the baseline of equal epsilon")
+    say("evaluating: three classifiers on synthetic and on real rows, and the baselines of equal epsilon")
     metrics, page = evaluate_run(model, schema, synthetic, test_table, train_table, out)
     result(privacy_line(model.privacy()))
     _print_headline(metrics)

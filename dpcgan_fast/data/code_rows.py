@@ -100,6 +100,16 @@ class CodeRows:
             yield CodeRows(starts - starts[0], self.positions[starts[0] : starts[-1]])
             let_go(self.positions)
 
+    def are_sets(self) -> bool:
+        """Whether positions rise within every record."""
+        for block in self.blocks():
+            rising = np.diff(block.positions, prepend=-1) > 0
+            first = block.starts[:-1]
+            rising[first[first < len(rising)]] = True
+            if not rising.all():
+                return False
+        return True
+
     def weighted_counts(
         self, width: int, weights: np.ndarray, classes: np.ndarray | None = None, class_count: int = 1
     ) -> np.ndarray:  # fmt: skip
@@ -198,20 +208,31 @@ class CodeSets:
 
     @classmethod
     def of_column(cls, table: pa.Table, name: str, separator: str | None, where: str) -> "CodeSets":
-        """The sets in a column of a table, without a copy where `put` has made the column."""
+        """The sets in a column of a table, without a copy where `lists` has made the column."""
         column = table[name]
         if table.field(name).metadata == _IS_SETS and column.num_chunks == 1:
-            return cls._of_lists(column.chunk(0))
+            sets = cls._of_lists(column.chunk(0))
+            if sets is not None:
+                return sets
         entries = code_entries(column, separator, where)
         return cls(CodeRows.from_entries(entries.rows, entries.codes, len(column)), entries.names)
 
     @classmethod
-    def _of_lists(cls, lists: pa.LargeListArray) -> "CodeSets":
+    def _of_lists(cls, lists: pa.Array) -> "CodeSets | None":
+        """None if the lists are no sets in order after all: files keep what a field says, whatever is done to them.
+
+        Formal guarantee: no record has a code twice, on which the sensitivity of all counts of codes rests.
+        """
+        kind = lists.type
+        if not (pa.types.is_large_list(kind) and pa.types.is_dictionary(kind.value_type)):
+            return None
+        if lists.null_count or lists.values.null_count:
+            return None
         starts = lists.offsets.to_numpy()
         positions = lists.values.indices.to_numpy()[starts[0] : starts[-1]]
-        return cls(
-            CodeRows(starts - starts[0] if starts[0] else starts, positions), tuple(lists.values.dictionary.to_pylist())
-        )
+        rows = CodeRows(starts - starts[0] if starts[0] else starts, positions)
+        names = tuple(lists.values.dictionary.to_pylist())
+        return cls(rows, names) if len(set(names)) == len(names) and rows.are_sets() else None
 
     def capped(self, most: int) -> "CodeSets":
         """At most `most` codes of each record, and the names of those alone that a record then has; see `CodeRows`."""

@@ -18,7 +18,8 @@ def code_distances(table: pa.Table, real: pa.Table, view: CodeView) -> CodeFigur
     pairs_mae: mean absolute difference of the shares of rows that have both of two codes, over all pairs of the codes
                that the view looks at; None if that is a single one
 
-    The first three are over the whole vocabulary. A table without rows has the prevalence 0 of every code.
+    The first three are over the whole vocabulary, and None without one. A table without rows has the prevalence 0 of
+    every code.
     Raises InputError if a codes column is absent or holds no codes.
     """
     found = {}
@@ -27,8 +28,8 @@ def code_distances(table: pa.Table, real: pa.Table, view: CodeView) -> CodeFigur
         errors = np.abs(shares - real_shares)
         pairs = [_pair_shares(view.flags(t, column.name)) for t in (table, real)]
         found[column.name] = {
-            "mae": float(errors.mean()) if len(errors) else 0.0,
-            "max_abs": float(errors.max(initial=0.0)),
+            "mae": float(errors.mean()) if len(errors) else None,
+            "max_abs": float(errors.max()) if len(errors) else None,
             "r": _correlation(shares, real_shares),
             "pairs_mae": float(np.abs(pairs[0] - pairs[1]).mean()) if len(pairs[0]) else None,
         }

@@ -42,7 +42,8 @@ def judge(values: Mapping[str, Any]) -> Verdict:
     if not baseline:
         standing: Standing = "unknown"
     elif tstr:
-        standing = _standing(tstr[HEADLINE_LEARNER]["auroc"] - baseline[HEADLINE_LEARNER]["auroc"], AUROC_MARGIN)
+        lead = tstr[HEADLINE_LEARNER]["auroc"] - baseline[HEADLINE_LEARNER]["auroc"]
+        standing = _standing(lead, _auroc_margin(values))
     else:
         standing = _standing(baseline["correlation_mae"] - values["correlation_mae"], CORRELATION_MARGIN)
     headline = _headline(standing, bool(tstr), values)
@@ -58,6 +59,11 @@ def _standing(lead: float, margin: float) -> Standing:
     return "loses" if lead < -margin else "wins" if lead > margin else "level"
 
 
+def _auroc_margin(values: Mapping[str, Any]) -> float:
+    """What two scores on the same rows may differ by chance: about as much as one of them does, or more by the run."""
+    return max(AUROC_MARGIN, values["uncertainty"] or 0.0)
+
+
 def best_first(baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Baselines by what `judge` compares the model with them in, the best one first."""
     return sorted(
@@ -70,7 +76,8 @@ def _headline(standing: Standing, has_label: bool, values: Mapping[str, Any]) ->
     goal = "as training data for a classifier" if has_label else "at keeping the relations between columns"
     epsilon, baseline = values["epsilon"], values["baseline"] or {"name": ""}
     noise = "without noise" if epsilon == math.inf else f"with noise for the same epsilon of {epsilon:.3g}"
-    rival = f"{baseline['name']}, {noise}"
+    figures = _both(values) if baseline["name"] else ""
+    rival = f"{baseline['name']}, {noise} ({figures})"
     return {
         "loses": f"The model loses to the baseline {goal}: better rows come from {rival}.",
         "level": f"The model does not beat the baseline {goal}: rows as good come from {rival}.",
@@ -78,6 +85,16 @@ def _headline(standing: Standing, has_label: bool, values: Mapping[str, Any]) ->
         "unknown": "The model is compared neither with a baseline nor with real training data, because no training "
         "table was given.",
     }[standing]
+
+
+def _both(values: Mapping[str, Any]) -> str:
+    """What the headline compares: the model's figure against the baseline's, and how uncertain the first is."""
+    baseline = values["baseline"]
+    if not values["tstr"]:
+        return f"correlation error {values['correlation_mae']:.3f} against {baseline['correlation_mae']:.3f}"
+    own, other = (source[HEADLINE_LEARNER]["auroc"] for source in (values["tstr"], baseline))
+    by = f", ±{values['uncertainty']:.2f} by the size of the test table" if values["uncertainty"] else ""
+    return f"AUROC {own:.3f} against {other:.3f}{by}"
 
 
 def _codes_headlines(values: Mapping[str, Any]) -> list[str]:
@@ -92,7 +109,10 @@ def _codes_headlines(values: Mapping[str, Any]) -> list[str]:
             for key, what in (("mae", "how frequent they are"), ("pairs_mae", "how often two occur together"))
             if own[key] is not None
         ]
-        sentences.append(f"With the codes of {name} it {' and '.join(said)}.")
+        if said:
+            sentences.append(f"With the codes of {name} it {' and '.join(said)}.")
+        else:
+            sentences.append(f"The vocabulary of {name} is empty: synthetic records have no codes.")
     return sentences
 
 
@@ -117,12 +137,14 @@ def _prediction_sentences(values: Mapping[str, Any]) -> list[str]:
             sentences.append("The label can hardly be predicted even from real rows, so that these scores say little.")
     if baseline:
         other = baseline[HEADLINE_LEARNER]["auroc"]
-        close = ", a difference that one run cannot tell from chance" if abs(score - other) <= AUROC_MARGIN else ""
+        near = abs(score - other) <= _auroc_margin(values)
+        close = ", a difference that one run cannot tell from chance" if near else ""
         sentences.append(f"It reaches {other:.3f} when it learns from the baseline's rows{close}.")
         worse = [
             name
             for name in ("rf", "lr")
-            if tstr[name]["auroc"] < baseline[name]["auroc"] - AUROC_MARGIN and trtr[name]["auroc"] >= NEAR_CHANCE
+            if tstr[name]["auroc"] < baseline[name]["auroc"] - _auroc_margin(values)
+            and trtr[name]["auroc"] >= NEAR_CHANCE
         ]
         if worse:
             names = {"rf": "a random forest", "lr": "logistic regression"}

@@ -85,7 +85,7 @@ def render(
         notes=[note for note in notes if not note.startswith(WARNING)],
         glance=tables.glance_rows(values),
         scores=tables.score_rows(values) if values["tstr"] else [],
-        baselines=tables.baseline_rows(values),
+        comparison=tables.comparison(values),
         columns=tables.column_rows(values),
         meaning=tables.meaning_of(privacy),
         privacy_facts=tables.privacy_facts(privacy),

@@ -1,7 +1,7 @@
 """Rows of the page's tables, as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,20 +127,56 @@ def score_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def baseline_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """The baselines, best first, if there are several: (name, [AUROC, AP, then distances] of its rows)."""
-    several = values["baselines"] if len(values["baselines"] or []) > 1 else []
-    return [
-        (
-            one["name"].capitalize(),
-            [
-                *(number((one["gb"] or {}).get(score)) for score in ("auroc", "ap")),
-                *(percent(one[key]) for key in ("marginal_tv_mean", "pairs_tv_mean", "triples_tv_mean")),
-                *(number(one[key]) for key in ("correlation_mae", "c2st", "c2st_binned")),
-            ],
+@dataclass(frozen=True)
+class Comparison:
+    """Synthetic rows beside those of all baselines and real ones. rows: (name, cells), the model's first"""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def comparison(values: Mapping[str, Any]) -> Comparison | None:
+    """The table of the baselines; None if there are not several."""
+    if len(values["baselines"] or []) < 2:
+        return None
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = []
+    if values["tstr"]:
+        columns += [("AUROC \u2191", _score("auroc")), ("Average precision \u2191", _score("ap"))]
+    columns += [
+        (heading, _figure(key, written))
+        for heading, key, written in (
+            ("Single columns \u2193", "marginal_tv_mean", percent),
+            ("Pairs \u2193", "pairs_tv_mean", percent),
+            ("Triples \u2193", "triples_tv_mean", percent),
+            ("Correlations \u2193", "correlation_mae", number),
+            ("Told apart \u2193", "c2st", number),
+            ("Binned, told apart \u2193", "c2st_binned", number),
         )
-        for one in several
     ]
+    for name in values["codes"]:
+        columns += [
+            (f"Codes of {shown(name)} \u2193", _code_figure(name, "mae")),
+            (f"Pairs of {shown(name)} \u2193", _code_figure(name, "pairs_mae")),
+        ]
+    sources = [
+        ("The model", {**values, **(values["tstr"] or {})}),
+        *((one["name"].capitalize(), one) for one in values["baselines"]),
+        ("Real training rows", {**values["floor"], **(values["trtr"] or {})}),
+    ]
+    rows = tuple((name, tuple(written(source) for _, written in columns)) for name, source in sources)
+    return Comparison(tuple(heading for heading, _ in columns), rows)
+
+
+def _score(key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda source: number((source.get("gb") or {}).get(key))
+
+
+def _figure(key: str, written: Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str]:
+    return lambda source: written(source.get(key))
+
+
+def _code_figure(name: str, key: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda source: significant(source.get("codes", {}).get(name, {}).get(key))
 
 
 def column_rows(values: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

@@ -154,7 +154,8 @@ def _check_settings(settings: TrainSettings) -> None:
     for name in (*counts, "autoencoder_batch", "critic_batch"):
         value = getattr(settings, name)
         if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1", f"{name} {value}", "Give a positive whole number.")
+            option = "--steps" if name == "critic_steps" else f"--{name.replace('_', '-')}"
+            raise InputError(f"{name} must be at least 1", f"{option} {value}", "Give a positive whole number.")
     if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
     if not 0 < settings.release_share < 1:

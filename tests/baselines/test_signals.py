@@ -8,6 +8,7 @@ import pytest
 from scipy.fft import dct
 
 from dpcgan_fast.baselines import yardsticks, yardsticks_for
+from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.data.schema import Schema
 from tests.baselines.tables import LENGTH, signal_schema, signals
 
@@ -71,6 +72,28 @@ def test_rows_of_zeros_and_bounds_away_from_zero_are_no_trouble():
             assert np.isfinite(found).all()
             assert found.min() >= bounds[0]
             assert found.max() <= bounds[1]
+
+
+@pytest.mark.parametrize("bounds", [(-1, 1), (-100, 100), (-1e308, 1e308), (-1e-200, 1e-200), (0, 5e-324)])
+@pytest.mark.parametrize("row", [1e-170, 3e-162, 1e-300, 1e-320, 1e-100, 0.0, 1.0, 1e308, math.inf, math.nan])
+def test_the_weakest_and_the_strongest_rows_add_no_more_than_a_unit_may(monkeypatch, bounds, row):
+    """Squares of weak rows are zero and those of strong ones infinite, by which no row is to be divided."""
+    real, asked = Budget.release, []
+
+    def release(budget, name, values, sensitivity, share):
+        asked.append((values.copy(), sensitivity))
+        return real(budget, name, values, sensitivity, share)
+
+    monkeypatch.setattr(Budget, "release", release)
+    place = np.arange(LENGTH)
+    for values in (np.where(place % 2, row, -row), np.full(LENGTH, row), np.where(place == 3, row, 0.0)):
+        alone = pa.table({**{f"X{i}": [value] for i, value in enumerate(values)}, "died": [1]})
+        for yardstick in yardsticks_for(signal_schema(bounds=bounds)):
+            asked.clear()
+            yardstick.fit(alone, 1.0, 1e-5)
+            assert asked
+            for value, sensitivity in asked:
+                assert np.linalg.norm(value) <= sensitivity * (1 + 1e-9)
 
 
 def test_whole_numbers_stay_whole():

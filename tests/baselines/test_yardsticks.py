@@ -13,6 +13,7 @@ from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import cell_shares, modelled_columns, without_codes
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
+from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import account
 from dpcgan_fast.privacy.releases import Release
 from tests.baselines.tables import VOCABULARY, codes_schema, codes_table, signal_schema, signals
@@ -109,6 +110,17 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
 def test_all_releases_together_cost_the_epsilon(kind, name):
     fitted = yardstick_of(kind, name).fit(KINDS[kind][1](200, 0), 3.0, 1e-5)
     assert account(fitted.mechanisms, 1e-5).epsilon_pld == pytest.approx(3.0, abs=5e-3)
+
+
+def test_a_seeded_release_is_marked_since_it_is_not_private():
+    (yardstick, *_), table = yardsticks_for(schema_of()), patients(50, 0)
+    assert yardstick.fit(table, 1.0, 1e-5, NoiseKey(seed=1)).seeded
+    assert not yardstick.fit(table, 1.0, 1e-5).seeded
+
+
+def test_the_smallest_epsilon_is_no_trouble():
+    for yardstick in yardsticks_for(schema_of()):
+        assert yardstick.fit(patients(50, 0), 1e-17, 1e-5).sample(10, np.random.default_rng(0)).num_rows == 10
 
 
 def test_mechanisms_name_the_unit():

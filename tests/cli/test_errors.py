@@ -329,3 +329,14 @@ def test_the_command_runs_as_a_program():
     done = subprocess.run([*program, "--version"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0
     assert done.stdout.strip()
+
+
+def test_ctrl_c_while_the_program_is_still_loading_ends_in_one_line(tmp_path):
+    """What it imports takes seconds; here a module of the same name as one of those stops the program."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    command = [sys.executable, "-m", "dpcgan_fast", "doctor"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 4
+    assert found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: Stopped by SIGINT")

@@ -78,6 +78,24 @@ def test_deeper_nesting_is_refused(column):
         code_entries(column, None, "data, column dx")
 
 
+@pytest.mark.parametrize("lists", [[[0, 0, 1], [2]], [[1, 0], [2]], [[0, 1], [2, 2]]])
+def test_a_field_that_says_sets_is_not_believed_if_they_are_none(lists):
+    """A file keeps what a field says of its lists, whatever was done to them since."""
+    names = pa.array(["a", "b", "c"])
+    counts = np.cumsum([0, *map(len, lists)])
+    values = pa.DictionaryArray.from_arrays(pa.array(np.concatenate(lists), pa.int32()), names)
+    sets = CodeSets(CodeRows(np.array([0, 1]), np.array([0], np.int32)), ("a",))
+    column = pa.LargeListArray.from_arrays(pa.array(counts, pa.int64()), values)
+    table = pa.Table.from_arrays([column], schema=pa.schema([sets.field("dx")]))
+    found = CodeSets.of_column(table, "dx", None, "data")
+    assert as_sets(found.rows, found.names) == [{"abc"[code] for code in codes} for codes in lists]
+    assert found.rows.are_sets()
+    named_twice = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), pa.array(["a", "a"]))
+    column = pa.LargeListArray.from_arrays(pa.array([0, 2], pa.int64()), named_twice)
+    table = pa.Table.from_arrays([column], schema=pa.schema([sets.field("dx")]))
+    assert CodeSets.of_column(table, "dx", None, "data").rows.positions.tolist() == [0]
+
+
 def test_sets_of_more_records_and_codes_than_four_bytes_can_number():
     records, codes = np.array([70_000, 3, 70_000, 70_000, 3]), np.array([40_000, 7, 2, 40_000, 39_999])
     rows = CodeRows.from_entries(records, codes, 70_001)

@@ -32,7 +32,16 @@ def test_a_model_below_the_baseline_loses_and_the_headline_says_so():
     verdict = judge(figures(model=0.70, baseline=0.79))
     assert verdict.standing == "loses"
     assert "loses to the baseline" in verdict.headline
-    assert "better rows come from a tree of columns, with noise for the same epsilon of 3." in verdict.headline
+    rival = "better rows come from a tree of columns, with noise for the same epsilon of 3 (AUROC 0.700 against 0.790)."
+    assert rival in verdict.headline
+
+
+def test_no_one_wins_by_less_than_a_test_table_of_its_size_can_tell():
+    for model in (0.70, 0.88):
+        verdict = judge(figures(model, baseline=0.79, uncertainty=0.13))
+        assert verdict.standing == "level"
+        assert f"(AUROC {model:.3f} against 0.790, ±0.13 by the size of the test table)" in verdict.headline
+    assert judge(figures(0.65, baseline=0.79, uncertainty=0.13)).standing == "loses"
 
 
 @pytest.mark.parametrize("model", [0.785, 0.79, 0.799])
