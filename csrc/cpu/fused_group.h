@@ -3,6 +3,7 @@
 
 #include "lane_gram.h"
 #include "lane_layers.h"
+#include "lane_pairs.h"
 #include "lane_rows.h"
 #include "lane_weight_grad.h"
 
@@ -24,8 +25,10 @@ struct BackwardWants {
   bool input_grad;
 };
 
+// differences: scratch of program.difference_vectors, of a program that keeps nothing
 template <int kBytes>
-DPCGAN_INLINE void forward_group(const FusedProgram& program, const Workspace& workspace, float* values) {
+DPCGAN_INLINE void forward_group(const FusedProgram& program, const Workspace& workspace, float* values,
+                                 float* differences = nullptr) {
   for (size_t i = 0; i < program.layers.size(); ++i) {
     const FusedLayer& layer = program.layers[i];
     const float* bias = layer.has_bias ? workspace.parameters + layer.bias : nullptr;
@@ -35,8 +38,13 @@ DPCGAN_INLINE void forward_group(const FusedProgram& program, const Workspace& w
                                   values);
         break;
       case LayerKind::kConvTranspose:
-        correlate_adjoint<kBytes>(layer.conv, workspace.packed + layer.packed_forward, bias, layer.in, layer.out,
-                                  values);
+        if (layer.packed_sums >= 0)
+          transpose_by_pairs<kBytes>(layer.conv, workspace.packed + layer.packed_forward,
+                                     workspace.packed + layer.packed_sums, bias, layer.in, layer.out, values,
+                                     differences);
+        else
+          correlate_adjoint<kBytes>(layer.conv, workspace.packed + layer.packed_forward, bias, layer.in, layer.out,
+                                    values);
         break;
       case LayerKind::kGroupNorm: {
         const FusedLayer* next = i + 1 < program.layers.size() ? &program.layers[i + 1] : nullptr;

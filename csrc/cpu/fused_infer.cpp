@@ -38,15 +38,17 @@ struct Inference {
     const float* in = contiguous.const_data_ptr<float>();
     const int64_t lanes = program.lanes;
     at::parallel_for(0, program.groups(), 1, [&](int64_t begin, int64_t end) {
-      const at::Tensor block = at::empty({(program.value_vectors + more) * lanes}, contiguous.options());
-      float* values = block.mutable_data_ptr<float>();
+      const at::Tensor block =
+          at::empty({(program.difference_vectors + program.value_vectors + more) * lanes}, contiguous.options());
+      float* differences = block.mutable_data_ptr<float>();
+      float* values = differences + program.difference_vectors * lanes;
       zero_value_margins(program, values);  // nothing writes there
       for (int64_t group = begin; group < end; ++group) {
         const int64_t first = group * lanes, count = std::min(lanes, program.rows - first);
         lanes_dispatch(lanes, [&](auto width) DPCGAN_INLINE_BODY {
           constexpr int kBytes = decltype(width)::value;
           load_rows<kBytes>(in, program.layers.front().in, first, count, values);
-          forward_group<kBytes>(program, workspace, values);
+          forward_group<kBytes>(program, workspace, values, differences);
           take(width, first, count, values);
         });
       }

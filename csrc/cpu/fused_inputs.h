@@ -60,6 +60,14 @@ inline void pack_weights(const ConvGeometry& conv, const float* weight, bool str
           }
 }
 
+// Sums of the two taps of each residue of the stride, in blocks as `packed` has them.
+inline void pack_sums(const ConvGeometry& conv, const float* packed, float* sums) {
+  const int64_t blocks = conv.groups * ceil_div<int64_t>(conv.x_group_channels(), kBlockOutputs);
+  const int64_t half = conv.stride * kBlockOutputs;
+  for (int64_t i = 0; i < blocks * conv.g_group_channels(); ++i, packed += 2 * half)
+    for (int64_t j = 0; j < half; ++j) *sums++ = packed[j] + packed[half + j];
+}
+
 // Of every layer; those that backward reads only if it will run.
 inline void pack_all(const FusedProgram& program, const float* flat, float* packed) {
   const int64_t count = static_cast<int64_t>(program.layers.size());
@@ -71,6 +79,7 @@ inline void pack_all(const FusedProgram& program, const float* flat, float* pack
       const bool strided = (layer.kind == LayerKind::kConv) == forward;
       pack_weights(layer.conv, flat + layer.weight, strided,
                    packed + (forward ? layer.packed_forward : layer.packed_backward));
+      if (layer.packed_sums >= 0) pack_sums(layer.conv, packed + layer.packed_forward, packed + layer.packed_sums);
     }
   });
 }

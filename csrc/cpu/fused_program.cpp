@@ -73,6 +73,12 @@ int64_t packed_size(int64_t outputs, int64_t inputs, int64_t kernel, int64_t gro
   return groups * ceil_div(outputs / groups, kBlockOutputs) * kBlockOutputs * (inputs / groups) * kernel;
 }
 
+// Whether each output reads two neighbouring inputs: three products are then enough for two outputs.
+bool goes_by_pairs(const FusedLayer& layer) {
+  const ConvGeometry& conv = layer.conv;
+  return layer.kind == LayerKind::kConvTranspose && conv.dilation == 1 && conv.kernel_size == 2 * conv.stride;
+}
+
 FusedLayer parse_layer(const char* op, const int64_t* ints, double number, int64_t channels, int64_t length) {
   FusedLayer layer{static_cast<LayerKind>(ints[0])};
   layer.number = number;
@@ -177,6 +183,11 @@ void place_parameters(FusedProgram& program, Places& places) {
       packed += packed_size(layer.out.channels, layer.in.channels, conv.kernel_size, conv.groups);
       layer.packed_backward = packed;
       packed += packed_size(layer.in.channels, layer.out.channels, conv.kernel_size, conv.groups);
+      if (!program.keep && goes_by_pairs(layer)) {
+        layer.packed_sums = packed;
+        packed += packed_size(layer.out.channels, layer.in.channels, conv.stride, conv.groups);
+        program.difference_vectors = std::max(program.difference_vectors, conv.g_group_channels() * (kPairRun + 2));
+      }
     }
   }
   program.kept_vectors = kept;

@@ -59,6 +59,7 @@ struct FusedLayer {
   // Offsets of the packed weights, in floats.
   int64_t packed_forward = 0;
   int64_t packed_backward = 0;
+  int64_t packed_sums = -1;  // of pairs of taps, if the layer goes by them (lane_pairs.h)
 
   bool is_conv() const { return kind == LayerKind::kConv || kind == LayerKind::kConvTranspose; }
   int64_t weight_numel() const { return is_conv() ? conv.weight_numel() : in.channels; }
@@ -76,7 +77,8 @@ struct FusedProgram {
   int64_t scratch_vectors = 0;  // of one group: gradients, then the kept per-sample gradients
   int64_t kept_offset = 0;      // of the latter
   int64_t kept_vectors = 0;
-  int64_t packed_floats = 0;  // packed weights
+  int64_t packed_floats = 0;       // packed weights
+  int64_t difference_vectors = 0;  // scratch of layers that go by pairs of taps
 
   int64_t groups() const { return ceil_div(rows, lanes); }
   // The workspace: a block of values for each group if they are kept, the parameters as one vector, the packed weights.
@@ -88,6 +90,7 @@ struct FusedProgram {
 // Of a layer: kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode or activation, out_length.
 constexpr int64_t kLayerInts = 10;
 constexpr int64_t kBlockOutputs = 8;  // output channels of a packed block of weights
+constexpr int64_t kPairRun = 8;       // positions of a residue for which differences of inputs are taken at a time
 
 // layers: kLayerInts integers a layer; numbers: one a layer (slope or eps); keep: what backward needs.
 // Raises c10::Error if the program does not describe a net.

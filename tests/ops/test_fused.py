@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given as given_by
+from hypothesis import settings
+from hypothesis import strategies as st
 
 from dpcgan_fast.ops import FusedLayer, FusedNet, clip_factor
-from tests.conftest import at_simd_level, available_simd_levels
+from tests.conftest import at_simd_level, available_simd_levels, examples
 
 LAYERS = (
     FusedLayer("conv1d", 2, 20, 6, 9, 4, 2, bias=True),
@@ -40,6 +44,28 @@ def test_inference_gives_the_output_of_forward(rows, level):
         net = FusedNet(LAYERS, 2, 20)
         x, given = torch.randn(rows, 2, 20), parameters()
         assert torch.equal(net.infer(x, given), net.forward(x, given)[0])
+
+
+@settings(max_examples=examples(60))
+@given_by(data=st.data())
+def test_transposed_convolutions_of_two_taps_each_infer_what_torch_gives(data):
+    """Two outputs by three products, at every length, padding and number of channels, at every width of a vector."""
+    groups, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    inputs, outputs = (groups * data.draw(st.integers(1, 10)) for _ in range(2))
+    length, rows, bias = data.draw(st.integers(1, 21)), data.draw(st.integers(1, 20)), data.draw(st.booleans())
+    padding = data.draw(st.integers(0, min(2 * stride, ((length + 1) * stride - 1) // 2)))
+    given = [torch.randn(inputs, outputs // groups, 2 * stride), *([torch.randn(outputs)] if bias else [])]
+    x = torch.randn(rows, inputs, length)
+    doubles = [p.double() for p in given]
+    expected = F.conv_transpose1d(x.double(), *doubles, stride=stride, padding=padding, groups=groups)
+    layer = FusedLayer(
+        "conv_transpose1d", inputs, length, outputs, expected.shape[2], 2 * stride, stride, padding, groups=groups,
+        bias=bias,
+    )  # fmt: skip
+    for level in available_simd_levels():
+        with at_simd_level(level):
+            found = FusedNet([layer], inputs, length).infer(x, given).double()
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-6 * max(1.0, float(expected.abs().max())))
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e6, math.inf])
