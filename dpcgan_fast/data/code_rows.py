@@ -15,6 +15,7 @@ from dpcgan_fast.errors import InputError
 
 _IS_SETS = {b"dpcgan_fast": b"sets of codes"}  # of a field: its lists are sets, in order, of one list of names
 _BLOCK_ROWS = 1 << 17
+_CHECKED_ROWS = 1 << 12  # at a time: what is found out of them is not kept
 _NARROW = 1 << 31  # keys that are smaller fit into four bytes
 
 
@@ -93,16 +94,16 @@ class CodeRows:
         entries = np.arange(int(counts.sum())) + np.repeat(first - before, counts)
         return CodeRows(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), self.positions[entries])
 
-    def blocks(self) -> Iterator["CodeRows"]:
+    def blocks(self, size: int = _BLOCK_ROWS) -> Iterator["CodeRows"]:
         """The records in blocks of bounded memory, in order; pages of a mapped file are let go of block by block."""
-        for first in range(0, len(self), _BLOCK_ROWS):
-            starts = self.starts[first : first + _BLOCK_ROWS + 1]
+        for first in range(0, len(self), size):
+            starts = self.starts[first : first + size + 1]
             yield CodeRows(starts - starts[0], self.positions[starts[0] : starts[-1]])
             let_go(self.positions)
 
     def are_sets(self) -> bool:
         """Whether positions rise within every record."""
-        for block in self.blocks():
+        for block in self.blocks(_CHECKED_ROWS):
             rising = np.diff(block.positions, prepend=-1) > 0
             first = block.starts[:-1]
             rising[first[first < len(rising)]] = True

@@ -129,8 +129,10 @@ class Schema(Strict):
             values = json.loads(text, object_pairs_hook=_without_duplicates)
         except (ValueError, RecursionError) as error:
             what = "The schema is not valid JSON"
-            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else f": {error}"
-            raise InputError(what, f"{where}{line}", "Correct it, or make a new draft with `dpcgan schema`.") from None
+            decoding = isinstance(error, json.JSONDecodeError)
+            line = f", line {error.lineno}, column {error.colno}" if decoding else f": {error}"
+            how = "Correct it there or just before: commas stand between entries, brackets and quotes are closed."
+            raise InputError(what, f"{where}{line}", how) from None
         return cls.from_dict(values, where, folder)
 
     @classmethod

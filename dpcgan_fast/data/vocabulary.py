@@ -13,9 +13,12 @@ def checked_vocabulary(codes: tuple[str, ...], separator: str | None = None) -> 
     """Raises ValueError unless all codes differ and each is a text that a cell can hold, among others or alone."""
     if len(set(codes)) != len(codes):
         raise ValueError("a code stands twice in the vocabulary")
-    for code in codes:
-        if code != code.strip() or code.lower() in MISSING_TEXTS:
-            raise ValueError("a code of the vocabulary is empty, means a missing cell, or has blanks around it")
+    for number, code in enumerate(codes, start=1):
+        if code != code.strip():
+            raise ValueError(f"code {number} of the vocabulary has blanks around it")
+        if code.lower() in MISSING_TEXTS:
+            kind = "means a missing cell: rename it in data and list" if code else "is empty"
+            raise ValueError(f"code {number} of the vocabulary {kind}")
         if separator is not None and separator in code:
             raise ValueError('a code of the vocabulary holds the separator; set "separator" to null or another text')
 
