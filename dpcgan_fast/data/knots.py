@@ -32,10 +32,13 @@ def numbers_at(places: np.ndarray, knots: np.ndarray) -> np.ndarray:
     """
     pieces = len(knots) - 1
     if pieces == 1:  # most columns, of which there may be many: nothing to look up
-        numbers, rest = knots[1] * places, 1.0 - places
-        rest *= knots[0]
-        numbers += rest
-        return numbers
+        with np.errstate(over="ignore"):
+            width = knots[1] - knots[0]
+        if np.isfinite(width):
+            numbers = places * width
+            numbers += knots[0]
+            return numbers
+        return knots[1] * places + knots[0] * (1.0 - places)
     piece = np.clip((places * pieces).astype(np.int64), 0, pieces - 1)
     start, stop, share = knots[piece], knots[piece + 1], places * pieces - piece
     return np.clip(start * (1.0 - share) + stop * share, start, stop)

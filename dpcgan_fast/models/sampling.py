@@ -64,7 +64,7 @@ def _sample_auto(networks: AutoNetworks, labels: Tensor, randomness: torch.Gener
         made = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 1)
         if networks.codes_head is not None and networks.codes_head.has_flags:
             made[:, -networks.codes_head.width :] *= networks.codes_head.there(made)
-        records[rows] = made
+        records.index_copy_(0, rows, made)
     return records
 
 
