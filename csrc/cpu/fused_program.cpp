@@ -73,8 +73,8 @@ int64_t packed_size(int64_t outputs, int64_t inputs, int64_t kernel, int64_t gro
   return groups * ceil_div(outputs / groups, kBlockOutputs) * kBlockOutputs * (inputs / groups) * kernel;
 }
 
-// Whether each output reads two neighbouring inputs: three products are then enough for two outputs. Fewer channels than
-// half a block of outputs leave most of it empty, and are quicker one by one.
+// Whether each output reads two neighbouring inputs: three products are then enough for two outputs. Fewer channels
+// than half a block of outputs leave most of it empty, and are quicker one by one.
 bool goes_by_pairs(const FusedLayer& layer) {
   const ConvGeometry& conv = layer.conv;
   return layer.kind == LayerKind::kConvTranspose && conv.dilation == 1 && conv.kernel_size == 2 * conv.stride &&
