@@ -62,7 +62,7 @@ def prepare(
     """
     wanted = Schema.from_json(schema)
     if is_prepared(data, wanted, out):
-        say("The store is finished: it was made of the same files by the same schema. Nothing is left to do.")
+        say("The store is finished: made of the same files, by a schema that asks for the same. Nothing is left to do.")
         result(f"store: {out}")
         return
     with stop_on_signals() as stop, WorkProgress() as progress:

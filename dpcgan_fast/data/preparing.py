@@ -169,8 +169,11 @@ class _Preparation:
         self._progress, self._stopped = progress, stopped
         schema.require_units()
         self._codes = schema.as_records().codes_columns()
+        if is_store(source):
+            raise InputError("The data are in a store already", str(source), "Give the store to `dpcgan train`.")
         if is_store(out):
-            raise InputError("There is a store at the output path already", str(out), "Choose a new folder.")
+            what = "There is a store at the output path already, made of other files or for another schema"
+            raise InputError(what, str(out), "Choose a new folder.")
         if is_matrix_file(source):
             self._left, self._batches, size = (), self._matrix, 0
         else:

@@ -106,3 +106,12 @@ def test_a_store_of_anything_else_is_no_reason_to_do_nothing(tmp_path, source, c
         (tmp_path / "store" / "store.json").write_text("{}")
     assert run(arguments(tmp_path, schema)) == 2
     assert "There is a store at the output path already" in capsys.readouterr().err
+
+
+def test_a_store_is_no_table_to_prepare(tmp_path, source, capsys):
+    assert run(arguments(tmp_path)) == 0
+    again = [str(tmp_path / "store") if word == str(source) else word for word in arguments(tmp_path)]
+    again[again.index("--out") + 1] = str(tmp_path / "again")
+    assert run(again) == 2
+    assert "The data are in a store already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
