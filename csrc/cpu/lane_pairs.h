@@ -1,6 +1,6 @@
 // Transposed convolutions whose outputs read two neighbouring inputs each, by three products for two outputs in place
-// of four. Where nothing goes backward: the rounding is another one, if no larger, and the differences have no other
-// use.
+// of four. Used for inference alone: it rounds differently from the direct form (tests/ops/test_fused.py bounds the
+// error), and only there is nothing else to keep the differences for.
 //   out[t]     = W0 in[p] + W1 in[p - 1] = (W0 + W1) in[p] - W1 (in[p] - in[p - 1])
 //   out[t + 1] = W0 in[p + 1] + W1 in[p] = (W0 + W1) in[p] + W0 (in[p + 1] - in[p])
 // Source: minimal filtering F(2, 2), Winograd, Arithmetic Complexity of Computations, 1980.
@@ -17,9 +17,9 @@ struct PairBlock {
   const float* differences;              // in[p] - in[p - 1]
   int64_t in_stride, difference_stride;  // from a channel to the next
   int64_t in_channels;
-  const float* weights;  // W0 of channel 0; W1 lies `second` further on
-  int64_t weight_stride, second;
-  const float* sums;  // W0 + W1
+  const float* weights;               // W0 of channel 0
+  int64_t weight_stride, second_tap;  // the latter from W0 to W1
+  const float* sums;                  // W0 + W1
   int64_t sum_stride;
   const float* bias;  // one a channel of the block, or nothing
   float* out;
@@ -48,7 +48,7 @@ DPCGAN_INLINE void pair_tile(const PairBlock block, int64_t first_output, int64_
 #pragma GCC unroll 8
     for (int r = 0; r < kOutputs; ++r) {
       both[r] += sums[r] * x;
-      before[r] += weights[block.second + r] * d;
+      before[r] += weights[block.second_tap + r] * d;
       after[r] += weights[r] * next;
     }
     in += block.in_stride;
@@ -75,6 +75,15 @@ DPCGAN_INLINE void correlate_pairs(const PairBlock& block, int64_t positions) {
   });
 }
 
+// Of `count` vectors from each the one before it.
+template <int kBytes>
+DPCGAN_INLINE void input_differences(const float* from, int64_t count, float* to) {
+  constexpr int64_t kLanes = VectorOf<float, kBytes>::kLanes;
+  for (int64_t i = 0; i < count; ++i)
+    store_lanes<kBytes>(to + i * kLanes,
+                        load_lanes<kBytes>(from + i * kLanes) - load_lanes<kBytes>(from + (i - 1) * kLanes));
+}
+
 // in: the values of a group; differences: scratch of inputs * (kPairRun + 2) vectors. packed, sums: of the layer
 template <int kBytes>
 DPCGAN_INLINE void transpose_by_pairs(const ConvGeometry& conv, const float* packed, const float* sums,
@@ -98,13 +107,9 @@ DPCGAN_INLINE void transpose_by_pairs(const ConvGeometry& conv, const float* pac
     for (int64_t g = 0; g < conv.groups; ++g) {
       // As far as the margin goes, beyond which nothing is stored that reads them.
       const int64_t count = std::min<int64_t>(kPairRun + 2, in.stride - in.left - (begin + least));
-      for (int64_t c = 0; c < inputs; ++c) {
-        const float* from = rows + in.at(g * inputs + c, begin + least) * kLanes;
-        float* to = differences + c * difference_stride;
-        for (int64_t i = 0; i < count; ++i)
-          store_lanes<kBytes>(to + i * kLanes,
-                              load_lanes<kBytes>(from + i * kLanes) - load_lanes<kBytes>(from + (i - 1) * kLanes));
-      }
+      for (int64_t c = 0; c < inputs; ++c)
+        input_differences<kBytes>(rows + in.at(g * inputs + c, begin + least) * kLanes, count,
+                                  differences + c * difference_stride);
       for (int64_t residue = 0; residue < conv.stride; ++residue) {
         const int64_t positions = ceil_div(conv.x_length - first_position(residue), conv.stride) - begin;
         if (first_position(residue) >= conv.x_length || positions <= 0) continue;

@@ -1,5 +1,5 @@
-// Texts of a column in another order. Where rows are sorted into buckets, each text lies anywhere in memory, and to
-// wait for one after the other takes several times as long as to ask for them ahead.
+// Texts of a column in another order. Rows sorted into buckets lie anywhere in memory; prefetching them is several
+// times as fast as waiting for each.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,7 @@
 """Signals by how strong they are and by which waves they consist of: no shape but that of an average.
 
-The waves are those of the discrete cosine transform. Of a row of unit length their squares sum to 1, whatever the row
+Strength is the root mean square amplitude about the middle of the bounds; waves are the coefficients of the orthonormal
+discrete cosine transform (DCT-II). Of a row of unit length their squares sum to 1, whatever the row
 holds, so that a release of all of them has the sensitivity of a single histogram.
 """
 
@@ -15,7 +16,7 @@ from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.histograms import drawn_cells, shares_of
 from dpcgan_fast.baselines.parts import Totals, numbers_of
 from dpcgan_fast.baselines.rows import Rows
-from dpcgan_fast.data.public_cells import bounds_of, numbers
+from dpcgan_fast.data.public_cells import bounds_of, numbers, signal_columns
 from dpcgan_fast.data.schema import Column, Signal
 from dpcgan_fast.privacy.releases import Release
 
@@ -29,13 +30,6 @@ _BLUR, _LEAST_BLUR = 0.12, 0.3  # width of the window over neighbouring squares:
 _FLOOR = 2e-6  # of the squares
 _WEIGHT = 4.0  # of a signal's part, where a histogram of one column weighs 1
 _CLEAR = 2.0  # standard deviations of the noise that a mean must exceed
-
-
-def signal_columns(signal: Signal) -> tuple[Column, ...]:
-    """The signal's columns as numeric ones."""
-    return tuple(
-        Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer) for name in signal.columns
-    )
 
 
 @dataclass(frozen=True)
@@ -120,13 +114,13 @@ class _DrawnWaves:
 
 
 @dataclass
-class Loudness:
-    """The part of a signal by one number of each class, the mean logarithm of its strength, and noise of no colour."""
+class Strength:
+    """The part of a signal by one number of each class, the mean logarithm of its strength, and white noise."""
 
     signal: Signal
     weight: float = _WEIGHT
 
-    def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnLoudness":
+    def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnStrength":
         """One release of numbers of units and of sums, whose mean is taken over the units."""
         columns = signal_columns(self.signal)
         scale = _Scale.of(columns)
@@ -136,11 +130,11 @@ class Loudness:
         scaled = np.log(strength / weakest) / -math.log(_WEAKEST)  # in [0, 1]
         both = rows.sums(np.stack([np.ones_like(scaled), scaled], axis=1))
         noisy = budget.release(f"strength: {self.signal.name}", both, math.sqrt(2), share)
-        return _DrawnLoudness(columns, scale, noisy.values[:, 1], Totals(noisy.values[:, 0], noisy.std**2))
+        return _DrawnStrength(columns, scale, noisy.values[:, 1], Totals(noisy.values[:, 0], noisy.std**2))
 
 
 @dataclass
-class _DrawnLoudness:
+class _DrawnStrength:
     """sums: (class_count,) noisy sums of scaled logarithms."""
 
     columns: tuple[Column, ...]

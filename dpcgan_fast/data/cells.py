@@ -173,11 +173,12 @@ def written_one_way(column: pa.ChunkedArray) -> bool:
     decimals, with which a text may be another way to write a value; texts need not be looked at one by one then.
     """
     return pa.types.is_integer(column.type) or (
-        pa.types.is_string(column.type) and all(map(_no_blanks_or_decimals, column.chunks))
+        pa.types.is_string(column.type) and all(map(_plain_ascii, column.chunks))
     )
 
 
-def _no_blanks_or_decimals(texts: pa.StringArray) -> bool:
+def _plain_ascii(texts: pa.StringArray) -> bool:
+    """Whether all characters are printable ASCII, none a blank or a point; other characters may be blanks too."""
     text, _ = bytes_of(texts)
     return not ((text <= ord(" ")) | (text == ord(".")) | (text > ord("~"))).any()
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from dpcgan_fast.data.cells import MISSING as MISSING_CODE
 from dpcgan_fast.data.cells import UNKNOWN, binary_values, category_codes, numeric_values
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
-from dpcgan_fast.data.schema import OTHER, PRIVATE, Column, Schema
+from dpcgan_fast.data.schema import OTHER, PRIVATE, Column, Schema, Signal
 from dpcgan_fast.errors import InputError
 
 NUMERIC_BINS = 20
@@ -28,18 +28,23 @@ def modelled_columns(schema: Schema) -> tuple[Column, ...]:
         _as_measured(column) if column.name != schema.label else _label_only(column) for column in schema.columns
     ]
     for signal in schema.signals:
-        columns += [
-            Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer) for name in signal.columns
-        ]
+        columns += signal_columns(signal)
     for column in columns:
         facts = {"numeric": column.bounds, "categorical": column.categories, "codes": None, "binary": ("0", "1")}
         if facts[column.type] in (None, PRIVATE):
             raise InputError(
-                "Evaluation needs public bounds and category lists",
+                "Evaluation and baselines need public bounds and category lists",
                 f"schema, column {column.name}",
                 "Use the schema in the run folder, where released values stand in place of private ones.",
             )
     return tuple(columns)
+
+
+def signal_columns(signal: Signal) -> tuple[Column, ...]:
+    """The signal's columns as numeric ones."""
+    return tuple(
+        Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer) for name in signal.columns
+    )
 
 
 def without_codes(schema: Schema) -> Schema:
@@ -189,7 +194,7 @@ def vocabulary_of(column: Column) -> tuple[str, ...]:
     """The column's codes. Raises InputError if they are no public or released list."""
     if not isinstance(column.vocabulary, tuple):
         raise InputError(
-            "Evaluation needs public vocabularies",
+            "Evaluation and baselines need public vocabularies",
             f"column {column.name}",
             "Use the schema in the run folder, where released values stand in place of private ones.",
         )

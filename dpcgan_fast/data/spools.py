@@ -77,6 +77,7 @@ def _is_plain_text(column: pa.ChunkedArray) -> bool:
 
 
 def _texts_taken(texts: pa.StringArray, rows: np.ndarray) -> pa.StringArray:
+    """Texts at `rows`, (M,) int64, of an array without nulls. Raises ValueError beyond 2 GiB."""
     _, starts, data = texts.buffers()
     own = np.frombuffer(starts, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     taken, ends = native_module().take_texts(np.frombuffer(data or b"", np.uint8), own, rows)

@@ -17,7 +17,7 @@ def checked_vocabulary(codes: tuple[str, ...], separator: str | None = None) -> 
         if code != code.strip():
             raise ValueError(f"code {number} of the vocabulary has blanks around it")
         if code.lower() in MISSING_TEXTS:
-            kind = "means a missing cell: rename it in data and list" if code else "is empty"
+            kind = "means a missing cell: rename it in the data and in the list" if code else "is empty"
             raise ValueError(f"code {number} of the vocabulary {kind}")
         if separator is not None and separator in code:
             raise ValueError('a code of the vocabulary holds the separator; set "separator" to null or another text')

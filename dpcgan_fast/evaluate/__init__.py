@@ -1,6 +1,6 @@
 """How good a synthetic table is, judged on real held-out rows; nothing here is differentially private.
 
-The exception are the baselines, which are private mechanisms: what they release is, their judgement is not.
+The exceptions are the baselines: what they release is differentially private, how they are judged is not.
 """
 
 from dpcgan_fast.evaluate.code_columns import CodeView as CodeView

@@ -27,7 +27,7 @@ class Fidelity:
     marginal_tv_mean: mean over the columns of the total variation distance of their public cells, in [0, 1]
     correlation_mae:  mean absolute difference of the pairwise correlations of the encoded columns, in [0, 2]
     pairs_tv_mean:    mean over pairs of columns of the total variation distance of their joint cells, in [0, 1]
-    triples_tv_mean:  the same over triples; both None with fewer columns (see `joint_cells.joint_tv_mean`)
+    triples_tv_mean:  the same over triples; each None where columns are fewer (see `joint_cells.joint_tv_mean`)
     c2st:             AUROC of a classifier that tells the tables apart; 0.5: it cannot
     c2st_binned:      the same on public cells, blind to how finely numbers are written; None without enough rows
     marginal_tv:      total variation distance of each column

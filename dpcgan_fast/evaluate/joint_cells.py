@@ -19,7 +19,8 @@ _GROUPS = {2: 5, 3: 3}  # of each column's cells, by how many columns are taken 
 def joint_tv_mean(table: pa.Table, real: pa.Table, schema: Schema, together: int) -> float | None:
     """Mean total variation distance of the joint cells of so many columns, over all sets of them, in [0, 1].
 
-    together: 2 or 3. The cells of a column are put into 5 or 3 groups that hold about as many real rows each, and one
+    together: 2 or 3. The cells of a column are put into at most 5 or 3 groups (of numbers: of about equal weight in the
+              real rows; of categories: the most frequent ones, and one group of all others; see `grouping`), and one
               for missing cells. Of more than 1,000 sets a fixed random choice is looked at.
 
     1 for a table without rows, None with fewer columns.

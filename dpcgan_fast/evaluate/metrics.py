@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dpcgan_fast.baselines import noise_multiplier, yardsticks_for
+from dpcgan_fast.baselines import baselines_for, noise_multiplier
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.public_cells import typed_table
 from dpcgan_fast.data.schema import Schema
@@ -174,15 +174,7 @@ def _evaluate_sides(
         trtr = train_and_test(train, test, schema)
         rows = min(max(synthetic.num_rows, 1), TRAINING_ROWS)
         source = train if view is None else known.narrow
-        baselines = []
-        for yardstick in yardsticks_for(narrow_schema):
-            drawn = yardstick.fit(source, epsilon, delta).sample(rows, np.random.default_rng(0))
-            side = _Side.of(drawn, narrow_schema, view, "baseline")
-            scores: Mapping[str, Any] = train_and_test(side.wide, test, schema) or dict.fromkeys(LEARNERS)
-            figures_of = {**scores, **_distances(side, real, schema, view), "rows": rows}
-            noise = {"noise_multiplier": noise_multiplier(epsilon, delta)}
-            baselines.append({"name": yardstick.name, **figures_of, **noise})
-        baselines = best_first(baselines)
+        baselines = _baselines(source, rows, real, narrow_schema, schema, view, epsilon, delta)
         floor = {"name": "real training rows against real test rows", **_distances(known, real, schema, view)}
         copies = {
             "synthetic": share_of_copies(synthetic, train, schema),
@@ -217,6 +209,26 @@ def _evaluate_sides(
         notes=tuple(notes),
         **figures,
     )
+
+
+def _baselines(
+    source: pa.Table, rows: int, real: _Side, narrow_schema: Schema, schema: Schema, view: CodeView | None,
+    epsilon: float, delta: float | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Name, scores and distances of each baseline that fits the schema, best first.
+
+    source: real training rows; schema: of the wide tables
+    Their noise_multiplier is that of one release at (epsilon, delta): where there are several, each has more noise.
+    """
+    found = []
+    for baseline in baselines_for(narrow_schema):
+        drawn = baseline.fit(source, epsilon, delta).sample(rows, np.random.default_rng(0))
+        side = _Side.of(drawn, narrow_schema, view, "baseline")
+        scores: Mapping[str, Any] = train_and_test(side.wide, real.wide, schema) or dict.fromkeys(LEARNERS)
+        distances = _distances(side, real, schema, view)
+        multiplier = noise_multiplier(epsilon, delta)
+        found.append({"name": baseline.name, **scores, **distances, "rows": rows, "noise_multiplier": multiplier})
+    return best_first(found)
 
 
 def _distances(side: _Side, real: _Side, schema: Schema, view: CodeView | None) -> dict[str, Any]:

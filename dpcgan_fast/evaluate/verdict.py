@@ -46,7 +46,7 @@ def judge(values: Mapping[str, Any]) -> Verdict:
         standing = _standing(lead, _auroc_margin(values))
     else:
         standing = _standing(baseline["correlation_mae"] - values["correlation_mae"], CORRELATION_MARGIN)
-    headline = _headline(standing, bool(tstr), values)
+    headline = _headline(standing, values)
     return Verdict(
         standing,
         " ".join([headline, *_codes_headlines(values)]),
@@ -65,29 +65,31 @@ def _auroc_margin(values: Mapping[str, Any]) -> float:
 
 
 def best_first(baselines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Baselines by what `judge` compares the model with them in, the best one first."""
+    """Baselines, best first: by gradient boosting's AUROC, without a label by the correlation error."""
     return sorted(
         baselines,
         key=lambda one: -one[HEADLINE_LEARNER]["auroc"] if one[HEADLINE_LEARNER] else one["correlation_mae"],
     )
 
 
-def _headline(standing: Standing, has_label: bool, values: Mapping[str, Any]) -> str:
-    goal = "as training data for a classifier" if has_label else "at keeping the relations between columns"
-    epsilon, baseline = values["epsilon"], values["baseline"] or {"name": ""}
+def _headline(standing: Standing, values: Mapping[str, Any]) -> str:
+    if standing == "unknown":
+        return (
+            "The model is compared neither with a baseline nor with real training data, because no training table was "
+            "given."
+        )
+    goal = "as training data for a classifier" if values["tstr"] else "at keeping the relations between columns"
+    epsilon = values["epsilon"]
     noise = "without noise" if epsilon == math.inf else f"with noise for the same epsilon of {epsilon:.3g}"
-    figures = _both(values) if baseline["name"] else ""
-    rival = f"{baseline['name']}, {noise} ({figures})"
+    rival = f"{values['baseline']['name']}, {noise} ({_compared_figures(values)})"
     return {
         "loses": f"The model loses to the baseline {goal}: better rows come from {rival}.",
         "level": f"The model does not beat the baseline {goal}: rows as good come from {rival}.",
         "wins": f"The model beats the baseline {goal}: worse rows come from {rival}.",
-        "unknown": "The model is compared neither with a baseline nor with real training data, because no training "
-        "table was given.",
     }[standing]
 
 
-def _both(values: Mapping[str, Any]) -> str:
+def _compared_figures(values: Mapping[str, Any]) -> str:
     """What the headline compares: the model's figure against the baseline's, and how uncertain the first is."""
     baseline = values["baseline"]
     if not values["tstr"]:

@@ -41,5 +41,6 @@ def closest_histogram(noisy: np.ndarray, total: float) -> np.ndarray:
     """
     falling = np.sort(noisy)[::-1]
     excess = (np.cumsum(falling) - total) / np.arange(1, len(noisy) + 1)
-    last = np.flatnonzero(falling > excess)[-1:].sum()  # the first, where rounding leaves none
+    above = np.flatnonzero(falling > excess)
+    last = above[-1] if len(above) else 0  # the largest count is above its excess but for rounding
     return np.maximum(noisy - excess[last], 0.0)

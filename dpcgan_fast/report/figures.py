@@ -17,6 +17,7 @@ from dpcgan_fast.data.public_cells import (
     modelled_columns,
     numbers,
     sample_of,
+    signal_columns,
 )
 from dpcgan_fast.data.schema import Column, Schema, Signal
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
@@ -244,7 +245,4 @@ def signal_traces(signal: Signal, synthetic: pa.Table, test: pa.Table) -> Pictur
 def _signal_values(signal: Signal, table: pa.Table) -> np.ndarray:
     """(rows, positions) float64, of at most SIGNAL_ROWS rows."""
     rows = sample_of(table, SIGNAL_ROWS)
-    columns = [
-        Column(name=name, type="numeric", bounds=signal.bounds, integer=signal.integer) for name in signal.columns
-    ]
-    return np.stack([numbers(rows, column) for column in columns], axis=1)
+    return np.stack([numbers(rows, column) for column in signal_columns(signal)], axis=1)

@@ -55,14 +55,14 @@ def glance_rows(values: Mapping[str, Any]) -> list[GlanceRow]:
         (
             "pairs_tv_mean",
             "Pairs of columns: distance",
-            "mean share of rows that would have to change one of two values",
+            "mean share of rows that would have to move to another joint cell, each column in at most 5 groups",
             percent,
             0.0,
         ),
         (
             "triples_tv_mean",
             "Triples of columns: distance",
-            "mean share of rows that would have to change one of three values",
+            "mean share of rows that would have to move to another joint cell, each column in at most 3 groups",
             percent,
             0.0,
         ),

@@ -149,13 +149,20 @@ def _check_budget(epsilon: float, delta: float, n_units: int | None) -> None:
         )
 
 
+# Of settings that the command has an option for; the others are set from Python alone.
+_OPTIONS = {
+    "critic_steps": "--steps", "autoencoder_steps": "--autoencoder-steps", "autoencoder_batch": "--batch-size",
+    "critic_batch": "--batch-size",
+}  # fmt: skip
+
+
 def _check_settings(settings: TrainSettings) -> None:
     counts = ("autoencoder_steps", "critic_steps", "critic_per_generator", "checkpoint_interval")
     for name in (*counts, "autoencoder_batch", "critic_batch"):
         value = getattr(settings, name)
         if value is not None and value < 1:
-            option = "--steps" if name == "critic_steps" else f"--{name.replace('_', '-')}"
-            raise InputError(f"{name} must be at least 1", f"{option} {value}", "Give a positive whole number.")
+            where = f"{_OPTIONS.get(name, name)} {value}"
+            raise InputError(f"{name} must be at least 1", where, "Give a positive whole number.")
     if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
     if not 0 < settings.release_share < 1:

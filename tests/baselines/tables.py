@@ -12,9 +12,9 @@ LENGTH = 32
 VOCABULARY = tuple(f"C{code:02}" for code in range(40))
 
 
-def signal_schema(columns: Any = (), bounds: Any = (-100, 100), **more: Any) -> Schema:
+def signal_schema(columns: Any = (), bounds: Any = (-100, 100)) -> Schema:
     signal = {"name": "eeg", "columns": [f"X{i}" for i in range(LENGTH)], "bounds": list(bounds)}
-    return Schema.from_dict({"unit": None, "columns": [*columns, LABEL], "label": "died", "signals": [signal], **more})
+    return Schema.from_dict({"unit": None, "columns": [*columns, LABEL], "label": "died", "signals": [signal]})
 
 
 def signals(rows: int, seed: int, mean: float = 0.0) -> pa.Table:
@@ -30,10 +30,10 @@ def signals(rows: int, seed: int, mean: float = 0.0) -> pa.Table:
     return pa.table({**columns, "age": rng.integers(20, 95, rows), "died": died.astype(int)})
 
 
-def codes_schema(columns: Any = (COLUMNS[0],), label: Any = LABEL, most: int = 30, **more: Any) -> Schema:
+def codes_schema(columns: Any = (COLUMNS[0],), label: Any = LABEL, most: int = 30) -> Schema:
     dx = {"name": "dx", "type": "codes", "vocabulary": VOCABULARY, "max_codes": most}
     listed = [*columns, dx, *([label] if label else [])]
-    return Schema.from_dict({"unit": None, "columns": listed, "label": label and label["name"], **more})
+    return Schema.from_dict({"unit": None, "columns": listed, "label": label and label["name"]})
 
 
 def codes_table(rows: int, seed: int, most: float = 0.9) -> pa.Table:

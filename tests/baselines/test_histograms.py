@@ -6,18 +6,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dpcgan_fast.baselines.choice import INDEPENDENT, baselines_for
 from dpcgan_fast.baselines.histograms import drawn_cells, histograms_of, shares_of, totals_of
 from dpcgan_fast.baselines.rows import Rows
-from dpcgan_fast.baselines.yardsticks import INDEPENDENT, yardsticks_for
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.privacy.denoising import closest_histogram
 from tests.evaluate.tables import COLUMNS, patients, schema_of
 
 
 def drawn_at(epsilon: float, train: pa.Table, rows: int) -> pa.Table:
-    yardstick = yardsticks_for(schema_of())[0]
-    assert yardstick.name == INDEPENDENT
-    return yardstick.fit(train, epsilon, 1e-5).sample(rows, np.random.default_rng(0))
+    baseline = baselines_for(schema_of())[0]
+    assert baseline.name == INDEPENDENT
+    return baseline.fit(train, epsilon, 1e-5).sample(rows, np.random.default_rng(0))
 
 
 def test_the_bound_of_a_unit_is_reached_so_that_no_noise_is_wasted():

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpcgan_fast.baselines import yardsticks, yardsticks_for
+from dpcgan_fast.baselines import baselines_for, choice
 from dpcgan_fast.baselines.groups import grouping
 from dpcgan_fast.data.public_cells import cell_count, modelled_columns
 from dpcgan_fast.data.schema import Column, Schema
 from tests.conftest import examples
 
 
-def schema_of(count: int, **more: object) -> Schema:
+def schema_of(count: int) -> Schema:
     columns = [{"name": f"x{i}", "type": "numeric", "bounds": [0, 1]} for i in range(count)]
     label = {"name": "y", "type": "binary"}
-    return Schema.from_dict({"unit": None, "label": "y", "columns": [*columns, label], **more})
+    return Schema.from_dict({"unit": None, "label": "y", "columns": [*columns, label]})
 
 
 def chained(rows: int, count: int, seed: int = 0) -> pa.Table:
@@ -33,8 +33,8 @@ def chained(rows: int, count: int, seed: int = 0) -> pa.Table:
 
 
 def fitted_tree(schema: Schema, table: pa.Table, epsilon: float):
-    yardstick = next(one for one in yardsticks_for(schema) if one.name == yardsticks.TREE)
-    return yardstick.fit(table, epsilon, 1e-5)
+    baseline = next(one for one in baselines_for(schema) if one.name == choice.TREE)
+    return baseline.fit(table, epsilon, 1e-5)
 
 
 def correlations(table: pa.Table, y: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpcgan_fast.data.spools import bucket_of_rows, bucket_places, read_bucket, write_spool
+from dpcgan_fast.data.spools import _texts_taken, bucket_of_rows, bucket_places, read_bucket, write_spool
 from dpcgan_fast.data.units import unit_ids
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import native_module
@@ -163,10 +163,7 @@ def test_texts_are_taken_as_arrow_takes_them(texts, cut, rows):
     """Of any length, whole and in part, from a slice of an array as well."""
     column = pa.array(texts)[min(cut, len(texts) - 1) :]
     wanted = np.array([row % len(column) for row in rows], np.int64)
-    _, starts, data = column.buffers()
-    own = np.frombuffer(starts, np.int32)[column.offset : column.offset + len(column) + 1]
-    taken, ends = native_module().take_texts(np.frombuffer(data or b"", np.uint8), own, wanted)
-    found = pa.StringArray.from_buffers(len(wanted), pa.py_buffer(ends), pa.py_buffer(taken))
+    found = _texts_taken(column, wanted)
     found.validate(full=True)
     assert found.equals(column.take(pa.array(wanted, pa.int64())))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpcgan_fast.baselines import yardsticks_for
-from dpcgan_fast.baselines.yardsticks import TREE
+from dpcgan_fast.baselines import baselines_for
+from dpcgan_fast.baselines.choice import TREE
 from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import Metrics, evaluate
@@ -61,7 +61,7 @@ def test_distances_of_real_rows_and_of_the_baseline_stand_beside_the_models(metr
 def test_the_baseline_is_the_best_of_those_that_fit_the_schema(metrics):
     values = metrics.to_dict()
     assert values["baseline"] == values["baselines"][0]
-    assert {one["name"] for one in values["baselines"]} == {one.name for one in yardsticks_for(schema_of())}
+    assert {one["name"] for one in values["baselines"]} == {one.name for one in baselines_for(schema_of())}
     scores = [one["gb"]["auroc"] for one in values["baselines"]]
     assert scores == sorted(scores, reverse=True)
     unlabelled = evaluate(SYNTHETIC, TEST, schema_of(label=None), train=TRAIN, privacy=PRIVACY).to_dict()
@@ -196,8 +196,8 @@ def test_synthetic_rows_that_copy_training_rows_are_warned_of():
 def test_support2_baseline_keeps_most_of_what_real_rows_teach():
     schema = support2_schema()
     train, test = train_test_split(load_support2())
-    for yardstick in yardsticks_for(schema):
-        drawn = yardstick.fit(train, 3.0, 1e-5).sample(train.num_rows, np.random.default_rng(0))
+    for baseline in baselines_for(schema):
+        drawn = baseline.fit(train, 3.0, 1e-5).sample(train.num_rows, np.random.default_rng(0))
         values = evaluate(drawn, test, schema, privacy=PRIVACY).to_dict()
         assert values["tstr"]["gb"]["auroc"] > 0.82  # real rows give 0.90
         assert values["marginal_tv_mean"] < 0.05

@@ -14,7 +14,7 @@ from dpcgan_fast.baselines.codes import Codes
 from dpcgan_fast.baselines.histograms import Classes, Histograms
 from dpcgan_fast.baselines.parts import Drawn, Part, values_of
 from dpcgan_fast.baselines.rows import Rows
-from dpcgan_fast.baselines.signals import Loudness, Waves
+from dpcgan_fast.baselines.signals import Strength, Waves
 from dpcgan_fast.baselines.tree import Tree
 from dpcgan_fast.data.public_cells import label_of, modelled_columns, without_codes
 from dpcgan_fast.data.schema import Column, Schema
@@ -24,24 +24,27 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 INDEPENDENT = "independent histograms"
 SIZED = "independent histograms and numbers of codes"
 TREE = "a tree of columns"
-LOUDNESS = "one strength of the signal"
+STRENGTH = "one strength of the signal"
 WAVES = "strengths and waves of the signal"
 _MOST_IN_TREE = 64  # columns: beyond it the scores of all pairs take most of the noise
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baseline:
     """A baseline for the tables of a schema. name: as reports print it"""
 
     name: str
     schema: Schema
     parts: tuple[Part, ...]
 
-    def fit(self, table: pa.Table, epsilon: float, delta: float | None, key: NoiseKey | None = None) -> "Fitted":
+    def fit(
+        self, table: pa.Table, epsilon: float, delta: float | None, key: NoiseKey | None = None
+    ) -> "FittedBaseline":
         """Releases what rows are drawn from; (epsilon, delta)-DP for adding or removing a unit, given the schema: what
         was itself released from these rows (bounds, lists) costs what it cost on top. Errors are not covered.
 
-        table:   real training rows, with the unit's column if the schema has one
+        table:   real training rows, with the unit's column if the schema has one; dates as whole numbers of days (see
+                 `data.dates.with_days`)
         epsilon: math.inf for no noise
         key:     of the noise; a fresh one by default. With a seeded one the result is marked, for it is not private
 
@@ -59,11 +62,11 @@ class Yardstick:
         for part in drawn:
             part.settle(totals)
         rates = _class_rates(totals, label_of(self.schema))
-        return Fitted(self.name, self.schema, drawn, rates, budget.mechanisms, key.seeded)
+        return FittedBaseline(self.name, self.schema, drawn, rates, budget.mechanisms, key.seeded)
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedBaseline:
     """A baseline to draw from.
 
     rates:      (class_count,) of the classes
@@ -79,7 +82,7 @@ class Fitted:
     seeded: bool
 
     def sample(self, rows: int, rng: np.random.Generator) -> pa.Table:
-        """Synthetic rows with the schema's columns, in their order; post-processing."""
+        """Synthetic rows with the schema's columns, in their order, dates as int64 days; post-processing."""
         classes = rng.choice(len(self.rates), size=rows, p=self.rates)
         label = label_of(self.schema)
         sampled: dict[str, pa.Array] = {} if label is None else {label.name: values_of(label, classes, rng)}
@@ -88,10 +91,10 @@ class Fitted:
         return pa.table({name: sampled[name] for name in self.schema.column_names()})
 
 
-def yardsticks_for(schema: Schema) -> tuple[Yardstick, ...]:
+def baselines_for(schema: Schema) -> tuple[Baseline, ...]:
     """The baselines that fit a schema, a rule of the schema alone; independent histograms come first.
 
-    schema: of records, with all bounds, categories and vocabularies known
+    schema: of records (see `Schema.as_records`), with all bounds, categories and vocabularies known
     Raises InputError if one is not.
     """
     signals = {name for signal in schema.signals for name in signal.columns}
@@ -99,20 +102,20 @@ def yardsticks_for(schema: Schema) -> tuple[Yardstick, ...]:
     single = tuple(column for column in features if column.name not in signals)
     codes = schema.codes_columns()
 
-    def yardstick(name: str, columns: tuple[Column, ...], *more: Part, sized: bool = True) -> Yardstick:
+    def baseline(name: str, columns: tuple[Column, ...], *more: Part, sized: bool = True) -> Baseline:
         parts = [*more, *(Codes(column, sized) for column in codes)]
         parts += [Histograms(columns)] if columns else []
-        return Yardstick(name, schema, tuple(parts) or (Classes(),))
+        return Baseline(name, schema, tuple(parts) or (Classes(),))
 
-    found = [yardstick(INDEPENDENT, tuple(features), sized=False)]
+    found = [baseline(INDEPENDENT, tuple(features), sized=False)]
     if codes:
-        found.append(yardstick(SIZED, tuple(features)))
-    for name, part in ((LOUDNESS, Loudness), (WAVES, Waves)):
+        found.append(baseline(SIZED, tuple(features)))
+    for name, part in ((STRENGTH, Strength), (WAVES, Waves)):
         if schema.signals:
-            found.append(yardstick(name, single, *(part(signal) for signal in schema.signals)))
+            found.append(baseline(name, single, *(part(signal) for signal in schema.signals)))
     if 2 <= len(single) <= _MOST_IN_TREE:
         waves = (Waves(signal) for signal in schema.signals)
-        found.append(yardstick(TREE, (), Tree(single), *waves))
+        found.append(baseline(TREE, (), Tree(single), *waves))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpcgan_fast.baselines import yardsticks, yardsticks_for
+from dpcgan_fast.baselines import baselines_for, choice
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import cell_shares, modelled_columns, without_codes
@@ -21,32 +21,32 @@ from tests.evaluate.tables import COLUMNS, LABEL, patients, schema_of, with_colu
 
 # name of the kind: a schema, tables for it, and the baselines that it has
 KINDS: dict[str, tuple[Schema, Any, tuple[str, ...]]] = {
-    "mixed": (schema_of(), patients, (yardsticks.INDEPENDENT, yardsticks.TREE)),
-    "no label": (schema_of(label=None), patients, (yardsticks.INDEPENDENT, yardsticks.TREE)),
+    "mixed": (schema_of(), patients, (choice.INDEPENDENT, choice.TREE)),
+    "no label": (schema_of(label=None), patients, (choice.INDEPENDENT, choice.TREE)),
     "three classes": (
         schema_of({"name": "stage", "type": "categorical", "categories": ["low", "middle", "high"]}),
-        patients, (yardsticks.INDEPENDENT, yardsticks.TREE),
+        patients, (choice.INDEPENDENT, choice.TREE),
     ),
-    "label alone": (schema_of(columns=[]), patients, (yardsticks.INDEPENDENT,)),
-    "signal": (signal_schema(), signals, (yardsticks.INDEPENDENT, yardsticks.LOUDNESS, yardsticks.WAVES)),
+    "label alone": (schema_of(columns=[]), patients, (choice.INDEPENDENT,)),
+    "signal": (signal_schema(), signals, (choice.INDEPENDENT, choice.STRENGTH, choice.WAVES)),
     "signal and a column": (
-        signal_schema(COLUMNS[:1]), signals, (yardsticks.INDEPENDENT, yardsticks.LOUDNESS, yardsticks.WAVES),
+        signal_schema(COLUMNS[:1]), signals, (choice.INDEPENDENT, choice.STRENGTH, choice.WAVES),
     ),
-    "codes": (codes_schema(), codes_table, (yardsticks.INDEPENDENT, yardsticks.SIZED)),
-    "codes alone": (codes_schema((), None), codes_table, (yardsticks.INDEPENDENT, yardsticks.SIZED)),
+    "codes": (codes_schema(), codes_table, (choice.INDEPENDENT, choice.SIZED)),
+    "codes alone": (codes_schema((), None), codes_table, (choice.INDEPENDENT, choice.SIZED)),
 }  # fmt: skip
 CASES = [pytest.param(kind, name, id=f"{kind}: {name}") for kind in KINDS for name in KINDS[kind][2]]
 
 
-def yardstick_of(kind: str, name: str, **more: Any) -> Any:
+def baseline_of(kind: str, name: str, **more: Any) -> Any:
     schema = KINDS[kind][0].model_copy(update=more)
-    return next(one for one in yardsticks_for(schema) if one.name == name)
+    return next(one for one in baselines_for(schema) if one.name == name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_which_baselines_a_schema_has_follows_from_it_alone(kind):
     schema, _, names = KINDS[kind]
-    assert tuple(one.name for one in yardsticks_for(schema)) == names
+    assert tuple(one.name for one in baselines_for(schema)) == names
 
 
 # ---- privacy
@@ -92,15 +92,15 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
     alike = table.column_names[0]  # rows of a unit alike, which moves a cell the most
     table = with_column(table, alike, [table[alike][0].as_py()] * 60)
     for unit, cap in ((None, 1), ("person", 1), ("person", 4)):
-        yardstick = yardstick_of(kind, name, unit=unit, max_rows_per_unit=cap)
+        baseline = baseline_of(kind, name, unit=unit, max_rows_per_unit=cap)
         replay, moved = Replay(), []
         monkeypatch.setattr(Budget, "release", lambda *arguments: replay.first(*arguments))  # noqa: B023
-        yardstick.fit(table, epsilon, 1e-5)
+        baseline.fit(table, epsilon, 1e-5)
         persons = np.array(table["person"].to_pylist())
         for left in range(12):
             rest = table.filter(persons != left) if unit else pa.concat_tables([table[:left], table[left + 1 :]])
             monkeypatch.setattr(Budget, "release", replay.again(moved))
-            yardstick.fit(rest, epsilon, 1e-5)
+            baseline.fit(rest, epsilon, 1e-5)
         assert len(moved) == 12 * len(replay.answers)
         assert max(moved) <= 1 + 1e-9
         assert max(moved) > 0
@@ -108,32 +108,32 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_all_releases_together_cost_the_epsilon(kind, name):
-    fitted = yardstick_of(kind, name).fit(KINDS[kind][1](200, 0), 3.0, 1e-5)
+    fitted = baseline_of(kind, name).fit(KINDS[kind][1](200, 0), 3.0, 1e-5)
     assert account(fitted.mechanisms, 1e-5).epsilon_pld == pytest.approx(3.0, abs=5e-3)
 
 
 def test_a_seeded_release_is_marked_since_it_is_not_private():
-    (yardstick, *_), table = yardsticks_for(schema_of()), patients(50, 0)
-    assert yardstick.fit(table, 1.0, 1e-5, NoiseKey(seed=1)).seeded
-    assert not yardstick.fit(table, 1.0, 1e-5).seeded
+    (baseline, *_), table = baselines_for(schema_of()), patients(50, 0)
+    assert baseline.fit(table, 1.0, 1e-5, NoiseKey(seed=1)).seeded
+    assert not baseline.fit(table, 1.0, 1e-5).seeded
 
 
-def test_the_smallest_epsilon_is_no_trouble():
-    for yardstick in yardsticks_for(schema_of()):
-        assert yardstick.fit(patients(50, 0), 1e-17, 1e-5).sample(10, np.random.default_rng(0)).num_rows == 10
+def test_at_an_epsilon_of_1e_17_rows_are_still_drawn():
+    for baseline in baselines_for(schema_of()):
+        assert baseline.fit(patients(50, 0), 1e-17, 1e-5).sample(10, np.random.default_rng(0)).num_rows == 10
 
 
 def test_mechanisms_name_the_unit():
     schema = schema_of(unit="person")
     table = patients(50, 0).append_column("person", pa.array(range(50)))
-    for yardstick in yardsticks_for(schema):
-        assert {one.unit for one in yardstick.fit(table, 1.0, 1e-5).mechanisms} == {"person"}
+    for baseline in baselines_for(schema):
+        assert {one.unit for one in baseline.fit(table, 1.0, 1e-5).mechanisms} == {"person"}
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_two_releases_of_the_same_table_have_different_noise(kind, name):
-    yardstick, table = yardstick_of(kind, name), KINDS[kind][1](200, 0)
-    first, second = (yardstick.fit(table, 0.5, 1e-5).sample(200, np.random.default_rng(0)) for _ in range(2))
+    baseline, table = baseline_of(kind, name), KINDS[kind][1](200, 0)
+    first, second = (baseline.fit(table, 0.5, 1e-5).sample(200, np.random.default_rng(0)) for _ in range(2))
     assert not first.equals(second)
 
 
@@ -144,7 +144,7 @@ def test_two_releases_of_the_same_table_have_different_noise(kind, name):
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_drawn_rows_keep_the_schema_whatever_the_noise(kind, name, epsilon):
     schema, make, _ = KINDS[kind]
-    drawn = yardstick_of(kind, name).fit(make(100, 0), epsilon, 1e-5).sample(300, np.random.default_rng(0))
+    drawn = baseline_of(kind, name).fit(make(100, 0), epsilon, 1e-5).sample(300, np.random.default_rng(0))
     assert drawn.column_names == list(schema.column_names())
     assert drawn.num_rows == 300
     for column in schema.codes_columns():
@@ -164,28 +164,28 @@ def test_drawn_rows_keep_the_schema_whatever_the_noise(kind, name, epsilon):
 def test_without_noise_every_column_is_distributed_as_in_the_training_table(kind, name):
     schema, make, _ = KINDS[kind]
     train = make(4000, 0)
-    drawn = yardstick_of(kind, name).fit(train, math.inf, None).sample(4000, np.random.default_rng(0))
+    drawn = baseline_of(kind, name).fit(train, math.inf, None).sample(4000, np.random.default_rng(0))
     for column in modelled_columns(without_codes(schema)):
         assert np.abs(cell_shares(drawn, column) - cell_shares(train, column)).sum() / 2 < 0.05
 
 
 def test_no_rows_are_drawn_if_none_are_wanted():
     for kind, (schema, make, _) in KINDS.items():
-        for yardstick in yardsticks_for(schema):
-            assert yardstick.fit(make(100, 0), 1.0, 1e-5).sample(0, np.random.default_rng(0)).num_rows == 0, kind
+        for baseline in baselines_for(schema):
+            assert baseline.fit(make(100, 0), 1.0, 1e-5).sample(0, np.random.default_rng(0)).num_rows == 0, kind
 
 
 def test_public_label_rates_are_used_in_place_of_noisy_ones():
     schema = schema_of({**LABEL, "rates": [0.9, 0.1]})
-    for yardstick in yardsticks_for(schema):
-        drawn = yardstick.fit(patients(500, 0), 0.01, 1e-5).sample(4000, np.random.default_rng(0))
+    for baseline in baselines_for(schema):
+        drawn = baseline.fit(patients(500, 0), 0.01, 1e-5).sample(4000, np.random.default_rng(0))
         assert drawn["died"].to_numpy().mean() == pytest.approx(0.1, abs=0.03)
 
 
 def test_a_label_alone_has_its_rates():
     train = patients(2000, 0)
-    (yardstick,) = yardsticks_for(schema_of(columns=[]))
-    drawn = yardstick.fit(train, 3.0, 1e-5).sample(4000, np.random.default_rng(0))
+    (baseline,) = baselines_for(schema_of(columns=[]))
+    drawn = baseline.fit(train, 3.0, 1e-5).sample(4000, np.random.default_rng(0))
     assert drawn["died"].to_numpy().mean() == pytest.approx(train["died"].to_numpy().mean(), abs=0.04)
 
 
