@@ -36,20 +36,25 @@ _ROUNDS = 12
 _Races = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-def weighted_counts(rows: Rows, column: Column) -> np.ndarray:
+def capped_codes(rows: Rows, column: Column) -> CodeRows:
+    """Each row's codes as training uses them."""
+    return code_sets(rows.table, column).capped(column.max_codes, vocabulary_of(column))
+
+
+def weighted_counts(rows: Rows, sets: CodeRows, column: Column) -> np.ndarray:
     """Weighted number of rows of each class that have each code: (class_count, vocabulary) float64.
 
+    sets: from `capped_codes`
     Formal guarantee: of a row at most max_codes count, and those of one with more than FULL_WEIGHT_CODES weigh less, so
     that a unit moves the counts by at most sqrt(FULL_WEIGHT_CODES) in L2 norm.
     """
-    sets = _capped(rows, column)
     weights = rows.weights * code_weights(np.diff(sets.starts), FULL_WEIGHT_CODES)
     return sets.weighted_counts(len(vocabulary_of(column)), weights, rows.classes, rows.class_count)
 
 
-def number_histogram(rows: Rows, column: Column) -> np.ndarray:
+def number_histogram(rows: Rows, sets: CodeRows, column: Column) -> np.ndarray:
     """Weighted number of rows of each class by how many codes they have: (class_count, bins), see `number_edges`."""
-    bins = number_bins(np.diff(_capped(rows, column).starts), column.max_codes)
+    bins = number_bins(np.diff(sets.starts), column.max_codes)
     return rows.histogram(bins, len(number_edges(column.max_codes)))
 
 
@@ -80,11 +85,10 @@ class Codes:
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnCodes":
         """Not sized, both have noise alike, which is the least where all that counts is the sum of squares."""
         of_numbers = share * (_NUMBERS_SHARE if self.sized else 1.0 / self.weight)
-        name = self.column.name
-        numbers = budget.release(f"numbers of codes: {name}", number_histogram(rows, self.column), 1.0, of_numbers)
-        counts = budget.release(
-            f"code counts: {name}", weighted_counts(rows, self.column), math.sqrt(FULL_WEIGHT_CODES), share - of_numbers
-        )
+        name, sets = self.column.name, capped_codes(rows, self.column)
+        histogram, found = number_histogram(rows, sets, self.column), weighted_counts(rows, sets, self.column)
+        numbers = budget.release(f"numbers of codes: {name}", histogram, 1.0, of_numbers)
+        counts = budget.release(f"code counts: {name}", found, math.sqrt(FULL_WEIGHT_CODES), share - of_numbers)
         totals = Totals(numbers.values.sum(axis=1), numbers.std**2 * numbers.values.shape[1])
         drawn = _DrawnSizedCodes if self.sized else _DrawnCodes
         return drawn(self.column, counts.values, counts.std, numbers.values, totals)
@@ -179,8 +183,3 @@ class _DrawnSizedCodes(_DrawnCodes):
 def _lists(rows: list[np.ndarray], positions: list[np.ndarray], count: int, column: Column) -> pa.LargeListArray:
     sets = CodeRows.from_entries(np.concatenate(rows), np.concatenate(positions), count)
     return CodeSets(sets, vocabulary_of(column)).lists()
-
-
-def _capped(rows: Rows, column: Column) -> CodeRows:
-    """Each row's codes as training uses them."""
-    return code_sets(rows.table, column).capped(column.max_codes, vocabulary_of(column))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.parts import Totals, values_of
 from dpcgan_fast.baselines.rows import Rows
-from dpcgan_fast.data.public_cells import cell_count, cells
+from dpcgan_fast.data.public_cells import cell_count
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.privacy.denoising import closest_histogram
 
@@ -24,7 +24,7 @@ def histograms_of(rows: Rows, columns: tuple[Column, ...]) -> list[np.ndarray]:
 
     Formal guarantee: a unit moves all of them together by at most sqrt(len(columns)) in L2 norm.
     """
-    return [rows.histogram(cells(rows.table, column), cell_count(column))[:, : width_of(column)] for column in columns]
+    return [rows.histogram(rows.cells(column), cell_count(column))[:, : width_of(column)] for column in columns]
 
 
 def release_histograms(rows: Rows, columns: tuple[Column, ...], budget: Budget, share: float) -> list[np.ndarray]:

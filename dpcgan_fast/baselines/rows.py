@@ -1,12 +1,12 @@
 """Training rows as a release counts them: each with the class and the weight that its unit gives it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from dpcgan_fast.data.public_cells import codes, label_of
-from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.public_cells import cells, codes, label_of
+from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError
 
@@ -21,10 +21,10 @@ class Rows:
     """
 
     table: pa.Table
-    schema: Schema
     classes: np.ndarray
     weights: np.ndarray
     class_count: int
+    _cells: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: pa.Table, schema: Schema) -> "Rows":
@@ -33,14 +33,20 @@ class Rows:
         class_count = 1 if label is None else len(label.classes())
         classes = np.zeros(table.num_rows, dtype=np.int64) if label is None else codes(table, label)
         known = classes < class_count
-        return cls(table, schema, np.where(known, classes, 0), _weights(table, schema, known), class_count)
+        return cls(table, np.where(known, classes, 0), _weights(table, schema, known), class_count)
 
-    def histogram(self, cells: np.ndarray, width: int) -> np.ndarray:
-        """Weight of the rows of each class in each cell: (class_count, width) float64. cells: (rows,) in [0, width).
+    def cells(self, column: Column) -> np.ndarray:
+        """The public cell of every row, (rows,) int64, see `public_cells.cells`; it is read once."""
+        if column.name not in self._cells:
+            self._cells[column.name] = cells(self.table, column)
+        return self._cells[column.name]
+
+    def histogram(self, found: np.ndarray, width: int) -> np.ndarray:
+        """Weight of the rows of each class in each cell: (class_count, width) float64. found: (rows,) in [0, width).
 
         Formal guarantee: a unit adds non-negative numbers that sum to at most 1, and so at most 1 in L2 norm.
         """
-        places = self.classes * width + cells
+        places = self.classes * width + found
         return np.bincount(places, self.weights, minlength=self.class_count * width).reshape(self.class_count, width)
 
     def sums(self, values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Signals by how strong they are and by which waves they consist of: no shape but that of an average.
 
 Strength is the root mean square amplitude about the middle of the bounds; waves are the coefficients of the orthonormal
-discrete cosine transform (DCT-II). Of a row of unit length their squares sum to 1, whatever the row
-holds, so that a release of all of them has the sensitivity of a single histogram.
+discrete cosine transform (DCT-II). Of a row of unit length their squares sum to 1, whatever the row holds, so that a
+release of all of them has the sensitivity of a single histogram.
 """
 
 import math

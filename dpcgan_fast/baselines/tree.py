@@ -22,7 +22,6 @@ from dpcgan_fast.baselines.histograms import (
 )
 from dpcgan_fast.baselines.parts import Totals, values_of
 from dpcgan_fast.baselines.rows import Rows
-from dpcgan_fast.data.public_cells import cells
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.privacy.denoising import closest_histogram
 
@@ -67,30 +66,27 @@ class Tree:
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
         """Histograms, then scores of all pairs, then tables of the pairs that are chosen."""
-        found = [cells(rows.table, column) for column in self.columns]
         for_tables = share * (1 - _HISTOGRAMS_SHARE - _SCORES_SHARE)
         noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
         shown = _Shown.of(self.columns, noisy, std)
-        edges = self._edges(rows, found, shown, budget, share * _SCORES_SHARE)
+        edges = self._edges(rows, shown, budget, share * _SCORES_SHARE)
         edges = _worth_their_noise(edges, shown, rows.class_count, budget, for_tables)
         if not edges:  # what is left buys the histograms once more
             again, std_again = self._histograms(rows, budget, for_tables)
             first = std_again**2 / (std**2 + std_again**2) if std else 0.5
             noisy = [first * one + (1 - first) * two for one, two in zip(noisy, again, strict=True)]
             std = std * std_again / math.hypot(std, std_again) if std else 0.0
-        tables = [_measured(rows, found, edge, shown, budget, for_tables / len(edges)) for edge in edges]
+        tables = [_measured(rows, edge, shown, budget, for_tables / len(edges)) for edge in edges]
         return _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables)
 
     def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
         noisy = release_histograms(rows, self.columns, budget, share)
         return noisy, budget.std(math.sqrt(len(self.columns)), share)
 
-    def _edges(
-        self, rows: Rows, found: list[np.ndarray], shown: "_Shown", budget: Budget, share: float
-    ) -> list[Edge]:  # fmt: skip
+    def _edges(self, rows: Rows, shown: "_Shown", budget: Budget, share: float) -> list[Edge]:
         """The forest of the greatest sum of gains, of pairs that differ from independence more than noise would."""
         pairs = list(itertools.combinations(range(len(self.columns)), 2))
-        scores = np.array([score(rows, found, pair, shown) for pair in pairs])
+        scores = np.array([score(rows, pair, shown) for pair in pairs])
         # The tables of independence are made of released numbers alone, so that a unit moves each score by at most 1.
         noisy = budget.release("scores of pairs", scores, math.sqrt(len(pairs)), share)
         gains = noisy.values - np.array([shown.by_chance(pair) for pair in pairs])
@@ -135,21 +131,22 @@ class _Shown:
         return _MEAN_OF_NORMAL * float(drawn + self.errors[pair[0]] + self.errors[pair[1]])
 
 
-def score(rows: Rows, found: list[np.ndarray], pair: tuple[int, int], shown: _Shown) -> float:
+def score(rows: Rows, pair: tuple[int, int], shown: _Shown) -> float:
     """Sum of differences between the rows' own table of a pair of columns and that of independence.
 
     Formal guarantee: with `shown` given, a unit moves it by at most 1: its rows weigh 1, and each falls into one cell.
     """
-    first, second = (shown.groups[place] for place in pair)
-    own = _table(rows, found, pair, first, second)
+    own = _table(rows, pair, shown, (shown.groups[pair[0]], shown.groups[pair[1]]))
     return float(np.abs(own - shown.independent(pair)).sum())
 
 
 def _table(
-    rows: Rows, found: list[np.ndarray], pair: tuple[int, int], first: Grouping, second: Grouping
+    rows: Rows, pair: tuple[int, int], shown: _Shown, groups: tuple[Grouping, Grouping]
 ) -> np.ndarray:  # fmt: skip
-    cell = first.of_cell[found[pair[0]]] * second.count + second.of_cell[found[pair[1]]]
-    return rows.histogram(cell, first.count * second.count).reshape(rows.class_count, first.count, second.count)
+    """Weight of the rows in each pair of groups of two columns: (class_count, first's groups, second's groups)."""
+    first, second = (own.of_cell[rows.cells(shown.columns[place])] for own, place in zip(groups, pair, strict=True))
+    counts = rows.histogram(first * groups[1].count + second, groups[0].count * groups[1].count)
+    return counts.reshape(rows.class_count, groups[0].count, groups[1].count)
 
 
 def _forest(pairs: list[tuple[int, int]], gains: np.ndarray, count: int) -> list[Edge]:
@@ -192,16 +189,14 @@ def _worth_their_noise(
     return [edge for edge in edges if edge in kept]
 
 
-def _measured(
-    rows: Rows, found: list[np.ndarray], edge: Edge, shown: _Shown, budget: Budget, share: float
-) -> Table:  # fmt: skip
+def _measured(rows: Rows, edge: Edge, shown: _Shown, budget: Budget, share: float) -> Table:
     std = budget.std(1.0, share)
     groups = next(
         groups
         for groups in (_groups_of(edge, shown, most) for most in _GROUPS)
         if groups[0].most == _GROUPS[-1] or _noise_of(groups, rows.class_count, std) <= _NOISE * edge.gain
     )
-    own = _table(rows, found, (edge.parent, edge.child), *groups)
+    own = _table(rows, (edge.parent, edge.child), shown, groups)
     names = f"{shown.columns[edge.parent].name} and {shown.columns[edge.child].name}"
     noisy = budget.release(f"table: {names}", own, 1.0, share)
     return Table(edge, groups, noisy.values, noisy.std)

@@ -111,7 +111,8 @@ def _first_present(column: pa.ChunkedArray, ids: np.ndarray, n_records: int) -> 
     """Each unit's first cell that is not missing, or its first."""
     first = np.zeros(n_records, np.int64)
     missing = cells.is_missing(column)
-    for rows in (np.arange(len(ids)), np.flatnonzero(~missing))[: 1 + missing.any()]:
+    passes = [np.arange(len(ids)), *([np.flatnonzero(~missing)] if missing.any() else [])]
+    for rows in passes:
         backwards = rows[::-1]  # so that of a unit's rows the one written last is its first
         first[ids[backwards]] = backwards
     return column.take(pa.array(first))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dpcgan_fast.baselines import baselines_for, choice
-from dpcgan_fast.baselines.codes import number_histogram, prevalences, weighted_counts
+from dpcgan_fast.baselines.codes import capped_codes, number_histogram, prevalences, weighted_counts
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate import CodeView, code_distances, code_view
@@ -37,8 +37,9 @@ def view_of(schema: Schema, real: pa.Table, most: int = 200) -> CodeView:
 def test_the_bound_of_a_unit_is_reached_so_that_no_noise_is_wasted():
     table = pa.table({"age": [50], "dx": [list(VOCABULARY[:FULL_WEIGHT_CODES])], "died": [0]})
     rows, (column,) = Rows.of(table, codes_schema()), codes_schema().codes_columns()
-    assert np.linalg.norm(weighted_counts(rows, column)) == pytest.approx(math.sqrt(FULL_WEIGHT_CODES))
-    assert np.linalg.norm(number_histogram(rows, column)) == 1
+    sets = capped_codes(rows, column)
+    assert np.linalg.norm(weighted_counts(rows, sets, column)) == pytest.approx(math.sqrt(FULL_WEIGHT_CODES))
+    assert np.linalg.norm(number_histogram(rows, sets, column)) == 1
 
 
 def test_drawn_on_their_own_counts_and_numbers_have_noise_alike():

@@ -104,6 +104,15 @@ def test_sets_of_more_records_and_codes_than_four_bytes_can_number():
     assert rows.positions.tolist() == [7, 39_999, 2, 40_000]
 
 
+def test_many_entries_give_the_sets_that_few_would():
+    """From some number on they are sorted in another way."""
+    random = np.random.default_rng(0)
+    records, codes = random.integers(0, 900, 100_000), random.integers(0, 70, 100_000)
+    rows = CodeRows.from_entries(records, codes, 900)
+    expected = np.unique(records * 70 + codes)
+    assert (rows.row_of_entry() * 70 + rows.positions).tolist() == expected.tolist()
+
+
 @settings(max_examples=examples(100))
 @given(lists=SETS, rows=st.lists(st.integers(0, 7), max_size=9))
 def test_rows_are_sets_that_can_be_taken_in_any_order(lists, rows):
