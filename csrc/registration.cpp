@@ -47,11 +47,18 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   // on, () int64 in the memory of the device.  (U,) float64 -> (U,) float64
   m.def("clip_factor(Tensor sq_norm, float max_grad_norm, Tensor? valid=None) -> Tensor");
   // Norms and clip factors of a whole step in one launch, on the GPU alone: of layers as in conv_sq_norm (geometry: its
-  // six numbers and 1 for gram, 0 for direct, for each x and g) and of materialised gradients as in rows_sq_norm.
+  // six numbers and 1 for gram, 0 for direct, for each x and g) and of materialised gradients as in rows_sq_norm. In
+  // float32 and bfloat16, direct norms are of the gradient as float32 sums it, which step_weighted_sum_ adds up.
   // returns squared norms (U,) float64 and factors (U,) float64, both 0 for units from number `valid` on
   m.def(
       "step_clip_factor(Tensor[] x, Tensor[] g, int[] geometry, Tensor[] grads, float max_grad_norm, "
       "Tensor? row_order=None, Tensor? unit_offsets=None, Tensor? valid=None) -> (Tensor, Tensor)");
+  // Adds sum_n factor[n] G_n to the sums of all layers and materialised gradients of a step, on the GPU alone. In
+  // float32 and bfloat16, G_n of a direct layer is the gradient that step_clip_factor measured, to the last bit.
+  // factor: (B,) float64; rows of factor 0 are not read  weights, biases, sums: float64; of layers, and of grads
+  m.def(
+      "step_weighted_sum_(Tensor[] x, Tensor[] g, int[] geometry, Tensor[] grads, Tensor factor, "
+      "Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] sums) -> ()");
   // The fused path of a sequential net (cpu/fused_net.cpp), lanes = rows in a vector. layers: 10 integers a layer
   // (kind, out_channels, kernel, stride, padding, dilation, groups, bias, mode or activation, out_length); numbers:
   // slope or eps. x: (B, C, L) -> out (B, O, T); keeps what backward needs in the workspace

@@ -29,11 +29,15 @@ struct UnitIndex {
 };
 
 enum class ElementType : int { kFloat, kDouble, kBFloat16 };
-enum class NormForm : int { kDirect, kGram, kRows };
+enum class NormForm : int { kDirect, kGram, kRows, kFormed };
 
 // What per-sample gradients of operands of type T are stored in: bfloat16 would round them.
 template <class T>
 using GradOf = std::conditional_t<std::is_same_v<T, BFloat16>, float, T>;
+
+// What gradients of operands of type T are formed in, where the norm is taken of what is formed.
+template <class T>
+using FormedOf = GradOf<T>;
 
 // One summand of every unit's squared norm: a layer whose gradient is not stored, or a tensor of per-sample gradients.
 struct NormTask {
@@ -44,17 +48,29 @@ struct NormTask {
   int64_t numel;            // of kRows
 };
 
+// One layer's, or one tensor's, part in the clipped sum of a step, and where it is added.
+struct SumTask {
+  NormTask task;   // kFormed: the gradient whose norm was taken so; kDirect and kGram: the gradient itself
+  double* weight;  // (O, C/groups, k), or (numel,) of kRows
+  double* bias;    // (O or C), or null
+};
+
 // Doubles of scratch memory that a launcher needs.
 int64_t sq_norm_workspace(const NormTask* tasks, int64_t count, int64_t units);
 int64_t conv_weighted_grad_workspace(const ConvGeometry& conv);
 int64_t layer_norm_workspace(int64_t rows, int64_t positions);
 int64_t rows_weighted_sum_workspace(int64_t rows, int64_t numel);
+int64_t step_sum_workspace(const SumTask* tasks, int64_t count, int64_t rows);
 
 // sq_norm, factor: (units,)  arrived: (units,) zeros, and zeros again afterwards  valid: one number on the device:
 // units from it on are not read and get norm and factor 0; null: all units count
 void launch_sq_norm(const NormTask* tasks, int64_t count, int64_t rows, const UnitIndex& index, double max_grad_norm,
                     const int64_t* valid, int* arrived, double* workspace, double* sq_norm, double* factor,
                     cudaStream_t stream);
+
+// Adds the weighted sums of all tasks to where they belong.  factor: (rows,); rows of factor 0 are not read
+void launch_step_sum(const SumTask* tasks, int64_t count, int64_t rows, const double* factor, double* workspace,
+                     cudaStream_t stream);
 
 // weight: (rows, O, C/groups, k)  bias: (rows, O or C or 0)
 template <class T>

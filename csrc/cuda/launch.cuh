@@ -14,6 +14,8 @@ constexpr int64_t kMaxBlocks = 2147483647;  // of a one-dimensional grid
 constexpr int64_t kTargetBlocks = 1024;     // enough to fill a large GPU; a constant, so that the cut of a sum, and
                                             // with it its rounding, is the same on every device
 
+constexpr size_t kMaxArgumentBytes = 32764 - 512;  // of a launch since CUDA 12.1, with room for others beside a table
+
 DPCGAN_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 DPCGAN_HOST_DEVICE int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 

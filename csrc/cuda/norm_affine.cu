@@ -28,17 +28,28 @@ __device__ Moments moments(const T* values, int64_t size, double eps, int thread
   return {mean, 1.0 / sqrt(sum(squares) / static_cast<double>(size) + eps)};
 }
 
-// A block takes one row and group; its warps share the group's channels.
-template <class T>
+template <int kTeam>
+__device__ double team_sum(double value) {
+  if constexpr (kTeam == kWarpSize) {
+    return warp_sum(value);
+  } else {
+    return block_sum<kTeam>(value);
+  }
+}
+
+// A team takes one row and group; its warps share the group's channels. A team is a block, or a warp for small groups.
+template <class T, int kTeam>
 __global__ void __launch_bounds__(kThreads)
     group_norm_kernel(const T* x, const T* g, int64_t row_groups, int64_t group_channels, int64_t length, double eps,
                       GradOf<T>* weight, GradOf<T>* bias) {
-  const int lane = threadIdx.x % kWarpSize;
-  for (int64_t i = blockIdx.x; i < row_groups; i += gridDim.x) {
+  constexpr int kTeams = kThreads / kTeam;
+  const int lane = threadIdx.x % kWarpSize, thread = threadIdx.x % kTeam;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kTeams + threadIdx.x / kTeam; i < row_groups;
+       i += static_cast<int64_t>(gridDim.x) * kTeams) {
     const int64_t first = i * group_channels;  // (row, group) pairs are contiguous blocks of channels
-    const Moments m = moments(x + first * length, group_channels * length, eps, threadIdx.x, kThreads,
-                              [](double value) { return block_sum<kThreads>(value); });
-    for (int64_t c = first + threadIdx.x / kWarpSize; c < first + group_channels; c += kWarps) {
+    const Moments m = moments(x + first * length, group_channels * length, eps, thread, kTeam,
+                              [](double value) { return team_sum<kTeam>(value); });
+    for (int64_t c = first + thread / kWarpSize; c < first + group_channels; c += kTeam / kWarpSize) {
       double weight_sum = 0, bias_sum = 0;
       for (int64_t s = lane; s < length; s += kWarpSize) {
         weight_sum += g[c * length + s] * (x[c * length + s] - m.mean) * m.inverse_std;
@@ -105,8 +116,15 @@ template <class T>
 void launch_group_norm_per_sample_grad(const T* x, const T* g, int64_t rows, int64_t channels, int64_t length,
                                        int64_t groups, double eps, GradOf<T>* weight, GradOf<T>* bias,
                                        cudaStream_t stream) {
-  launch(group_norm_kernel<T>, rows * groups, kThreads, stream, x, g, rows * groups, channels / groups, length, eps,
-         weight, bias);
+  constexpr int64_t kSmallGroup = 1024;  // values that a warp takes as quickly as a block
+  const int64_t row_groups = rows * groups, group_channels = channels / groups;
+  if (group_channels * length <= kSmallGroup) {
+    launch(group_norm_kernel<T, kWarpSize>, ceil_div<int64_t>(row_groups, kWarps), kThreads, stream, x, g, row_groups,
+           group_channels, length, eps, weight, bias);
+  } else {
+    launch(group_norm_kernel<T, kThreads>, row_groups, kThreads, stream, x, g, row_groups, group_channels, length, eps,
+           weight, bias);
+  }
 }
 
 int64_t layer_norm_workspace(int64_t rows, int64_t positions) {

@@ -1,12 +1,13 @@
 // Squared norms of every unit's gradient over all layers of a step, and the clip factors, in one launch.
 //
-// `direct` forms the gradient of a unit tile by tile, squares and drops it (conv_contract.cuh). `gram` never forms it
-// (conv_gram.cuh). `rows` squares per-sample gradients that lie in memory. A block takes one part of one unit's share
-// of one layer and channel group, and leaves what it found in scratch memory; the block that is the last of its unit
-// adds up everything in a fixed order, whichever block that is, so that the result is bitwise reproducible.
+// What a unit's norm takes is dealt out in pieces: `formed` and `direct` form a tile of the gradient, square and drop it
+// (conv_contract.cuh), `gram` takes a channel group whole and never forms its gradient (conv_gram.cuh), `rows` squares
+// per-sample gradients that lie in memory. A unit's pieces are shared by as many blocks as are worth it, one where there
+// are many units; the block that is the last of its unit adds up what the others found, in a fixed order, whichever block
+// that is, so that the result is bitwise reproducible.
 //
-// A Gram norm far below its Cauchy-Schwarz bound (common/cancellation.h) is not trusted; the last block forms that
-// gradient by the direct way again.
+// `direct` is the gradient itself, in double, `formed` the one that float arithmetic gives and that step_sum.cu adds up.
+// A Gram norm far below its Cauchy-Schwarz bound (common/cancellation.h) is not trusted; its block forms that gradient.
 #include "../common/clip.h"
 #include "conv_contract.cuh"
 #include "conv_gram.cuh"
@@ -14,51 +15,59 @@
 namespace dpcgan::cuda {
 namespace {
 
-constexpr int kTableTasks = 20;  // of one launch: the table travels as a kernel argument, of which there are 4 KB
 static_assert(kTileThreads == kGramThreads, "one launch holds both forms");
 
 struct TaskEntry {
   NormTask task;
-  int64_t first_item;
-  int64_t parts;  // of one unit and channel group
+  int64_t first_piece;
+  int64_t pieces;  // of all channel groups: first those of the weights, group by group, then those of the bias
+  int64_t weight_pieces;
   unsigned column_lanes;
   bool large_tile;
 
-  DPCGAN_HOST_DEVICE int64_t groups() const { return task.form == NormForm::kRows ? 1 : task.conv.groups; }
+  DPCGAN_HOST_DEVICE int64_t group_weight_pieces() const { return weight_pieces / task.conv.groups; }
+  DPCGAN_HOST_DEVICE int64_t group_bias_pieces() const { return (pieces - weight_pieces) / task.conv.groups; }
 };
+
+constexpr int kTableTasks = 64;  // of one launch: the table travels as a kernel argument
 
 struct TaskTable {
   TaskEntry entry[kTableTasks];
   int tasks;
-  int64_t items;           // of all units
-  int64_t items_per_unit;  // of all tasks
+  int64_t pieces;  // of all tasks
 };
-static_assert(sizeof(TaskTable) <= 4096 - 128, "with the other arguments it must fit into 4 KB");
+static_assert(sizeof(TaskTable) <= kMaxArgumentBytes);
 
-// What one block leaves: the bias is apart, since only the weights may be found to cancel.
-struct PartialNorm {
-  double weights;
-  double bias;
-  double bound;     // of the weights
-  double sq_sizes;  // of the bias, or of rows in memory: squares of the sums of absolute values
+// What a piece adds to its unit: in the thread's share.
+struct Squares {
+  double sum = 0;
+  double sizes = 0;  // squares of the sums of absolute values, or above
 };
 
 union NormShared {
-  ContractShared<LargeTile> large;
-  ContractShared<SmallTile> small;
+  ContractShared<LargeTile, double> large;
+  ContractShared<SmallTile, double> small;
+  ContractShared<LargeTile, float> large_float;
+  ContractShared<SmallTile, float> small_float;
   GramShared gram;
 };
 
-template <class T>
-__device__ ConvOperands<T> typed(const ConvOperands<void>& data) {
-  return {static_cast<const T*>(data.x), data.x_strides, static_cast<const T*>(data.g), data.g_strides};
+template <class Tile, class Acc>
+__device__ auto& shared_of(NormShared& shared) {
+  constexpr bool kLarge = std::is_same_v<Tile, LargeTile>;
+  if constexpr (std::is_same_v<Acc, float>) {
+    if constexpr (kLarge) return shared.large_float;
+    else return shared.small_float;
+  } else {
+    if constexpr (kLarge) return shared.large;
+    else return shared.small;
+  }
 }
 
 template <class T>
-__device__ PartialNorm rows_squares(const TaskEntry& entry, const RowSpan& rows, int64_t part) {
+__device__ void rows_squares(const TaskEntry& entry, const RowSpan& rows, int64_t piece, Squares* found) {
   const T* grad = static_cast<const T*>(entry.task.data.x);
-  PartialNorm result{0, 0, 0, 0};
-  for (int64_t i = part * kTileThreads + threadIdx.x; i < entry.task.numel; i += entry.parts * kTileThreads) {
+  for (int64_t i = piece * kTileThreads + threadIdx.x; i < entry.task.numel; i += entry.pieces * kTileThreads) {
     double sum = 0, sizes = 0;
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t row = rows.row(r);
@@ -66,129 +75,92 @@ __device__ PartialNorm rows_squares(const TaskEntry& entry, const RowSpan& rows,
       sum += value;
       sizes += fabs(value);
     }
-    result.weights += sum * sum;
-    result.sq_sizes += sizes * sizes;
+    found->sum += sum * sum;
+    found->sizes += sizes * sizes;
   }
-  return result;
 }
 
-// The thread's share of the squares of every `parts`th tile, of the weights, or of the bias with bias_sizes. Not
-// inlined, here and below: together the forms and types would take so many registers that two blocks fill a
+// Not inlined, here and below: together the forms and types would take so many registers that two blocks fill a
 // multiprocessor.
-template <class T, class Tile>
+template <class T, class Tile, class Acc>
 __device__ __noinline__ double tile_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows,
-                                            int64_t group, int64_t part, int64_t parts, double* bias_sizes,
-                                            ContractShared<Tile>& shared) {
-  const ContractProblem<T> problem{entry.task.conv, typed<T>(entry.task.data), units, nullptr, parts};
-  const TileCounts<Tile> tiles(entry.task.conv);
-  double squares = 0;
-  if (bias_sizes != nullptr) {
-    for (int64_t tile = tiles.weight + part; tile < tiles.total; tile += parts)
-      squares += bias_tile<T, Tile, Epilogue::kSquare, double>(problem, rows, group, tile - tiles.weight, nullptr,
-                                                               shared, bias_sizes);
-  } else {
-    for (int64_t tile = part; tile < tiles.weight; tile += parts)
-      squares +=
-          weight_tile<T, Tile, Epilogue::kSquare, double>(problem, rows, group, tile, tiles.tap_tiles, nullptr, shared);
-  }
-  return squares;
+                                            int64_t group, int64_t tile, double* bias_sizes, NormShared& memory) {
+  const ContractProblem<T> problem{entry.task.conv, typed<T>(entry.task.data), units, nullptr, 1};
+  ContractShared<Tile, Acc>& shared = shared_of<Tile, Acc>(memory);
+  if (bias_sizes != nullptr)
+    return bias_tile<T, Tile, Acc, Epilogue::kSquare, double>(problem, rows, group, tile, nullptr, shared, bias_sizes);
+  const int64_t tap_tiles = TileCounts<Tile>(entry.task.conv).tap_tiles;
+  return weight_tile<T, Tile, Acc, Epilogue::kSquare, double>(problem, rows, group, tile, tap_tiles, nullptr, shared);
 }
 
-template <class T>
-__device__ double contract_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
-                                   int64_t part, int64_t parts, double* bias_sizes, NormShared& shared) {
-  return entry.large_tile ? tile_squares<T>(entry, units, rows, group, part, parts, bias_sizes, shared.large)
-                          : tile_squares<T>(entry, units, rows, group, part, parts, bias_sizes, shared.small);
+// The thread's share of a tile of the weights, or of the bias where bias_sizes is given.
+template <class T, class Acc>
+__device__ double squares_of_tile(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
+                                  int64_t tile, double* bias_sizes, NormShared& shared) {
+  return entry.large_tile ? tile_squares<T, LargeTile, Acc>(entry, units, rows, group, tile, bias_sizes, shared)
+                          : tile_squares<T, SmallTile, Acc>(entry, units, rows, group, tile, bias_sizes, shared);
 }
 
-// The thread's share of one item.
+DPCGAN_HOST_DEVICE int64_t weight_tiles(const ConvGeometry& conv, bool large) {
+  return large ? TileCounts<LargeTile>(conv).weight : TileCounts<SmallTile>(conv).weight;
+}
+
+// The Gram norm of one channel group with its bound, or the bound alone; in every thread.
 template <class T>
-__device__ __noinline__ PartialNorm measure(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows,
-                                            int64_t group, int64_t part, NormShared& shared) {
-  if (entry.task.form == NormForm::kRows) return rows_squares<T>(entry, rows, part);
-  PartialNorm result{0, 0, 0, 0};
+__device__ __noinline__ NormAndBound gram_norm(const TaskEntry& entry, const RowSpan& rows, int64_t group,
+                                               bool bound_only, NormShared& shared) {
   const ConvGeometry& conv = entry.task.conv;
-  const bool gram = entry.task.form == NormForm::kGram;
   const GramProblem<T> problem{conv, PolyphaseGeometry(conv, kMaxFolds), typed<T>(entry.task.data), entry.column_lanes};
-  const int64_t lags = gram ? conv.g_length : smaller(1, conv.g_length);  // the bound needs lag 0 alone
-  for (int64_t lag = part; lag < lags; lag += entry.parts) {
-    const NormAndBound one = gram_lag(problem, rows, group, lag, !gram, shared.gram);
-    if (gram) result.weights += one.sq_norm;
-    result.bound += one.bound;
+  NormAndBound sum;
+  for (int64_t lag = 0; lag < (bound_only ? smaller(1, conv.g_length) : conv.g_length); ++lag) {
+    const NormAndBound one = gram_lag(problem, rows, group, lag, bound_only, shared.gram);
+    sum.sq_norm += one.sq_norm;
+    sum.bound += one.bound;
   }
+  return {block_sum<kTileThreads>(sum.sq_norm), block_sum<kTileThreads>(sum.bound)};
+}
+
+// One channel group whole, by its Gram norm, or by its gradient where that is not to be trusted.
+template <class T>
+__device__ void gram_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
+                             NormShared& shared, Squares* found) {
+  const ConvGeometry& conv = entry.task.conv;
+  const NormAndBound norm = gram_norm<T>(entry, rows, group, false, shared);
+  const bool again = norm.cancels(gram_cancellation(conv.gram_depth(rows.count)));
+  if (threadIdx.x == 0) {
+    found->sum += again ? 0.0 : norm.sq_norm;
+    found->sizes += norm.bound * norm.bound;
+  }
+  for (int64_t tile = 0; again && tile < weight_tiles(conv, entry.large_tile); ++tile)
+    found->sum += squares_of_tile<T, double>(entry, units, rows, group, tile, nullptr, shared);
+}
+
+// A tile of the gradient itself; the bound of its channel group is taken with the first of them.
+template <class T>
+__device__ void direct_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
+                               int64_t tile, NormShared& shared, Squares* found) {
+  if (tile == 0) {
+    const NormAndBound norm = gram_norm<T>(entry, rows, group, true, shared);
+    if (threadIdx.x == 0) found->sizes += norm.bound * norm.bound;
+  }
+  found->sum += squares_of_tile<T, double>(entry, units, rows, group, tile, nullptr, shared);
+}
+
+// The thread's share of one piece. All threads must call it.
+template <class T>
+__device__ __noinline__ void measure(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t piece,
+                                     NormShared& shared, Squares* found) {
+  if (entry.task.form == NormForm::kRows) return rows_squares<T>(entry, rows, piece, found);
   __syncthreads();  // the forms share their memory
-  if (!gram) result.weights = contract_squares<T>(entry, units, rows, group, part, entry.parts, nullptr, shared);
-  result.bias = contract_squares<T>(entry, units, rows, group, part, entry.parts, &result.sq_sizes, shared);
-  __syncthreads();
-  return result;
-}
-
-// Sums over the parts of one unit's share of one task and group, in their order. partial: of the whole launch
-__device__ PartialNorm gather(const TaskEntry& entry, const PartialNorm* partial, int64_t unit, int64_t group) {
-  const PartialNorm* first = partial + entry.first_item + (unit * entry.groups() + group) * entry.parts;
-  PartialNorm sum{0, 0, 0, 0};
-  for (int64_t part = 0; part < entry.parts; ++part) {
-    sum.weights += first[part].weights;
-    sum.bias += first[part].bias;
-    sum.bound += first[part].bound;
-    sum.sq_sizes += first[part].sq_sizes;
+  if (piece >= entry.weight_pieces) {
+    const int64_t index = piece - entry.weight_pieces, pieces = entry.group_bias_pieces();
+    found->sum += squares_of_tile<T, double>(entry, units, rows, index / pieces, index % pieces, &found->sizes, shared);
+    return;
   }
-  return sum;
-}
-
-__device__ bool untrusted(const TaskEntry& entry, const PartialNorm& sum, int64_t rows) {
-  return entry.task.form == NormForm::kGram &&
-         NormAndBound{sum.weights, sum.bound}.cancels(gram_cancellation(entry.task.conv.gram_depth(rows)));
-}
-
-// Calls body with a value of the type that the task's operands have.
-template <class Body>
-__device__ void with_element(const TaskEntry& entry, const Body& body) {
-  switch (entry.task.type) {
-    case ElementType::kFloat:
-      return body(float{});
-    case ElementType::kDouble:
-      return body(double{});
-    case ElementType::kBFloat16:
-      return body(BFloat16{});
-  }
-}
-
-__device__ double direct_again(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
-                               NormShared& shared) {
-  double squares = 0;
-  with_element(entry, [&](auto element) {
-    squares = contract_squares<decltype(element)>(entry, units, rows, group, 0, 1, nullptr, shared);
-  });
-  return squares;
-}
-
-// The squared norm of one unit over all tasks, in every thread. All threads must call it.
-__device__ __noinline__ double unit_sq_norm(const TaskTable& table, const PartialNorm* partial, const RowOwners& units,
-                                            int64_t unit, NormShared& shared) {
-  const RowSpan rows = units.span(unit);
-  double sum = 0, sq_sizes = 0;
-  int64_t turn = threadIdx.x;  // the pairs of task and group are dealt to the threads
-  bool again = false;
-  for (int t = 0; t < table.tasks; ++t) {
-    const TaskEntry& entry = table.entry[t];
-    for (; turn < entry.groups(); turn += kTileThreads) {
-      const PartialNorm part = gather(entry, partial, unit, turn);
-      const bool redo = untrusted(entry, part, rows.count);
-      again = again || redo;
-      sum += (redo ? 0.0 : part.weights) + part.bias;
-      sq_sizes += part.bound * part.bound + part.sq_sizes;
-    }
-    turn -= entry.groups();
-  }
-  if (__syncthreads_or(again)) {
-    for (int t = 0; t < table.tasks; ++t)
-      for (int64_t group = 0; group < table.entry[t].groups(); ++group)
-        if (untrusted(table.entry[t], gather(table.entry[t], partial, unit, group), rows.count))
-          sum += direct_again(table.entry[t], units, rows, group, shared);
-  }
-  sum = block_sum<kTileThreads>(sum);
-  return at_least_share(sum, block_sum<kTileThreads>(sq_sizes));
+  const int64_t pieces = entry.group_weight_pieces(), group = piece / pieces, tile = piece % pieces;
+  if (entry.task.form == NormForm::kGram) return gram_squares<T>(entry, units, rows, group, shared, found);
+  if (entry.task.form == NormForm::kDirect) return direct_squares<T>(entry, units, rows, group, tile, shared, found);
+  found->sum += squares_of_tile<T, FormedOf<T>>(entry, units, rows, group, tile, nullptr, shared);
 }
 
 struct NormResult {
@@ -197,94 +169,110 @@ struct NormResult {
   int* arrived;
   double* sq_norm;
   double* factor;
+  int64_t shares;     // blocks of one unit
   bool first_launch;  // otherwise the norms of earlier launches are there already
 };
 
-// partial: (items,)
-__global__ void __launch_bounds__(kTileThreads)
+// partial: (units, shares), of which nothing is read where there is one share
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     sq_norm_kernel(const __grid_constant__ TaskTable table, const __grid_constant__ RowOwners units,
-                   const __grid_constant__ NormResult result, PartialNorm* partial) {
+                   const __grid_constant__ NormResult result, Squares* partial) {
   __shared__ NormShared shared;
   __shared__ int last;
-  int t = 0;
-  for (int64_t item = blockIdx.x; item < table.items; item += gridDim.x) {
-    while (t + 1 < table.tasks && item >= table.entry[t + 1].first_item) ++t;
-    const TaskEntry& entry = table.entry[t];
-    const int64_t owner = (item - entry.first_item) / entry.parts, part = (item - entry.first_item) % entry.parts;
-    const int64_t unit = owner / entry.groups(), group = owner % entry.groups();
+  for (int64_t item = blockIdx.x; item < units.owners * result.shares; item += gridDim.x) {
+    const int64_t unit = item / result.shares, share = item % result.shares;
     if (result.valid != nullptr && unit >= *result.valid) {
-      if (t == 0 && group == 0 && part == 0 && threadIdx.x == 0) result.sq_norm[unit] = result.factor[unit] = 0;
+      if (share == 0 && threadIdx.x == 0) result.sq_norm[unit] = result.factor[unit] = 0;
       continue;
     }
     const RowSpan rows = units.span(unit);
-    PartialNorm found;
-    with_element(entry,
-                 [&](auto element) { found = measure<decltype(element)>(entry, units, rows, group, part, shared); });
-    found.weights = block_sum<kTileThreads>(found.weights);
-    found.bias = block_sum<kTileThreads>(found.bias);
-    found.bound = block_sum<kTileThreads>(found.bound);
-    found.sq_sizes = block_sum<kTileThreads>(found.sq_sizes);
-    if (threadIdx.x == 0) {
-      partial[item] = found;
-      __threadfence();  // what the block found is seen by whoever sees it arrive
-      last = atomicAdd(&result.arrived[unit], 1) == table.items_per_unit - 1;
+    Squares found;
+    int t = 0;
+    for (int64_t piece = share; piece < table.pieces; piece += result.shares) {
+      while (piece >= table.entry[t].first_piece + table.entry[t].pieces) ++t;
+      const TaskEntry& entry = table.entry[t];
+      with_element(entry.task.type, [&](auto element) {
+        measure<decltype(element)>(entry, units, rows, piece - entry.first_piece, shared, &found);
+      });
     }
-    __syncthreads();
-    if (last == 0) continue;
-    __threadfence();
-    double sum = unit_sq_norm(table, partial, units, unit, shared);
+    found = {block_sum<kTileThreads>(found.sum), block_sum<kTileThreads>(found.sizes)};
+    if (result.shares > 1) {
+      if (threadIdx.x == 0) {
+        partial[item] = found;
+        __threadfence();  // what the block found is seen by whoever sees it arrive
+        last = atomicAdd(&result.arrived[unit], 1) == result.shares - 1;
+      }
+      __syncthreads();
+      if (last == 0) continue;
+      __threadfence();
+    }
     if (threadIdx.x != 0) continue;
+    if (result.shares > 1) {
+      found = {};
+      for (int64_t i = 0; i < result.shares; ++i) {
+        found.sum += partial[unit * result.shares + i].sum;
+        found.sizes += partial[unit * result.shares + i].sizes;
+      }
+      result.arrived[unit] = 0;
+    }
+    double sum = at_least_share(found.sum, found.sizes);
     if (!result.first_launch) sum += result.sq_norm[unit];
     result.sq_norm[unit] = sum;
     result.factor[unit] = clip_factor(sum, result.max_grad_norm);
-    result.arrived[unit] = 0;
   }
 }
 
-// Parts that one unit's share of one channel group is worth: one where there are many units, and no more than there is
-// to do.
-TaskEntry plan(const NormTask& task, int64_t units, int64_t first_item) {
-  TaskEntry entry{task, first_item, 1, 1, false};
-  int64_t most = ceil_div<int64_t>(task.numel, kTileThreads);
-  if (task.form != NormForm::kRows) {
-    entry.column_lanes = gram_column_lanes(task.conv.g_length);
-    entry.large_tile = prefers_large_tile(task.conv);
-    const int64_t tiles =
-        entry.large_tile ? TileCounts<LargeTile>(task.conv).total : TileCounts<SmallTile>(task.conv).total;
-    most = task.form == NormForm::kGram ? task.conv.g_length : tiles;
+TaskEntry plan(const NormTask& task, int64_t first_piece) {
+  TaskEntry entry{task, first_piece, 0, 0, 1, false};
+  if (task.form == NormForm::kRows) {
+    constexpr int64_t kTurns = 4;  // of a thread
+    entry.pieces = entry.weight_pieces = ceil_div<int64_t>(task.numel, kTurns * kTileThreads);
+    return entry;
   }
-  entry.parts = larger(1, smaller(most, kTargetBlocks / larger(1, units * entry.groups())));
+  const ConvGeometry& conv = task.conv;
+  entry.column_lanes = gram_column_lanes(conv.g_length);
+  entry.large_tile = prefers_large_tile(conv);
+  const int64_t tiles = weight_tiles(conv, entry.large_tile);
+  const int64_t bias = ceil_div<int64_t>(conv.bias_numel() / conv.groups, kBiasChannels);
+  entry.weight_pieces = conv.groups * (task.form == NormForm::kGram ? 1 : tiles);
+  entry.pieces = entry.weight_pieces + conv.groups * bias;
   return entry;
+}
+
+TaskTable plan_launch(const NormTask* tasks, int64_t count) {
+  TaskTable table = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const TaskEntry entry = plan(tasks[i], table.pieces);
+    if (entry.pieces == 0) continue;
+    table.entry[table.tasks++] = entry;
+    table.pieces += entry.pieces;
+  }
+  return table;
+}
+
+int64_t shares_of(const TaskTable& table, int64_t units) {
+  return larger(1, smaller(table.pieces, kTargetBlocks / larger(1, units)));
 }
 
 }  // namespace
 
 int64_t sq_norm_workspace(const NormTask* tasks, int64_t count, int64_t units) {
-  int64_t items = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const TaskEntry entry = plan(tasks[i], units, 0);
-    items += units * entry.groups() * entry.parts;
-  }
-  return items * static_cast<int64_t>(sizeof(PartialNorm) / sizeof(double));
+  int64_t shares = 1;
+  for (int64_t begin = 0; begin < count; begin += kTableTasks)
+    shares = larger(shares, shares_of(plan_launch(tasks + begin, smaller(kTableTasks, count - begin)), units));
+  return units * shares * static_cast<int64_t>(sizeof(Squares) / sizeof(double));
 }
 
 void launch_sq_norm(const NormTask* tasks, int64_t count, int64_t rows, const UnitIndex& index, double max_grad_norm,
                     const int64_t* valid, int* arrived, double* workspace, double* sq_norm, double* factor,
                     cudaStream_t stream) {
   const RowOwners units = unit_rows(rows, index);
-  PartialNorm* partial = reinterpret_cast<PartialNorm*>(workspace);
   for (int64_t begin = 0; begin < count; begin += kTableTasks) {
-    TaskTable table = {};
-    table.tasks = static_cast<int>(smaller(kTableTasks, count - begin));
-    for (int t = 0; t < table.tasks; ++t) {
-      table.entry[t] = plan(tasks[begin + t], index.units, table.items);
-      const int64_t per_unit = table.entry[t].groups() * table.entry[t].parts;
-      table.items += index.units * per_unit;
-      table.items_per_unit += per_unit;
-    }
-    const NormResult result{max_grad_norm, valid, arrived, sq_norm, factor, begin == 0};
-    launch(sq_norm_kernel, table.items, kTileThreads, stream, table, units, result, partial);
-    partial += table.items;
+    const TaskTable table = plan_launch(tasks + begin, smaller(kTableTasks, count - begin));
+    const int64_t shares = shares_of(table, index.units);
+    const NormResult result{max_grad_norm, valid, arrived, sq_norm, factor, shares, begin == 0};
+    launch(sq_norm_kernel, index.units * shares, kTileThreads, stream, table, units, result,
+           reinterpret_cast<Squares*>(workspace));
   }
 }
 

@@ -4,32 +4,10 @@
 #include <tuple>
 #include <vector>
 
-#include "op_common.h"
+#include "step_tasks.h"
 
 namespace dpcgan::cuda {
 namespace {
-
-ElementType element_type(const at::Tensor& tensor) {
-  if (tensor.scalar_type() == at::kBFloat16) return ElementType::kBFloat16;
-  return tensor.scalar_type() == at::kDouble ? ElementType::kDouble : ElementType::kFloat;
-}
-
-NormTask layer_task(const ConvGeometry& conv, const at::Tensor& x, const at::Tensor& g, bool gram) {
-  return {gram ? NormForm::kGram : NormForm::kDirect,
-          element_type(x),
-          conv,
-          {x.const_data_ptr(), operand_strides(x), g.const_data_ptr(), operand_strides(g)},
-          0};
-}
-
-// grad: contiguous, and alive until the kernels are queued
-NormTask rows_task(const at::Tensor& grad, int64_t rows) {
-  return {NormForm::kRows,
-          element_type(grad),
-          {},
-          {grad.const_data_ptr(), {}, nullptr, {}},
-          rows == 0 ? 0 : grad.numel() / rows};
-}
 
 struct NormsAndFactors {
   at::Tensor sq_norm;
@@ -53,12 +31,6 @@ NormsAndFactors measure(const std::vector<NormTask>& tasks, int64_t rows, const 
 
 constexpr double kNoLimit = std::numeric_limits<double>::infinity();
 
-std::vector<at::Tensor> contiguous(at::TensorList grads) {
-  std::vector<at::Tensor> kept;
-  for (const at::Tensor& grad : grads) kept.push_back(grad.contiguous());
-  return kept;
-}
-
 }  // namespace
 
 at::Tensor conv_sq_norm_cuda(const at::Tensor& x, const at::Tensor& g, int64_t kernel_size, int64_t stride,
@@ -69,7 +41,8 @@ at::Tensor conv_sq_norm_cuda(const at::Tensor& x, const at::Tensor& g, int64_t k
                                        Operands::kFloatsAndBFloat16);
   const bool gram = check_norm_mode("conv_sq_norm", mode);
   const int64_t units = check_units("conv_sq_norm", row_order, unit_offsets, conv.rows, x.device());
-  return measure({layer_task(conv, x, g, gram)}, conv.rows, unit_index(row_order, unit_offsets, units), kNoLimit,
+  const NormForm form = gram ? NormForm::kGram : NormForm::kDirect;
+  return measure({layer_task(conv, x, g, form)}, conv.rows, unit_index(row_order, unit_offsets, units), kNoLimit,
                  nullptr, x)
       .sq_norm;
 }
@@ -91,33 +64,13 @@ std::tuple<at::Tensor, at::Tensor> step_clip_factor_cuda(at::TensorList x, at::T
                                                          const std::optional<at::Tensor>& unit_offsets,
                                                          const std::optional<at::Tensor>& valid) {
   const char* op = "step_clip_factor";
-  constexpr size_t kNumbers = 7;  // of a layer: those of conv_sq_norm, and 1 for gram
-  TORCH_CHECK(x.size() == g.size() && geometry.size() == kNumbers * x.size(), op, ": expected one g and ", kNumbers,
-              " numbers a layer for ", x.size(), " layers, got ", g.size(), " and ", geometry.size());
-  TORCH_CHECK(!x.empty() || !grads.empty(), op, ": expected at least one gradient, got none");
-  const at::Tensor& like = x.empty() ? grads[0] : x[0];
-  TORCH_CHECK(like.dim() > 0, op, ": expected gradients of shape (B, ...), got a scalar");
-  const int64_t rows = like.size(0);
-  std::vector<NormTask> tasks;
-  for (size_t i = 0; i < x.size(); ++i) {
-    const int64_t* n = geometry.data() + kNumbers * i;
-    const ConvGeometry conv =
-        check_conv(op, x[i], g[i], n[0], n[1], n[2], n[3], n[4], n[5], Operands::kFloatsAndBFloat16);
-    tasks.push_back(layer_task(conv, x[i], g[i], n[6] != 0));
-    TORCH_CHECK(conv.rows == rows && x[i].device() == like.device(), op, ": expected x[", i, "] with ", rows,
-                " rows on ", like.device(), ", got ", conv.rows, " on ", x[i].device());
-  }
-  const std::vector<at::Tensor> kept = contiguous(grads);
-  for (const at::Tensor& grad : kept) {
-    check_per_sample_grads(op, {grad});
-    TORCH_CHECK(grad.size(0) == rows && grad.device() == like.device(), op, ": expected grads with ", rows, " rows on ",
-                like.device(), ", got ", grad.size(0), " on ", grad.device());
-    tasks.push_back(rows_task(grad, rows));
-  }
+  const StepTasks step(op, x, g, geometry, grads);
+  const at::Tensor& like = step.like;
+  const int64_t rows = step.rows;
   const int64_t units = check_units(op, row_order, unit_offsets, rows, like.device());
   const int64_t* count = check_clip_limits(op, max_grad_norm, valid, like.device());
   const NormsAndFactors out =
-      measure(tasks, rows, unit_index(row_order, unit_offsets, units), max_grad_norm, count, like);
+      measure(step.tasks, rows, unit_index(row_order, unit_offsets, units), max_grad_norm, count, like);
   return {out.sq_norm, out.factor};
 }
 

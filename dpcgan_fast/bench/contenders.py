@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dpcgan_fast.bench.nets import BenchNet
-from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.engine import CudaGraph, GraphedStep, PrivateStep
 from dpcgan_fast.engine.report import StepReport
 
 MAX_GRAD_NORM, NOISE_MULTIPLIER, LEARNING_RATE = 1.0, 1.1, 1e-3
 PLAIN, OURS, OURS_PLAIN = "plain step (eager)", "dpcgan_fast", "dpcgan_fast, epsilon inf"
+OURS_EAGER, PLAIN_GRAPH = "dpcgan_fast, call by call", "plain step (CUDA graph)"
 OPACUS, GHOST, VMAP, COMPILED = "Opacus hooks", "Opacus ghost", "torch.func vmap(grad)", "plain step (torch.compile)"
 _AGREEMENT = 1e-4
 
@@ -48,6 +49,31 @@ def own_step(module: nn.Module, x: Tensor, private: bool) -> tuple[Callable[[], 
         step.step()
 
     return run, step
+
+
+def plain_graph(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """PyTorch's own step on x, captured as a CUDA graph."""
+    optimizer = torch.optim.Adam(module.parameters(), LEARNING_RATE, capturable=True)
+
+    def body() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        _row_losses(module(x)).mean().backward()
+        optimizer.step()
+
+    return CudaGraph(x.device)(body)
+
+
+def own_graph(module: nn.Module, x: Tensor, private: bool) -> Callable[[], None]:
+    """Our step on x as training takes it on a GPU: captured as CUDA graphs."""
+    step = own_step(module, x, private)[1]
+    graphed = GraphedStep(step, len(x))
+    backward = graphed.backward_of(lambda rows: _row_losses(step(rows)), (x,))
+
+    def run() -> None:
+        backward(x)
+        graphed.step()
+
+    return run
 
 
 def report(module: nn.Module, x: Tensor) -> StepReport:
@@ -145,6 +171,22 @@ def _clipped_sums(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def check(net: BenchNet, x: Tensor) -> float:
     """Relative difference of our clipped sum from that of torch.func; nothing is timed before it is small."""
     module = net.build().to(x.device)
+    with _float32_products():
+        return _difference(module, x)
+
+
+@contextlib.contextmanager
+def _float32_products() -> Iterator[None]:
+    """Without TF32, which torch's convolutions may take on a GPU and which keeps 10 bits of a float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _difference(module: nn.Module, x: Tensor) -> float:
     expected = _clipped_sums(module, x)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     rate = 1e4
@@ -155,21 +197,31 @@ def check(net: BenchNet, x: Tensor) -> float:
     off = math.sqrt(sum(float(d.double().square().sum()) for d in difference.values()))
     size = math.sqrt(sum(float(e.double().square().sum()) for e in expected.values()))
     if off > _AGREEMENT * size:
-        raise AssertionError(f"{net.name}: our clipped sum differs from torch.func's by {off / size:.1e}")
+        raise AssertionError(f"Our clipped sum differs from torch.func's by {off / size:.1e}")
     return off / size
 
 
 def contenders(module: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], Callable[[], None]]]:
     """Ways to take a step, each as a function that sets it up on a copy of the module.
 
-    In an order that keeps our two apart: neither finds the caches as the other left them.
+    In an order that keeps our two apart: neither finds the caches as the other left them. On a GPU ours are graphs, as
+    in training; the step without one, and PyTorch's own step in one, stand beside them.
     """
+
+    def own(private: bool) -> Callable[[], None]:
+        if x.is_cuda:
+            return own_graph(copy.deepcopy(module), x, private)
+        return own_step(copy.deepcopy(module), x, private)[0]
+
     made: dict[str, Callable[[], Callable[[], None]]] = {
         PLAIN: lambda: plain_step(copy.deepcopy(module), x),
-        OURS: lambda: own_step(copy.deepcopy(module), x, private=True)[0],
+        OURS: lambda: own(private=True),
         VMAP: lambda: _vmap(copy.deepcopy(module), x),
-        OURS_PLAIN: lambda: own_step(copy.deepcopy(module), x, private=False)[0],
+        OURS_PLAIN: lambda: own(private=False),
     }
+    if x.is_cuda:
+        made[PLAIN_GRAPH] = lambda: plain_graph(copy.deepcopy(module), x)
+        made[OURS_EAGER] = lambda: own_step(copy.deepcopy(module), x, private=True)[0]
     if find_spec("opacus") is not None:
         made[OPACUS] = lambda: _opacus(copy.deepcopy(module), x)
         made[GHOST] = lambda: _opacus_ghost(copy.deepcopy(module), x)

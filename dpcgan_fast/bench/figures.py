@@ -7,12 +7,13 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpcgan_fast.bench.contenders import COMPILED, GHOST, OPACUS, OURS, VMAP
+from dpcgan_fast.bench.contenders import COMPILED, GHOST, OPACUS, OURS, OURS_EAGER, PLAIN_GRAPH, VMAP
 from dpcgan_fast.bench.roofline import WHOLE
 from dpcgan_fast.bench.table import JAX, jax_ratios, shown
 
 _COLOURS = {
     OURS: "#1d6b3f", OPACUS: "#a11d1d", GHOST: "#c46a1b", VMAP: "#3b6ea5", COMPILED: "#7a7a7a", JAX: "#7b4ea3",
+    OURS_EAGER: "#7fb795", PLAIN_GRAPH: "#b5b5b5",
 }  # fmt: skip
 _INK = "#1c2330"
 _OP_COLOURS = ("#1d6b3f", "#3b6ea5", "#c46a1b", "#7b4ea3", "#a11d1d", "#7a7a7a", "#0f8b8d", "#8f6b00")

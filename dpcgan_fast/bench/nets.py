@@ -43,7 +43,7 @@ def _big_critic(length: int) -> Callable[[], nn.Module]:
     return lambda: critic(length, (64, 128, 256, 256), 5, 2, 1)
 
 
-BENCH_NETS = (
+CPU_NETS = (
     BenchNet("seed critic, F=178, B=128", _seed_critic(178), 178, 128),
     BenchNet("seed critic, F=178, B=1024", _seed_critic(178), 178, 1024),
     BenchNet("seed critic, F=1071, B=256", _seed_critic(1071), 1071, 256),
@@ -53,21 +53,38 @@ BENCH_NETS = (
     BenchNet("autoencoder rdpcgan-uci, B=128", lambda: _autoencoder(UCI), 179, 128),
     BenchNet("autoencoder rdpcgan-mimic, B=128", lambda: _autoencoder(MIMIC), 1071, 128),
 )
+# A GPU earns its keep with larger batches.
+GPU_NETS = (
+    BenchNet("seed critic, F=178, B=128", _seed_critic(178), 178, 128),
+    BenchNet("seed critic, F=178, B=1024", _seed_critic(178), 178, 1024),
+    BenchNet("seed critic, F=178, B=16384", _seed_critic(178), 178, 16384),
+    BenchNet("seed critic, F=10000, B=1024", _seed_critic(10000), 10000, 1024),
+    BenchNet("64-128-256-256 critic, F=178, B=1024", _big_critic(178), 178, 1024),
+    BenchNet("64-128-256-256 critic, F=1071, B=1024", _big_critic(1071), 1071, 1024),
+    BenchNet("autoencoder rdpcgan-uci, B=1024", lambda: _autoencoder(UCI), 179, 1024),
+    BenchNet("autoencoder rdpcgan-mimic, B=1024", lambda: _autoencoder(MIMIC), 1071, 1024),
+)
 
 
-def chosen_nets(wanted: str) -> list[int]:
-    """Places in `BENCH_NETS` of the nets that are asked for: places with commas between, or a part of their names.
+def bench_nets(device: str) -> Sequence[BenchNet]:
+    """The nets that are timed on a type of device, "cpu" or "cuda"."""
+    return GPU_NETS if device == "cuda" else CPU_NETS
+
+
+def chosen_nets(wanted: str, device: str = "cpu") -> list[int]:
+    """Places in `bench_nets(device)` of the nets that are asked for: places with commas between, or a part of names.
 
     "" is all of them. Raises InputError if there is none.
     """
+    nets = bench_nets(device)
     parts = [part.strip() for part in wanted.split(",")]
     if all(part.isdecimal() for part in parts):
-        found = [int(part) for part in parts if int(part) < len(BENCH_NETS)]
+        found = [int(part) for part in parts if int(part) < len(nets)]
         missed = len(found) < len(parts)
     else:
-        found = [place for place, net in enumerate(BENCH_NETS) if wanted.lower() in net.name.lower()]
+        found = [place for place, net in enumerate(nets) if wanted.lower() in net.name.lower()]
         missed = not found
     if missed:
-        names = "; ".join(f"{place}: {net.name}" for place, net in enumerate(BENCH_NETS))
+        names = "; ".join(f"{place}: {net.name}" for place, net in enumerate(nets))
         raise InputError("There is no such net", f"--nets {wanted}", f"Give places or a part of a name. {names}.")
     return found

@@ -11,9 +11,9 @@ import torch
 
 from dpcgan_fast.bench.contenders import OPACUS, OURS, OURS_PLAIN, PLAIN, check, contenders, report
 from dpcgan_fast.bench.memory import peak_tensor_bytes
-from dpcgan_fast.bench.nets import BENCH_NETS, BenchNet
+from dpcgan_fast.bench.nets import BenchNet, bench_nets
 from dpcgan_fast.bench.roofline import Peaks, machine_peaks, measure_ops
-from dpcgan_fast.bench.targets import judge_step
+from dpcgan_fast.bench.targets import TARGETS, judge_step
 from dpcgan_fast.bench.timing import interleaved, spread
 
 
@@ -55,10 +55,10 @@ def _describe_net(net: BenchNet, device: torch.device, calls: int, compiled: boo
 def _run(
     nets: Sequence[int], device: str, calls: int, compiled: bool, number: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """One run over the nets, which are given by their place in `BENCH_NETS`."""
+    """One run over the nets, which are given by their place in `bench_nets`."""
     rows = []
     for place in nets:
-        row = _run_net(BENCH_NETS[place], torch.device(device), calls, compiled)
+        row = _run_net(bench_nets(torch.device(device).type)[place], torch.device(device), calls, compiled)
         rows.append(row)
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in row["ratio_to_plain"].items() if name != PLAIN)
         plain = row["milliseconds"][PLAIN]["median"]
@@ -66,10 +66,11 @@ def _run(
     return rows
 
 
-def merge_runs(runs: Sequence[dict[str, Any]], described: dict[str, Any]) -> dict[str, Any]:
+def merge_runs(runs: Sequence[dict[str, Any]], described: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """The runs of one net as one row: median, lowest and highest of each ratio, and each target's verdict on the worst.
 
-    runs: as `_run_net` gives them; they stay in the row, without what is the same in all
+    runs:   as `_run_net` gives them; they stay in the row, without what is the same in all
+    device: its type, which decides the targets
     """
     names = runs[0]["ratio_to_plain"]
     ratios = {name: asdict(spread([run["ratio_to_plain"][name] for run in runs])) for name in names}
@@ -81,7 +82,13 @@ def merge_runs(runs: Sequence[dict[str, Any]], described: dict[str, Any]) -> dic
     peaks = described["peak_tensor_bytes"]
     memory = peaks[OURS] / peaks[PLAIN] if peaks else None
     verdicts = judge_step(
-        runs[0]["net"], plain, described["path"], ratios[OURS]["highest"], own["highest"], over_opacus, memory
+        TARGETS[device][runs[0]["net"]],
+        plain,
+        described["path"],
+        ratios[OURS]["highest"],
+        own["highest"],
+        over_opacus,
+        memory,
     )
     return {
         "net": runs[0]["net"],
@@ -100,7 +107,7 @@ def bench_step(
 ) -> dict[str, Any]:
     """Times the nets with every contender: `results`, a row for each net, and the machine's `peaks`.
 
-    nets: places in `BENCH_NETS`
+    nets: places in `bench_nets` of the device's type
     runs: each in a process of its own, one after the other; a single one runs in this process
     """
     arguments = list(nets), str(device), calls, compiled
@@ -114,6 +121,6 @@ def bench_step(
     say(f"peaks: {peaks.gflop_per_s:.0f} GFLOP/s, {peaks.gb_per_s:.1f} GB/s; now memory and the roofline")
     rows = []
     for i, place in enumerate(nets):
-        described = _describe_net(BENCH_NETS[place], device, calls, compiled, peaks)
-        rows.append(merge_runs([run[i] for run in done], described))
+        described = _describe_net(bench_nets(device.type)[place], device, calls, compiled, peaks)
+        rows.append(merge_runs([run[i] for run in done], described, device.type))
     return {"peaks": asdict(peaks), "results": rows}

@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from dpcgan_fast.bench.contenders import COMPILED, GHOST, OPACUS, OURS, PLAIN, VMAP
+from dpcgan_fast.bench.contenders import (
+    COMPILED,
+    GHOST,
+    OPACUS,
+    OURS,
+    OURS_EAGER,
+    PLAIN,
+    PLAIN_GRAPH,
+    VMAP,
+)
 from dpcgan_fast.bench.targets import all_met
 
-SHOWN = (OURS, OPACUS, GHOST, VMAP, COMPILED)
+SHOWN = (OURS, OURS_EAGER, PLAIN_GRAPH, OPACUS, GHOST, VMAP, COMPILED)
 JAX = "jax-privacy"
 _MARKS = {"missed": "✗ missed", "must": "✓ must", "ambitious": "✓ ambitious"}
 
@@ -27,7 +36,8 @@ def spread_text(figures: dict[str, float], digits: int) -> str:
 
 def machine_text(machine: dict[str, Any]) -> str:
     """The machine in a few words."""
-    return f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}"
+    where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
+    return f"{where}, torch {machine['torch']}"
 
 
 def shown(rows: Sequence[dict[str, Any]]) -> list[str]:

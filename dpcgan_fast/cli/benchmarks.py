@@ -101,7 +101,7 @@ def bench(
     target = pick_device(device)
     results: dict[str, Any] = {"suite": suite, "machine": describe(target)}
     if suite == "step":
-        results |= bench_step(target, chosen_nets(nets), calls, repeat, compiled, say)
+        results |= bench_step(target, chosen_nets(nets, target.type), calls, repeat, compiled, say)
     elif suite == "train":
         results["results"] = bench_train(device, repeat, steps, say)
     elif suite == "scale":

@@ -114,14 +114,62 @@ def add_clipped_sum(
         gradients.append((gradient, choice.mode))
     if not gradients:
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
-    factor = _clip_factor(gradients, max_grad_norm, units, valid)
+    step = _WholeStep.of(gradients)
+    if step is None:
+        norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
+        factor = ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
+    else:
+        factor = ops.step_clip_factor(step.layers, step.stored, max_grad_norm, units, valid)
     scaled = factor if scale == 1 else factor * scale
     row_factor = scaled if units is None else scaled[units.unit_of_row]
-    sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
+    if step is None:
+        sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
+        for layer_sum in sums:  # all or none: after an error the same rows may be given again
+            add_to(total, layer_sum)
+    else:
+        step.add_weighted_sum(row_factor, total)
     ops.give_back(lent)
-    for layer_sum in sums:  # all or none: after an error the same rows may be given again
-        add_to(total, layer_sum)
     return Clipped(tuple(reports), lambda: factor)
+
+
+@dataclass(frozen=True)
+class _WholeStep:
+    """All gradients of a batch on a GPU, whose norms take one launch and whose sums two."""
+
+    convolutions: list[ConvGradient]
+    layers: list[LayerNorms]
+    materialised: list[tuple[nn.Parameter, Tensor]]
+
+    @classmethod
+    def of(cls, gradients: Sequence[tuple[LayerGradient, NormMode]]) -> "_WholeStep | None":
+        """None where a gradient is of a kind that those launches do not take, or not on a GPU."""
+        in_one_launch = all(isinstance(g, (ConvGradient, MaterialisedGradient)) for g, _ in gradients)
+        if not in_one_launch or not ops.gpu_ops(gradients[0][0].parameters()[0].device):
+            return None
+        of_kind = [(gradient, mode) for gradient, mode in gradients if isinstance(gradient, ConvGradient)]
+        layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in of_kind]
+        kept = [pair for g, _ in gradients if isinstance(g, MaterialisedGradient) for pair in g.grads.items()]
+        return cls([gradient for gradient, _ in of_kind], layers, kept)
+
+    @property
+    def stored(self) -> list[Tensor]:
+        """Per-sample gradients in memory."""
+        return [grad for _, grad in self.materialised]
+
+    def add_weighted_sum(self, factor: Tensor, total: GradientSum) -> None:
+        """Adds the sums of rows, each times its factor (B,)."""
+        none = factor.new_empty(0)
+        weights = [_begun(total, layer.weight) for layer in self.convolutions]
+        biases = [none if layer.bias is None else _begun(total, layer.bias) for layer in self.convolutions]
+        sums = [_begun(total, parameter) for parameter, _ in self.materialised]
+        ops.step_weighted_sum_(self.layers, self.stored, factor, weights, biases, sums)
+
+
+def _begun(total: GradientSum, parameter: nn.Parameter) -> Tensor:
+    """The parameter's sum, which begins at zero."""
+    if parameter not in total:
+        total[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
+    return total[parameter]
 
 
 def _form(gradient: LayerGradient, reason: str) -> MaterialisedGradient:
@@ -131,22 +179,6 @@ def _form(gradient: LayerGradient, reason: str) -> MaterialisedGradient:
     if isinstance(gradient, WindowGradient):
         return gradient.materialised(reason)
     return MaterialisedGradient(gradient.rule, reason, gradient.per_sample(), lent=True)
-
-
-def _clip_factor(
-    gradients: list[tuple[LayerGradient, NormMode]],
-    max_grad_norm: float,
-    units: UnitGroups | None,
-    valid: Tensor | None,
-) -> Tensor:
-    """Clip factors, (U,)."""
-    in_one_launch = all(isinstance(g, (ConvGradient, MaterialisedGradient)) for g, _ in gradients)
-    if in_one_launch and ops.gpu_ops(gradients[0][0].parameters()[0].device):
-        stored = [x for g, _ in gradients if isinstance(g, MaterialisedGradient) for x in g.grads.values()]
-        layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in gradients if isinstance(g, ConvGradient)]
-        return ops.step_clip_factor(layers, stored, max_grad_norm, units, valid)
-    norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
-    return ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
 
 
 def add_to(total: GradientSum, grads: GradientSum) -> None:

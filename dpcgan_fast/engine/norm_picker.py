@@ -6,7 +6,8 @@ the choice tells nothing of the data. The result is kept for the life of the pro
 
 All modes agree up to rounding, and a run that must be the same bit by bit cannot depend on a clock. So modes are timed
 only where the noise is secret, and no bit is reproducible anyway; with a seeded key, without noise, or where torch was
-asked for deterministic algorithms, the cost model alone decides. `DPCGAN_NORM_TIMING=0` has it decide everywhere.
+asked for deterministic algorithms, the cost model alone decides. `DPCGAN_NORM_TIMING=0` has it decide everywhere. On a
+GPU a rule decides, and nothing is timed.
 """
 
 import math
@@ -68,10 +69,12 @@ class NormPicker:
         if self._asked != "auto" or not isinstance(gradient, ConvGradient):
             return gradient.choose(self._asked, grouped)
         x, g = gradient.x, gradient.g
+        if ops.gpu_ops(x.device):
+            return ops.pick_gpu_norm_mode(gradient.problem.sizes(x, g))
         if self._not_timed or grouped:
             return _modelled(gradient.problem.sizes(x, g), self._not_timed or "rows are grouped into units")
         return _confirmed(
-            gradient.problem, self._rows, tuple(x.shape[1:]), tuple(g.shape[1:]), x.dtype, x.device,
+            gradient.problem, self._rows, tuple(x.shape[1:]), tuple(g.shape[1:]), x.dtype,
             torch.get_num_threads(), ops.backend(),
         )  # fmt: skip
 
@@ -87,24 +90,21 @@ def _modelled(sizes: NormProblem, not_timed: str) -> NormChoice:
 @lru_cache(maxsize=4096)
 def _confirmed(
     problem: ConvProblem, rows: int, x_shape: tuple[int, ...], g_shape: tuple[int, ...], dtype: torch.dtype,
-    device: torch.device, threads: int, backend: str,
+    threads: int, backend: str,
 ) -> NormChoice:  # fmt: skip
     """The quickest of the modes that the cost model finds near each other."""
-    randomness = torch.Generator(device).manual_seed(0)
-    x, g = (
-        torch.rand(rows, *shape, generator=randomness, dtype=dtype, device=device) - 0.5 for shape in (x_shape, g_shape)
-    )
+    randomness = torch.Generator().manual_seed(0)
+    x, g = (torch.rand(rows, *shape, generator=randomness, dtype=dtype) - 0.5 for shape in (x_shape, g_shape))
     sizes = problem.sizes(x, g)
     modelled = ops.pick_norm_mode(sizes)
     near = ops.near_norm_modes(sizes)
     if len(near) == 1:
         return modelled
-    seconds = {mode: _seconds(_work(problem, mode, x, g), device) for mode in near}
+    seconds = {mode: _seconds(_work(problem, mode, x, g)) for mode in near}
     quickest = min(near, key=seconds.__getitem__)
     mode = quickest if seconds[quickest] < _CLEARLY * seconds[modelled.mode] else modelled.mode
     figures = ", ".join(f"{name} {1e3 * taken:.2f} ms" for name, taken in seconds.items())
-    on = f"{threads} threads" if device.type == "cpu" else device.type
-    return NormChoice(mode, f"timed on {rows} made-up rows, {on}, ops {backend}: {figures}")
+    return NormChoice(mode, f"timed on {rows} made-up rows, {threads} threads, ops {backend}: {figures}")
 
 
 def _work(problem: ConvProblem, mode: NormMode, x: Tensor, g: Tensor) -> Callable[[], object]:
@@ -121,14 +121,12 @@ def _work(problem: ConvProblem, mode: NormMode, x: Tensor, g: Tensor) -> Callabl
     return materialise if mode == "materialise" else measure
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     """The shortest of a few runs, after one that warms up."""
 
     def run() -> float:
         begin = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         return time.perf_counter() - begin
 
     run()

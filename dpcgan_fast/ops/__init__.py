@@ -2,9 +2,9 @@
 
 Each op has a C++ kernel and a fake kernel for tracing, and, but for what is the CPU's alone, a CUDA kernel. All but the
 fused path, with its draws, and gradients of windows, which are checked against torch's, have a float64 reference.
-`step_clip_factor`, which does in one launch what takes several ops on the CPU, is the GPU's
-alone. None has a derivative: a backward through one is an error. All but those that draw noise can be compiled and
-exported. Importing this package needs torch and numpy alone.
+`step_clip_factor` and `step_weighted_sum_`, which do in one go what takes several ops on the CPU, are the GPU's alone.
+None has a derivative: a backward through one is an error. All but those that draw noise can be compiled and exported.
+Importing this package needs torch and numpy alone.
 """
 
 from dpcgan_fast.ops import _fake
@@ -30,6 +30,7 @@ from dpcgan_fast.ops._conv import conv_transpose1d_sq_norm as conv_transpose1d_s
 from dpcgan_fast.ops._conv import linear_sq_norm as linear_sq_norm
 from dpcgan_fast.ops._conv import rows_sq_norm as rows_sq_norm
 from dpcgan_fast.ops._conv import step_clip_factor as step_clip_factor
+from dpcgan_fast.ops._conv import step_weighted_sum_ as step_weighted_sum_
 from dpcgan_fast.ops._conv import sum_positions as sum_positions
 from dpcgan_fast.ops._embedding import TokenGradients as TokenGradients
 from dpcgan_fast.ops._fused import FusedLayer as FusedLayer
@@ -41,6 +42,7 @@ from dpcgan_fast.ops._modes import NormProblem as NormProblem
 from dpcgan_fast.ops._modes import check_norm_mode as check_norm_mode
 from dpcgan_fast.ops._modes import gram_phases as gram_phases
 from dpcgan_fast.ops._modes import near_norm_modes as near_norm_modes
+from dpcgan_fast.ops._modes import pick_gpu_norm_mode as pick_gpu_norm_mode
 from dpcgan_fast.ops._modes import pick_norm_mode as pick_norm_mode
 from dpcgan_fast.ops._noise import KEY_BYTES as KEY_BYTES
 from dpcgan_fast.ops._noise import SEEDED_KEY_ID as SEEDED_KEY_ID

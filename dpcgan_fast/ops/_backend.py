@@ -103,5 +103,5 @@ def op(name: str) -> Callable[..., Any]:
 
 
 def gpu_ops(device: torch.device) -> bool:
-    """Whether a device has what is the GPU's alone: `step_clip_factor`, and operands in bfloat16."""
+    """Whether a device has what is the GPU's alone: ops of a whole step, and operands in bfloat16."""
     return device.type == "cuda"

@@ -253,9 +253,36 @@ def step_clip_factor(
     grads:  materialised gradients, (B, ...) each
     out:    (U,) float64
 
-    On the GPU alone; the reference back end takes any device. Raises RuntimeError for tensors that do not fit.
+    In float32 and bfloat16, the norm of a direct layer is that of its gradient as float32 sums it, for which
+    `step_weighted_sum_` must add the layer up. On the GPU alone; the reference back end takes any device.
+    Raises RuntimeError for tensors that do not fit.
     """
     order, offsets = (None, None) if units is None else (units.row_order, units.unit_offsets)
+    return op("step_clip_factor")(*_step(layers), list(grads), max_grad_norm, order, offsets, valid)[1]
+
+
+def step_weighted_sum_(
+    layers: Sequence[LayerNorms],
+    grads: Sequence[Tensor],
+    factor: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    sums: Sequence[Tensor],
+) -> None:
+    """Adds sum_n factor[n] G_n of all layers and materialised gradients of a step, in one launch.
+
+    layers, grads:   as `step_clip_factor` took them
+    factor:          (B,) float64, one a row; rows of factor 0 are not read
+    weights, biases: of the layers, float64 and contiguous; a bias of no elements where the layer has none
+    sums:            of grads
+
+    On the GPU alone; the reference back end takes any device. Raises RuntimeError for tensors that do not fit, and
+    then adds nothing.
+    """
+    op("step_weighted_sum_")(*_step(layers), list(grads), factor, list(weights), list(biases), list(sums))
+
+
+def _step(layers: Sequence[LayerNorms]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """x, g and geometry of all layers, as the ops take them."""
     geometry = [n for layer in layers for n in (*layer.problem.geometry(), int(layer.mode == "gram"))]
-    x, g = [layer.x for layer in layers], [layer.g for layer in layers]
-    return op("step_clip_factor")(x, g, geometry, list(grads), max_grad_norm, order, offsets, valid)[1]
+    return [layer.x for layer in layers], [layer.g for layer in layers], geometry

@@ -92,6 +92,10 @@ def register() -> None:
         units = _unit_count(like, unit_offsets)
         return like.new_empty(units, dtype=torch.float64), like.new_empty(units, dtype=torch.float64)
 
+    @register_fake("dpcgan_fast::step_weighted_sum_")
+    def _(x, g, geometry, grads, factor, weights, biases, sums):  # noqa: ARG001
+        return None
+
     @register_fake("dpcgan_fast::fused_forward")
     def _(x, parameters, layers, numbers, lanes, workspace):  # noqa: ARG001
         return x.new_empty(x.shape[0], *fused_output(layers, x.shape[1], x.shape[2]))

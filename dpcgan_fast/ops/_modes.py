@@ -1,7 +1,7 @@
 """Which of the three ways of getting a per-sample norm is cheapest for a layer: a cost model in FLOPs.
 
 The model knows nothing of caches and instruction widths, so it also names the modes that come near its choice; the
-engine may time those (`engine/norm_picker.py`).
+engine may time those (`engine/norm_picker.py`). A GPU has a simple rule of its own.
 
 With C input channels, O output channels, k taps, stride s, L input and T output positions, p = C O k weights:
   materialise  forms each sample's gradient and keeps it; the clipped sum then only reads it again
@@ -69,6 +69,17 @@ def pick_norm_mode(problem: NormProblem, asked: NormMode = "auto") -> NormChoice
     if gram < direct:
         return NormChoice("gram", f"{gram} FLOPs a sample are fewer than {direct} of direct")
     return NormChoice("direct", f"{direct} FLOPs a sample are at most {gram} of gram")
+
+
+_RANK_ONE_WEIGHTS = 2**16  # from so many on, the products of a rank-one gradient cost more than its Gram norm's sums
+
+
+def pick_gpu_norm_mode(problem: NormProblem) -> NormChoice:
+    """The mode for a layer on a GPU, where a gradient formed twice in registers costs less than one that is stored."""
+    weights = _weights(problem)
+    if problem.out_length == 1 and weights >= _RANK_ONE_WEIGHTS:
+        return NormChoice("gram", f"one position: two norms of vectors in place of {weights} products")
+    return NormChoice("direct", "on a GPU gradients are formed in registers, once for the norm and once for the sum")
 
 
 def near_norm_modes(problem: NormProblem) -> list[NormMode]:

@@ -197,6 +197,25 @@ def step_clip_factor(
     return sq_norm, clip_factor(sq_norm, max_grad_norm, valid)
 
 
+def step_weighted_sum_(
+    x: list[Tensor],
+    g: list[Tensor],
+    geometry: list[int],
+    grads: list[Tensor],
+    factor: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    sums: list[Tensor],
+) -> None:
+    """Adds the weighted sums of all layers and materialised gradients to `weights`, `biases` and `sums`."""
+    for i, (x_role, g_role) in enumerate(zip(x, g, strict=True)):
+        weight, bias = conv_weighted_grad(x_role, g_role, factor, *geometry[7 * i : 7 * i + 6])
+        weights[i] += weight.reshape(weights[i].shape)
+        biases[i] += bias
+    for grad, total in zip(grads, sums, strict=True):
+        total += rows_weighted_sum(grad, factor).reshape(total.shape)
+
+
 def chacha20_block(key: np.ndarray, nonce: int, counter: int) -> np.ndarray:
     """One ChaCha20 block as 16 uint32 words (RFC 8439 section 2.3, with a 64-bit counter and a 64-bit nonce)."""
     mask = 0xFFFFFFFF

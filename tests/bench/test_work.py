@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpcgan_fast.bench.nets import BENCH_NETS
+from dpcgan_fast.bench.nets import CPU_NETS
 from dpcgan_fast.bench.work import ConvShape, Work, conv_shapes, fused_work, plain_flops
 
 
@@ -17,7 +17,7 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("net", BENCH_NETS, ids=lambda net: net.name)
+@pytest.mark.parametrize("net", CPU_NETS, ids=lambda net: net.name)
 def test_a_plain_step_is_what_torchs_counter_counts(net):
     module, x = net.build(), torch.rand(3, 1, net.length)
     shapes = conv_shapes(module, x)

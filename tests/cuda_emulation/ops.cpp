@@ -14,4 +14,5 @@
 #include "../../csrc/cuda/noisy_update_op.cpp"
 #include "../../csrc/cuda/norm_affine_op.cpp"
 #include "../../csrc/cuda/sq_norm_op.cpp"
+#include "../../csrc/cuda/step_sum_op.cpp"
 #include "../../csrc/registration.cpp"

@@ -114,6 +114,15 @@ def step_clip_factor(rows, device):
     yield [], [], [], [x, g], 0.5
 
 
+def step_weighted_sum_(rows, device):
+    x, g = operands(rows, device)
+    geometry = [*GEOMETRY, ops.BIAS_FROM_GRAD]
+    weight, bias = torch.ops.dpcgan_fast.conv_weighted_grad(x, g, double(rows, device=device), *geometry)
+    sums = [weight, weight + 1], [bias, bias + 1], [double(*x.shape[1:], device=device)]
+    yield [x, x], [g, g], [*geometry, 0, *geometry, 1], [x], double(rows, device=device), *sums
+    yield [], [], [], [g], double(rows, device=device), [], [], [double(*g.shape[1:], device=device)]
+
+
 def fused(rows):
     """A net's output, and the arguments that its backward ops share; opcheck compares the whole workspace."""
     net = FusedNet(NET, 2, 20)
@@ -199,14 +208,17 @@ CASES = {
     for case in (
         conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, window_sq_norm,
         window_weighted_grad, group_norm_per_sample_grad, layer_norm_per_sample_grad, rows_sq_norm, rows_weighted_sum,
-        clip_factor, step_clip_factor, fused_forward, fused_sq_norm, fused_clipped_sum, fused_infer, fused_draw,
-        uniform_, gather_rows, gaussian_noise_, noisy_update_, noisy_update_armed_,
+        clip_factor, step_clip_factor, step_weighted_sum_, fused_forward, fused_sq_norm, fused_clipped_sum, fused_infer,
+        fused_draw, uniform_, gather_rows, gaussian_noise_, noisy_update_, noisy_update_armed_,
     )
 }  # fmt: skip
 MUTATING = {
     "window_per_sample_grad_", "fused_forward", "uniform_", "gather_rows", "gaussian_noise_", "noisy_update_",
-    "noisy_update_armed_",
+    "noisy_update_armed_", "step_weighted_sum_",
 }  # fmt: skip
+
+
+GPU_OPS = {"step_clip_factor", "step_weighted_sum_"}
 
 
 def registered_ops():
@@ -229,14 +241,14 @@ def test_opcheck(device, name, rows):
     if device.type != "cpu" and name in CPU_OPS:
         pytest.skip("the op is the CPU's alone")
     with torch.library._scoped_library("dpcgan_fast", "IMPL") as library:
-        if name == "step_clip_factor" and device.type == "cpu":
+        if name in GPU_OPS and device.type == "cpu":
             # It has no CPU kernel: there, its schema and fake kernel are held against its reference.
-            library.impl(name, _reference.step_clip_factor, "CPU")
+            library.impl(name, getattr(_reference, name), "CPU")
         for arguments in CASES[name](rows, device):
             opcheck(getattr(torch.ops.dpcgan_fast, name).default, arguments)
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - MUTATING - {"step_clip_factor"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - MUTATING - GPU_OPS))
 def test_a_backward_through_an_op_is_refused_by_name(name):
     arguments = [
         a.requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a for a in next(CASES[name](3, "cpu"))
