@@ -171,7 +171,7 @@ class TestPrivateStepOnTheGpuPath:
                 step = self.step(module, norm_mode=mode)
                 step.backward(row_losses(step(rows)).float())
                 sums.append(torch.cat([step._private_sum[p].flatten() for p in module.parameters()]))
-        assert set(types) == (set() if mode == "materialise" else {torch.bfloat16})
+        assert set(types) == ({torch.bfloat16} if mode == "direct" else set())  # Gram norms are by products in double
         torch.testing.assert_close(sums[0], sums[2], rtol=1e-5, atol=1e-7)
         assert 0.29 < float(sums[1].norm()) <= 0.3
 

@@ -29,6 +29,8 @@ struct TaskEntry {
   DPCGAN_HOST_DEVICE int64_t group_bias_pieces() const { return (pieces - weight_pieces) / task.conv.groups; }
 };
 
+constexpr int64_t kRowsPiece = 16 * kTileThreads;  // values of a stored gradient
+
 constexpr int kTableTasks = 64;  // of one launch: the table travels as a kernel argument
 
 struct TaskTable {
@@ -67,7 +69,21 @@ __device__ auto& shared_of(NormShared& shared) {
 template <class T>
 __device__ void rows_squares(const TaskEntry& entry, const RowSpan& rows, int64_t piece, Squares* found) {
   const T* grad = static_cast<const T*>(entry.task.data.x);
-  for (int64_t i = piece * kTileThreads + threadIdx.x; i < entry.task.numel; i += entry.pieces * kTileThreads) {
+  const int64_t first = piece * kRowsPiece, end = smaller(first + kRowsPiece, entry.task.numel);
+  const int64_t only = rows.count == 1 ? rows.row(0) : kNoRow;
+  if (only != kNoRow) {  // sums of one term: their sizes are their squares
+    const T* row = grad + only * entry.task.numel;
+    double squares = 0;
+#pragma unroll 8  // loads of several turns are under way at a time
+    for (int64_t i = first + threadIdx.x; i < end; i += kTileThreads) {
+      const double value = row[i];
+      squares += value * value;
+    }
+    found->sum += squares;
+    found->sizes += squares;
+    return;
+  }
+  for (int64_t i = first + threadIdx.x; i < end; i += kTileThreads) {
     double sum = 0, sizes = 0;
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t row = rows.row(r);
@@ -225,8 +241,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks)
 TaskEntry plan(const NormTask& task, int64_t first_piece) {
   TaskEntry entry{task, first_piece, 0, 0, 1, false};
   if (task.form == NormForm::kRows) {
-    constexpr int64_t kTurns = 4;  // of a thread
-    entry.pieces = entry.weight_pieces = ceil_div<int64_t>(task.numel, kTurns * kTileThreads);
+    entry.pieces = entry.weight_pieces = ceil_div<int64_t>(task.numel, kRowsPiece);
     return entry;
   }
   const ConvGeometry& conv = task.conv;

@@ -6,6 +6,7 @@
 namespace dpcgan::cuda {
 namespace {
 
+constexpr int64_t kItems = 4096;            // some for each block that a large GPU runs at a time
 constexpr int64_t kMinSlicePositions = 64;  // shorter slices would cost more to add up than they save
 constexpr int kTableTasks = 64;             // of one launch: the table travels as a kernel argument
 
@@ -48,9 +49,19 @@ __device__ void sum_columns(const SumEntry& entry, const RowSpan& rows, const do
   const T* grad = static_cast<const T*>(entry.sum.task.data.x);
   const int64_t numel = entry.sum.task.numel, i = part * kTileThreads + threadIdx.x;
   if (i >= numel) return;
+  constexpr int kTogether = 8;  // rows whose loads are under way at a time
   double sum = 0;
-  for (int64_t row = rows.begin; row < rows.begin + rows.count; ++row)
-    if (factor[row] != 0) sum += factor[row] * static_cast<double>(grad[row * numel + i]);  // 0 times NaN is NaN
+  for (int64_t first = 0; first < rows.count; first += kTogether) {
+    double scale[kTogether];
+    T value[kTogether];
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) scale[r] = first + r < rows.count ? factor[rows.begin + first + r] : 0.0;
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r)  // 0 times NaN is NaN
+      value[r] = scale[r] != 0 ? grad[(rows.begin + first + r) * numel + i] : T(0);
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) sum += scale[r] * static_cast<double>(value[r]);
+  }
   out[i] = sum;
 }
 
@@ -128,13 +139,13 @@ int64_t positions_of(const NormTask& task) {
   return task.form == NormForm::kRows ? 1 : larger(1, task.conv.g_length);
 }
 
-// Cuts every task so that all items take about the same time, kTargetBlocks of them in all where there are enough rows.
+// Cuts every task so that all items take about the same time, kItems of them in all where there are enough rows.
 SumTable plan_launch(const SumTask* tasks, int64_t count, int64_t rows, double* workspace) {
   SumTable table = {};
   int64_t work = 0;
   for (int64_t i = 0; i < count; ++i)
     work += rows * positions_of(tasks[i].task) * tiles_of(tasks[i].task, prefers_large_tile(tasks[i].task));
-  const int64_t wanted = larger(kMinSlicePositions, ceil_div(work, kTargetBlocks));  // positions of one item
+  const int64_t wanted = larger(kMinSlicePositions, ceil_div(work, kItems));  // positions of one item
   for (int64_t i = 0; i < count; ++i) {
     SumEntry entry{tasks[i], table.items, table.blocks, 0, 1, rows, workspace, prefers_large_tile(tasks[i].task)};
     if (entry.numel() == 0) continue;

@@ -114,12 +114,12 @@ def add_clipped_sum(
         gradients.append((gradient, choice.mode))
     if not gradients:
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
-    step = _WholeStep.of(gradients)
+    step = _WholeStep.of(gradients, units is not None)
     if step is None:
         norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
         factor = ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
     else:
-        factor = ops.step_clip_factor(step.layers, step.stored, max_grad_norm, units, valid)
+        factor = step.clip_factor(max_grad_norm, units, valid)
     scaled = factor if scale == 1 else factor * scale
     row_factor = scaled if units is None else scaled[units.unit_of_row]
     if step is None:
@@ -136,28 +136,43 @@ def add_clipped_sum(
 class _WholeStep:
     """All gradients of a batch on a GPU, whose norms take one launch and whose sums two."""
 
+    by_products: list[ConvGradient]
     convolutions: list[ConvGradient]
     layers: list[LayerNorms]
     materialised: list[tuple[nn.Parameter, Tensor]]
 
     @classmethod
-    def of(cls, gradients: Sequence[tuple[LayerGradient, NormMode]]) -> "_WholeStep | None":
+    def of(cls, gradients: Sequence[tuple[LayerGradient, NormMode]], grouped: bool) -> "_WholeStep | None":
         """None where a gradient is of a kind that those launches do not take, or not on a GPU."""
         in_one_launch = all(isinstance(g, (ConvGradient, MaterialisedGradient)) for g, _ in gradients)
         if not in_one_launch or not ops.gpu_ops(gradients[0][0].parameters()[0].device):
             return None
         of_kind = [(gradient, mode) for gradient, mode in gradients if isinstance(gradient, ConvGradient)]
-        layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in of_kind]
+        products = [g for g, mode in of_kind if mode == "gram" and not grouped and g.fits_products()]
+        others = [(g, mode) for g, mode in of_kind if not any(g is other for other in products)]
+        layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in others]
         kept = [pair for g, _ in gradients if isinstance(g, MaterialisedGradient) for pair in g.grads.items()]
-        return cls([gradient for gradient, _ in of_kind], layers, kept)
+        return cls(products, [gradient for gradient, _ in others], layers, kept)
 
     @property
     def stored(self) -> list[Tensor]:
         """Per-sample gradients in memory."""
         return [grad for _, grad in self.materialised]
 
+    def clip_factor(self, max_grad_norm: float, units: UnitGroups | None, valid: Tensor | None) -> Tensor:
+        """Clip factors, (U,)."""
+        # Of a norm that is known, its root counts as a gradient of one number.
+        known = [layer.problem.gram_products(layer.x, layer.g).sqrt().unsqueeze(1) for layer in self.by_products]
+        return ops.step_clip_factor(self.layers, [*self.stored, *known], max_grad_norm, units, valid)
+
     def add_weighted_sum(self, factor: Tensor, total: GradientSum) -> None:
         """Adds the sums of rows, each times its factor (B,)."""
+        for layer in self.by_products:
+            sums = layer.problem.weighted_products(layer.x, layer.g, factor)
+            for parameter, added in zip(layer.parameters(), sums, strict=False):  # there may be no bias
+                _begun(total, parameter).add_(added.view(parameter.shape))
+        if not self.layers and not self.materialised:
+            return
         none = factor.new_empty(0)
         weights = [_begun(total, layer.weight) for layer in self.convolutions]
         biases = [none if layer.bias is None else _begun(total, layer.bias) for layer in self.convolutions]

@@ -58,6 +58,7 @@ class NormPicker:
 
     def __init__(self, asked: NormMode, expected_rows: float, not_timed: str):
         self._asked: NormMode = asked
+        self._expected_rows = expected_rows
         self._rows = min(_MOST_ROWS, max(_FEWEST_ROWS, 2 ** math.ceil(math.log2(expected_rows))))
         self._not_timed = not_timed
 
@@ -70,13 +71,22 @@ class NormPicker:
             return gradient.choose(self._asked, grouped)
         x, g = gradient.x, gradient.g
         if ops.gpu_ops(x.device):
-            return ops.pick_gpu_norm_mode(gradient.problem.sizes(x, g))
+            return ops.pick_gpu_norm_mode(
+                gradient.problem.sizes(x, g), gradient.problem.groups, self._expected_rows,
+                quick_doubles=not grouped and _quick_doubles(x.device),
+            )  # fmt: skip
         if self._not_timed or grouped:
             return _modelled(gradient.problem.sizes(x, g), self._not_timed or "rows are grouped into units")
         return _confirmed(
             gradient.problem, self._rows, tuple(x.shape[1:]), tuple(g.shape[1:]), x.dtype,
             torch.get_num_threads(), ops.backend(),
         )  # fmt: skip
+
+
+@lru_cache
+def _quick_doubles(device: torch.device) -> bool:
+    """Whether a GPU's double products are about as quick as its single ones: A100, H100 and H200, B200."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0))
 
 
 @lru_cache(maxsize=4096)

@@ -4,6 +4,7 @@ The three share one form of weight gradient (see `csrc/common/conv_geometry.h`);
 functions below map each layer kind to it. x is sampled at strided positions, g has one value a position.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from dpcgan_fast.ops._modes import NormMode, NormProblem, pick_norm_mode
 from dpcgan_fast.ops._products import row_products
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD, BIAS_FROM_INPUT, BIAS_NONE
 from dpcgan_fast.ops._units import UnitGroups
+
+_LEAST_SHARE = 2.0**-32  # kLeastShare of csrc/common/cancellation.h, squared
+_PRODUCTS = 32  # that a weighted sum of rows is cut into
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,81 @@ class ConvProblem:
         if self._pointwise(x) and self.bias_role != BIAS_FROM_INPUT:
             bias = g.new_zeros(g.shape[0], 0) if self.bias_role == BIAS_NONE else sum_positions(g)
             return row_products(g, x).unsqueeze(3), bias
+        if gpu_ops(x.device):
+            return self.library_grad(x, g)
         return op("conv_per_sample_grad")(x, g, *self.geometry())
+
+    def library_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """`per_sample_grad` as a GPU forms it quickest: a product a row, of g (O, T) and windows of x (C k, T)."""
+        x, g = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (x, g))
+        rows, positions = x.shape[0], g.shape[2]
+        windows = self._windows(x, positions).transpose(1, 2)
+        outputs = g.reshape(rows * self.groups, g.shape[1] // self.groups, positions)
+        with torch.autocast(x.device.type, enabled=False):
+            # The library's products of two vectors take several times as long as it takes to write what they give.
+            weight = outputs * windows if positions == 1 else torch.bmm(outputs, windows)
+        summed = {BIAS_FROM_GRAD: g, BIAS_FROM_INPUT: x}.get(self.bias_role)
+        bias = g.new_zeros(rows, 0) if summed is None else summed.sum(2)
+        return weight.view(rows, g.shape[1], x.shape[1] // self.groups, self.kernel_size), bias
+
+    def gram_products(self, x: Tensor, g: Tensor) -> Tensor:
+        """Squared norms of the rows by two products of the library each, in double; (B,) float64.
+
+        For few positions T and many weights on a GPU whose double products are quick. Where terms cancel, the norm is
+        not below the true one: what rounding may hide is added, and a norm is at least 2^-16 of the sizes that are
+        added up to it, as in `csrc/common/cancellation.h`.
+        """
+        rows, positions = x.shape[0], g.shape[2]
+        windows = self._windows(x.double(), positions)
+        outputs = g.double().reshape(rows * self.groups, g.shape[1] // self.groups, positions)
+        if positions == 1:
+            products = [side.square().sum(1, keepdim=True) for side in (windows, outputs)]
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                products = [torch.bmm(side.transpose(1, 2), side) for side in (windows, outputs)]
+        squares = [product.diagonal(dim1=1, dim2=2) for product in products]
+        sizes = (squares[0] * squares[1]).sqrt().sum(1).square()
+        depth = windows.shape[1] + outputs.shape[1] + 3 * positions
+        weight = (products[0] * products[1]).sum((1, 2)) + depth * 2.0**-52 * sizes
+        total = torch.maximum(weight, _LEAST_SHARE * sizes).view(rows, self.groups).sum(1)
+        summed = {BIAS_FROM_GRAD: g, BIAS_FROM_INPUT: x}.get(self.bias_role)
+        if summed is None:
+            return total
+        bias, sizes = (side.sum(2).square().sum(1) for side in (summed.double(), summed.double().abs()))
+        return total + torch.maximum(bias, _LEAST_SHARE * sizes)
+
+    def weighted_products(self, x: Tensor, g: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """`weighted_grad` by products of the library in double, as many as keep a GPU busy."""
+        rows, positions = x.shape[0], g.shape[2]
+        x, g = (torch.where(factor.view(-1, 1, 1) != 0, side, 0).double() for side in (x, g))  # 0 times NaN is NaN
+        g = g * factor.view(-1, 1, 1)
+        parts = math.gcd(rows, _PRODUCTS) or 1
+        apart = parts, rows // parts, self.groups
+        windows, outputs = (
+            side.reshape(*apart, size, positions).permute(0, 2, 3, 1, 4).flatten(3).flatten(0, 1)
+            for side, size in ((self._windows(x, positions), self._taps(x)), (g, g.shape[1] // self.groups))
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            weight = torch.bmm(outputs, windows.transpose(1, 2))
+        weight = weight.view(parts, g.shape[1], x.shape[1] // self.groups, self.kernel_size).sum(0)
+        if self.bias_role == BIAS_NONE:
+            return weight, weight.new_empty(0)
+        bias = g.sum((0, 2)) if self.bias_role == BIAS_FROM_GRAD else torch.einsum("bcl,b->c", x, factor)
+        return weight, bias
+
+    def _windows(self, x: Tensor, positions: int) -> Tensor:
+        """(B groups, C/groups k, T): what each tap reads at each position, zero beyond the ends of x."""
+        reach = self.stride * (positions - 1) + self.dilation * (self.kernel_size - 1) + 1 if positions else 0
+        missing = max(0, reach - self.padding - x.shape[2])
+        if self.padding or missing:
+            x = torch.nn.functional.pad(x, (self.padding, missing))
+        row, channel, position = x.stride()
+        size = x.shape[0], x.shape[1], self.kernel_size, positions
+        taps = x.as_strided(size, (row, channel, self.dilation * position, self.stride * position))
+        return taps.reshape(x.shape[0] * self.groups, self._taps(x), positions)
+
+    def _taps(self, x: Tensor) -> int:
+        return x.shape[1] // self.groups * self.kernel_size
 
     def weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         """sum_n factor[n] G_n in float64: weight (O, C/groups, k), bias (O or C or 0).

@@ -71,15 +71,36 @@ def pick_norm_mode(problem: NormProblem, asked: NormMode = "auto") -> NormChoice
     return NormChoice("direct", f"{direct} FLOPs a sample are at most {gram} of gram")
 
 
-_RANK_ONE_WEIGHTS = 2**16  # from so many on, the products of a rank-one gradient cost more than its Gram norm's sums
+# Of a GPU for data centres, whose double products are as quick as its single ones: FLOPs and bytes a second, and what
+# a launch costs in a graph.
+_GPU_FLOPS, _GPU_BYTES, _GPU_LAUNCH = 45e12, 2.2e12, 3e-6
+_MOST_GPU_BYTES = 2**32  # that one layer may take on a GPU beyond its activations
 
 
-def pick_gpu_norm_mode(problem: NormProblem) -> NormChoice:
-    """The mode for a layer on a GPU, where a gradient formed twice in registers costs less than one that is stored."""
-    weights = _weights(problem)
-    if problem.out_length == 1 and weights >= _RANK_ONE_WEIGHTS:
-        return NormChoice("gram", f"one position: two norms of vectors in place of {weights} products")
-    return NormChoice("direct", "on a GPU gradients are formed in registers, once for the norm and once for the sum")
+def pick_gpu_norm_mode(problem: NormProblem, groups: int, rows: float, quick_doubles: bool) -> NormChoice:
+    """The mode for a layer on a GPU, whose library forms gradients, or their Gram products, quicker than other kernels.
+
+    groups: channel groups of the layer  rows: public expected batch size
+    quick_doubles: whether the GPU's double products are about as quick as its single ones
+    """
+    weights, positions = groups * _weights(problem), problem.out_length
+    taps, outputs = groups * problem.in_channels * problem.kernel_size, groups * problem.out_channels
+    kept, window = 4 * weights * rows, taps * positions * rows
+    form = 2 * positions * weights * rows / _GPU_FLOPS
+    materialise = form + (3 * kept + 3 * 4 * window) / _GPU_BYTES + 6 * _GPU_LAUNCH
+    products = 2 * positions**2 * (taps + outputs) * rows / _GPU_FLOPS
+    doubles = 8 * rows * (6 * taps * positions + 8 * outputs * positions + 4 * groups * positions**2)
+    gram = form + products + doubles / _GPU_BYTES + 30 * _GPU_LAUNCH
+    fits = 8 * (window + groups * positions**2 * rows) <= _MOST_GPU_BYTES
+    if quick_doubles and fits and (gram < materialise or kept > _MOST_GPU_BYTES):
+        return NormChoice("gram", f"by the GPU's library in double: {_instead(gram, materialise)} of keeping gradients")
+    if kept <= _MOST_GPU_BYTES:
+        return NormChoice("materialise", f"formed by the GPU's library: {kept / 1e6:,.1f} MB for the expected batch")
+    return NormChoice("direct", f"formed twice in registers: to keep gradients would take {kept / 1e9:,.1f} GB")
+
+
+def _instead(seconds: float, other: float) -> str:
+    return f"about {1e3 * seconds:.2f} ms for the expected batch in place of {1e3 * other:.2f}"
 
 
 def near_norm_modes(problem: NormProblem) -> list[NormMode]:

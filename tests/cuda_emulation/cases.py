@@ -296,6 +296,13 @@ def formed_layer(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, tuple[i
     return x.to(dtype), (g - g.mean(2, keepdim=True)).to(dtype), shape.geometry()
 
 
+def operands_of(shape: ConvShape) -> tuple[Tensor, Tensor]:
+    """x and g of a conv gradient, in float32."""
+    generator = torch.Generator().manual_seed(22)
+    x = _random((shape.rows, shape.channels, shape.length), shape.layout, torch.float32, generator)
+    return x, _random((shape.rows, shape.outputs, shape.out_length()), shape.layout, torch.float32, generator)
+
+
 def norms_of_single_rows(namespace: Any, x: Tensor, g: Tensor, geometry: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Squared norms as the step measures them, and those of what it adds up for each row alone; without a bias."""
     numbers = [*geometry, 0]

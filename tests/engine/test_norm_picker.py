@@ -36,7 +36,7 @@ def clock(monkeypatch):
     def work(_problem, mode, x, _g):
         return mode, x
 
-    def seconds(work, _device):
+    def seconds(work):
         made.timed.append(work)
         return 1e-3 * made.milliseconds[work[0]]
 
@@ -150,14 +150,14 @@ def test_a_seeded_run_is_the_same_bit_by_bit_whatever_a_clock_would_say(clock):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_every_near_mode_can_be_timed_for_real(device):
-    """What is timed are the ops that a step calls, on the device of the layer."""
+def test_every_near_mode_can_be_timed_for_real():
+    """What is timed are the ops that a step calls."""
     problem = ops.ConvProblem(8, 4, bias_role=ops.BIAS_FROM_GRAD)
-    x, g = torch.rand(16, 16, LENGTH, device=device), torch.rand(16, 32, 30, device=device)
+    x, g = torch.rand(16, 16, LENGTH), torch.rand(16, 32, 30)
     near = near_norm_modes(problem.sizes(x, g))
     assert len(near) == 3
     for mode in near:
-        assert norm_picker._seconds(norm_picker._work(problem, mode, x, g), device) > 0
-    choice = norm_picker._confirmed(problem, 16, (16, LENGTH), (32, 30), torch.float32, device, 1, ops.backend())
+        assert norm_picker._seconds(norm_picker._work(problem, mode, x, g)) > 0
+    choice = norm_picker._confirmed(problem, 16, (16, LENGTH), (32, 30), torch.float32, 1, ops.backend())
     assert choice.mode in near
     assert "timed on 16 made-up rows" in choice.reason
