@@ -38,6 +38,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = put_between(readme.read_text(encoding="utf-8"), "targets", targets_markdown(step))
     text = put_between(text, "others", others_markdown(step, jax_results(RESULTS)))
+    on_gpu = read_results(RESULTS / "step_h100.json")
+    write_results(on_gpu, RESULTS / "step_h100.json")
+    text = put_between(text, "gpu", others_markdown(on_gpu))
     readme.write_text(text, encoding="utf-8")
     before, after = (RESULTS / f"train_{when}.json" for when in ("before", "after"))
     if before.exists() and after.exists():

@@ -111,3 +111,4 @@ def test_the_readme_shows_the_committed_results():
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert targets_markdown(results) in readme
     assert others_markdown(results, jax) in readme
+    assert others_markdown(read_results(folder / "step_h100.json")) in readme
