@@ -5,3 +5,7 @@ from dpcgan_fast.baselines.choice import INDEPENDENT as INDEPENDENT
 from dpcgan_fast.baselines.choice import Baseline as Baseline
 from dpcgan_fast.baselines.choice import FittedBaseline as FittedBaseline
 from dpcgan_fast.baselines.choice import baselines_for as baselines_for
+from dpcgan_fast.baselines.statistics import arrays_of as arrays_of
+from dpcgan_fast.baselines.statistics import has_statistics as has_statistics
+from dpcgan_fast.baselines.statistics import restored as restored
+from dpcgan_fast.baselines.statistics import statistics_for as statistics_for

@@ -7,8 +7,9 @@ import numpy as np
 
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.privacy import releases
 from dpcgan_fast.privacy.mechanism import Mechanism
-from dpcgan_fast.privacy.releases import Release, noisy_release
+from dpcgan_fast.privacy.releases import Release
 
 # Covers the solver's tolerance (1e-12), the rounding of counts that are sums of 1/rows, and that of shares.
 _SAFETY = 1 + 1e-6
@@ -60,6 +61,6 @@ class Budget:
             raise ValueError(f"Expected a share in (0, {1 - self._spent}] of the budget, got {share}.")
         self._spent += share
         multiplier = self.noise_multiplier / math.sqrt(share)
-        noisy = noisy_release(name, values.ravel(), sensitivity, multiplier, self._key, self._unit)
+        noisy = releases.noisy_release(name, values.ravel(), sensitivity, multiplier, self._key, self._unit)
         self.mechanisms.append(noisy.mechanism)
         return Release(noisy.values.reshape(values.shape), noisy.std, noisy.mechanism)

@@ -15,7 +15,7 @@ from dpcgan_fast.baselines.histograms import Classes, Histograms
 from dpcgan_fast.baselines.parts import Drawn, Part, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.signals import Strength, Waves
-from dpcgan_fast.baselines.tree import Tree
+from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
 from dpcgan_fast.data.public_cells import label_of, modelled_columns, without_codes
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.ops import NoiseKey
@@ -26,7 +26,6 @@ SIZED = "independent histograms and numbers of codes"
 TREE = "a tree of columns"
 STRENGTH = "one strength of the signal"
 WAVES = "strengths and waves of the signal"
-_MOST_IN_TREE = 64  # columns: beyond it the scores of all pairs take most of the noise
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,15 @@ class Baseline:
 
         Raises InputError for an epsilon or delta that is no privacy guarantee, or a table that does not fit.
         """
+        return self.release(table, noise_multiplier(epsilon, delta), NoiseKey() if key is None else key)
+
+    def release(self, table: pa.Table, noise_multiplier: float, key: NoiseKey) -> "FittedBaseline":
+        """As `fit`, with what one Gaussian release of this noise multiplier costs.
+
+        Formal guarantee: everything together is as private as that one release (arXiv 1905.02383, corollary 3.3).
+        """
         rows = Rows.of(table, self.schema)
-        unit = "row" if self.schema.unit is None else self.schema.unit
-        key = NoiseKey() if key is None else key
-        budget = Budget(noise_multiplier(epsilon, delta), key, unit)
+        budget = Budget(noise_multiplier, key, "row" if self.schema.unit is None else self.schema.unit)
         whole = sum(part.weight for part in self.parts)
         drawn = tuple(part.release(rows, budget, part.weight / whole) for part in self.parts)
         said = [part.totals for part in drawn]
@@ -81,9 +85,13 @@ class FittedBaseline:
     mechanisms: list[Mechanism]
     seeded: bool
 
-    def sample(self, rows: int, rng: np.random.Generator) -> pa.Table:
-        """Synthetic rows with the schema's columns, in their order, dates as int64 days; post-processing."""
-        classes = rng.choice(len(self.rates), size=rows, p=self.rates)
+    def sample(self, rows: int, rng: np.random.Generator, only: int | None = None) -> pa.Table:
+        """Synthetic rows with the schema's columns, in their order, dates as int64 days; post-processing.
+
+        only: the class of all rows; None to draw each by the rates
+        """
+        drawn = only is None
+        classes = rng.choice(len(self.rates), size=rows, p=self.rates) if drawn else np.full(rows, only, np.int64)
         label = label_of(self.schema)
         sampled: dict[str, pa.Array] = {} if label is None else {label.name: values_of(label, classes, rng)}
         for part in self.parts:
@@ -113,7 +121,7 @@ def baselines_for(schema: Schema) -> tuple[Baseline, ...]:
     for name, part in ((STRENGTH, Strength), (WAVES, Waves)):
         if schema.signals:
             found.append(baseline(name, single, *(part(signal) for signal in schema.signals)))
-    if 2 <= len(single) <= _MOST_IN_TREE:
+    if 2 <= len(single) <= MOST_COLUMNS:
         waves = (Waves(signal) for signal in schema.signals)
         found.append(baseline(TREE, (), Tree(single), *waves))
     return tuple(found)

@@ -1,6 +1,7 @@
 """Columns that are independent given the class: a noisy histogram of each, over public cells."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,6 +75,11 @@ class Histograms:
         std = budget.std(math.sqrt(len(self.columns)), share)
         return _DrawnHistograms(self.columns, noisy, totals_of(noisy, std))
 
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnHistograms":
+        """See `KeptPart.restored`."""
+        shares = [arrays[f"shares.{place}"] for place in range(len(self.columns))]
+        return _DrawnHistograms(self.columns, [], Totals(np.empty(0), 0.0), shares)
+
 
 @dataclass
 class _DrawnHistograms:
@@ -84,6 +90,10 @@ class _DrawnHistograms:
 
     def settle(self, totals: np.ndarray) -> None:
         self._shares = [shares_of(part, totals) for part in self.noisy]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `KeptDrawn.arrays`."""
+        return {f"shares.{place}": shares for place, shares in enumerate(self._shares)}
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
         return {

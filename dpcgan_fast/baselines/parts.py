@@ -1,8 +1,9 @@
 """What a baseline is made of: parts, each of which releases some columns and then draws them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,24 @@ class Part(Protocol):
 
     def release(self, rows: Rows, budget: Budget, share: float) -> Drawn:
         """Spends a share of the budget on the columns."""
+        ...
+
+
+@runtime_checkable
+class KeptDrawn(Drawn, Protocol):
+    """Columns whose numbers can be kept in a file, once they are settled."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that `draw` needs beside the public facts."""
+        ...
+
+
+@runtime_checkable
+class KeptPart(Part, Protocol):
+    """A part that can be made again of what was kept."""
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> Drawn:
+        """Columns to draw from, of what `KeptDrawn.arrays` gave. Raises KeyError or ValueError for anything else."""
         ...
 
 

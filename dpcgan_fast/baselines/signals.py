@@ -6,6 +6,7 @@ release of all of them has the sensitivity of a single histogram.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,6 @@ from dpcgan_fast.baselines.parts import Totals, numbers_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import bounds_of, numbers, signal_columns
 from dpcgan_fast.data.schema import Column, Signal
-from dpcgan_fast.privacy.releases import Release
 
 STRENGTHS = 24  # bins of the root mean square, evenly spaced in its logarithm
 _WEAKEST = 1 / 400  # of half the width of the bounds: weaker rows count with those
@@ -82,17 +82,24 @@ class Waves:
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
         squares = budget.release(f"squares of waves: {name}", rows.sums(waves**2), 1.0, left)
         totals = Totals(strengths.values.sum(axis=1), strengths.std**2 * STRENGTHS)
-        return _DrawnWaves(columns, scale, strengths.values, means, squares.values, totals)
+        return _DrawnWaves(columns, scale, strengths.values, means.values, means.std, squares.values, totals)
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnWaves":
+        """See `KeptPart.restored`."""
+        columns, none = signal_columns(self.signal), np.empty((0, 0))
+        settled = arrays["shares"], arrays["mean"], arrays["variance"]
+        return _DrawnWaves(columns, _Scale.of(columns), none, none, 0.0, none, Totals(np.empty(0), 0.0), *settled)
 
 
 @dataclass
 class _DrawnWaves:
-    """means, squares: (class_count, length) noisy sums over rows of unit length."""
+    """means, squares: (class_count, length) noisy sums over rows of unit length; std: of the noise of means."""
 
     columns: tuple[Column, ...]
     scale: _Scale
     strengths: np.ndarray
-    means: Release
+    means: np.ndarray
+    std: float
     squares: np.ndarray
     totals: Totals
     _shares: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
@@ -101,10 +108,14 @@ class _DrawnWaves:
 
     def settle(self, totals: np.ndarray) -> None:
         self._shares = shares_of(self.strengths, totals)
-        clear = np.abs(self.means.values) > _CLEAR * self.means.std
-        self._mean = np.where(clear, self.means.values, 0.0) / totals[:, None]
+        clear = np.abs(self.means) > _CLEAR * self.std
+        self._mean = np.where(clear, self.means, 0.0) / totals[:, None]
         squares = self.squares / totals[:, None] - self._mean**2
         self._variance = np.maximum(squares @ _window(len(self.columns)).T, _FLOOR)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `KeptDrawn.arrays`."""
+        return {"shares": self._shares, "mean": self._mean, "variance": self._variance}
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
         noise = rng.standard_normal((len(classes), len(self.columns)))

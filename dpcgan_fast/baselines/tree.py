@@ -5,6 +5,7 @@ Source of the idea: Chow and Liu 1968; chosen and measured by noisy tables as in
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +26,7 @@ from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.privacy.denoising import closest_histogram
 
+MOST_COLUMNS = 64  # beyond it the scores of all pairs take most of the noise
 _HISTOGRAMS_SHARE, _SCORES_SHARE = 0.35, 0.15  # of what the tree may spend; the rest is for the tables of its edges
 _SCORED_GROUPS = 4  # of a column's cells, while pairs of columns are compared
 _GROUPS = (20, 12, 8, 6, 4, 3, 2)  # of the cells of a column in an edge's table, the finest that the noise allows
@@ -78,6 +80,18 @@ class Tree:
             std = std * std_again / math.hypot(std, std_again) if std else 0.0
         tables = [_measured(rows, edge, shown, budget, for_tables / len(edges)) for edge in edges]
         return _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables)
+
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnTree":
+        """See `KeptPart.restored`."""
+        shares = [arrays[f"shares.{place}"] for place in range(len(self.columns))]
+        drawn = _DrawnTree(self.columns, [], Totals(np.empty(0), 0.0), [], shares)
+        for number in range(len(arrays["edges"])):
+            parent, child = (int(place) for place in arrays["edges"][number])
+            of_cell = arrays[f"parent.{number}"], arrays[f"child.{number}"]
+            groups = Grouping(of_cell[0], int(of_cell[0].max()) + 1), Grouping(of_cell[1], int(of_cell[1].max()) + 1)
+            drawn.tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
+            drawn._given[child] = arrays[f"given.{number}"]
+        return drawn
 
     def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
         noisy = release_histograms(rows, self.columns, budget, share)
@@ -235,6 +249,16 @@ class _DrawnTree:
             chances = np.where(joint.sum(axis=1, keepdims=True) > 0, joint, columns)
             given.append(chances / chances.sum(axis=1, keepdims=True))
         return np.array(given)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `KeptDrawn.arrays`."""
+        edges = [(table.edge.parent, table.edge.child) for table in self.tables]
+        kept = {"edges": np.array(edges, np.int64).reshape(-1, 2)}
+        kept |= {f"shares.{place}": shares for place, shares in enumerate(self._shares)}
+        for number, table in enumerate(self.tables):
+            kept |= {f"parent.{number}": table.groups[0].of_cell, f"child.{number}": table.groups[1].of_cell}
+            kept[f"given.{number}"] = self._given[table.edge.child]
+        return kept
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
         found: dict[int, np.ndarray] = {}

@@ -147,9 +147,13 @@ class _WholeStep:
         in_one_launch = all(isinstance(g, (ConvGradient, MaterialisedGradient)) for g, _ in gradients)
         if not in_one_launch or not ops.gpu_ops(gradients[0][0].parameters()[0].device):
             return None
-        of_kind = [(gradient, mode) for gradient, mode in gradients if isinstance(gradient, ConvGradient)]
+        of_kind: list[tuple[ConvGradient, NormMode]] = [
+            (gradient, mode) for gradient, mode in gradients if isinstance(gradient, ConvGradient)
+        ]
         products = [g for g, mode in of_kind if mode == "gram" and not grouped and g.fits_products()]
-        others = [(g, mode) for g, mode in of_kind if not any(g is other for other in products)]
+        others: list[tuple[ConvGradient, NormMode]] = [
+            (g, mode) for g, mode in of_kind if not any(g is other for other in products)
+        ]
         layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in others]
         kept = [pair for g, _ in gradients if isinstance(g, MaterialisedGradient) for pair in g.grads.items()]
         return cls(products, [gradient for gradient, _ in others], layers, kept)

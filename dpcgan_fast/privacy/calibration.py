@@ -37,7 +37,7 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
         return math.log(bound / epsilon)
 
     # The coarse grid, ten times quicker, gives the neighbourhood and the slope; the fine one then settles the digits.
-    upper = math.log(_rdp_multiplier(composition, epsilon, delta))
+    upper = math.log(_upper_multiplier(composition, epsilon, delta))
     lower = upper - 0.05
     while coarse_excess(lower) < 0 and lower > _SMALLEST_LOG:
         lower -= 0.1
@@ -56,15 +56,25 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
     return sigma
 
 
-def _rdp_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
-    """A noise multiplier that meets epsilon by RDP, to about one part in a thousand."""
+def _upper_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
+    """A noise multiplier that meets epsilon: by RDP, to one part in a thousand, or else by PLD, within twofold."""
+    if rdp_epsilon(composition(_LARGEST_MULTIPLIER), delta) <= epsilon:
+        return _rdp_multiplier(composition, epsilon, delta)
     upper = 1.0
-    while rdp_epsilon(composition(upper), delta) > epsilon:
+    while pld_epsilon(composition(upper), delta, COARSE_INTERVAL) > epsilon:
         upper *= 2
         if upper > _LARGEST_MULTIPLIER:
             raise ValueError(
                 f"No noise multiplier meets epsilon={epsilon} at delta={delta}: what does not depend on it spends more."
             )
+    return upper
+
+
+def _rdp_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
+    """A noise multiplier that meets epsilon by RDP, to about one part in a thousand. There must be one."""
+    upper = 1.0
+    while rdp_epsilon(composition(upper), delta) > epsilon:
+        upper *= 2
     lower = upper / 2
     while lower > 1e-2 and rdp_epsilon(composition(lower), delta) <= epsilon:
         upper, lower = lower, lower / 2

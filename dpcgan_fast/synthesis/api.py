@@ -22,8 +22,10 @@ from dpcgan_fast.synthesis import fitting
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.sampling import Sampler
+from dpcgan_fast.synthesis.statistics import draws_from_statistics, statistics_of
 from dpcgan_fast.train import TrainSettings, default_settings
 from dpcgan_fast.train.checkpoint import digest, unpack
+from dpcgan_fast.train.state import RELEASED, released_tensors
 
 
 class DPCGAN:
@@ -227,10 +229,15 @@ def _load_sampler(folder: RunFolder, settings: TrainSettings, device: torch.devi
     codec = RecordCodec(schema.as_records(), joint=not conditional)
     networks = make_networks(settings.preset, codec.blocks, codec.n_classes)
     try:
-        networks.load_state_dict(loaded.tensors)
+        networks.load_state_dict({n: t for n, t in loaded.tensors.items() if not n.startswith(RELEASED)})
     except RuntimeError:
         raise InputError("The model file does not fit the schema", str(folder.model), "Restore the run.") from None
     rates = torch.tensor(loaded.values["rates"], device=device)
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates.tolist()):
         raise InputError("The model file holds no class rates", str(folder.model), "Restore it from a copy.")
-    return Sampler(networks.to(device).eval(), codec, rates, conditional, schema if schema.visits else None)
+    kept = None
+    if draws_from_statistics(codec.schema, settings):
+        released = released_tensors(loaded.tensors)
+        kept = statistics_of(released, codec.schema, settings.seed is not None, str(folder.model))
+    visits = schema if schema.visits else None
+    return Sampler(networks.to(device).eval(), codec, rates, conditional, visits, kept)

@@ -26,12 +26,13 @@ from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.starting import start_networks
+from dpcgan_fast.synthesis.statistics import draws_from_statistics, release_statistics
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
 from dpcgan_fast.train.data import TrainingData
 from dpcgan_fast.train.plan import AUTOENCODER, CRITIC, BudgetPlan, make_plan
 from dpcgan_fast.train.session import Progress, Session, Silent
-from dpcgan_fast.train.state import TrainState, make_optimizers
+from dpcgan_fast.train.state import RELEASED, TrainState, make_optimizers
 from dpcgan_fast.train.stopping import StopRequest
 
 
@@ -182,8 +183,12 @@ def start(
         complete = _with_released(schema, released)
         folder.write(folder.schema, complete.to_json())
         complete = complete.as_records()
+        statistics: dict[str, torch.Tensor] = {}
+        if draws_from_statistics(records, settings):
+            statistics = release_statistics(raw.table, complete, plan, ledger, key, raw.where)
         codec, networks = _networks(complete, settings, device)
         state = _state(records, settings, released, networks, codec, device)
+        state.released = statistics
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
         folder.write_config({**folder.read_config(), "released": released.to_dict(), "device": str(device.type)})
         session.save()
@@ -337,6 +342,7 @@ def finish(folder: RunFolder, session: Session, schema: Schema, released: Releas
     spent = account(charged(lines), settings.delta)
     privacy = statement(settings, schema, session.plan, released, lines, spent, stopped)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}
+    tensors |= {f"{RELEASED}{name}": tensor for name, tensor in state.released.items()}
     content = pack(tensors, {"rates": state.rates.tolist()})
     folder.write(folder.model, content)
     folder.write(folder.card, privacy.pop("card"))

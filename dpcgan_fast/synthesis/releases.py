@@ -19,6 +19,7 @@ from dpcgan_fast.privacy import Ledger, Mechanism
 from dpcgan_fast.privacy import releases as gaussian
 from dpcgan_fast.privacy.denoising import denoised_counts
 from dpcgan_fast.privacy.quantiles import noisy_quantiles, quantile_grid
+from dpcgan_fast.synthesis.statistics import STATISTICS, draws_from_statistics
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
 from dpcgan_fast.train.settings import TrainSettings
 
@@ -151,6 +152,8 @@ def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRe
         planned.append(PlannedRelease(LABEL_HISTOGRAM, 1.0))
     if schema.n_units is None:
         planned.append(PlannedRelease(UNIT_COUNT, 1.0))
+    if draws_from_statistics(schema, settings):
+        planned.append(PlannedRelease(STATISTICS, 1.0, main=True))
     return tuple(planned)
 
 
@@ -164,7 +167,7 @@ class _Releaser:
     planned: list[str] = field(default_factory=list)
 
     def __enter__(self) -> "_Releaser":
-        self.planned = [mechanism.mechanism for mechanism in self.plan.releases]
+        self.planned = [one.mechanism for one in self.plan.releases if one.mechanism != STATISTICS]
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -188,7 +191,7 @@ class _Releaser:
 def make_releases(
     table: pa.Table, ids: np.ndarray | None, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, where: str
 ) -> ReleasedFacts:
-    """Estimates every fact that the plan says, and no other.
+    """Estimates every fact that the plan says, and no other; not the statistics, which need the complete schema.
 
     ids: unit of each row (M,), None if every row is a unit
     Of each unit the first max_rows_per_unit rows count, and they weigh 1 together in every statistic, so that the L2

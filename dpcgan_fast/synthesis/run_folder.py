@@ -35,7 +35,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The trained networks."""
+        """The trained networks, and the released statistics where the schema has any."""
         return self.path / "model.safetensors"
 
     @property

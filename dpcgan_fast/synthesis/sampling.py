@@ -1,4 +1,4 @@
-"""Synthetic tables from trained networks, in batches, so that a table may be larger than memory."""
+"""Synthetic tables from a run, in batches, so that a table may be larger than memory."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
+from dpcgan_fast.baselines import FittedBaseline
 from dpcgan_fast.data.cells import compute
 from dpcgan_fast.data.constraints import satisfied, with_implied_codes
 from dpcgan_fast.data.dates import parsed_date
@@ -19,6 +20,7 @@ from dpcgan_fast.data.visits import in_order, long, long_fields
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import Networks, sample_records
 from dpcgan_fast.synthesis.side_by_side import side_by_side
+from dpcgan_fast.synthesis.statistics import drawn_table
 
 BATCH_ROWS = 16384
 _BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
@@ -30,12 +32,13 @@ _RAREST = 10_000  # rows drawn for one that is asked for
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws rows from trained networks.
+    """Draws rows from a run's statistics, or else from its networks.
 
     codec:       of records
     rates:       (K,) class rates for rows whose label is not asked for
     conditional: whether the label is a condition of the networks; otherwise it is drawn with the record
     visits:      the schema of the rows that records are turned into, if it has visits
+    statistics:  where rows are drawn from, None if they are drawn from the networks
     """
 
     networks: Networks
@@ -43,6 +46,7 @@ class Sampler:
     rates: torch.Tensor
     conditional: bool
     visits: Schema | None = None
+    statistics: FittedBaseline | None = None
 
     @property
     def schema(self) -> Schema:
@@ -107,6 +111,9 @@ class Sampler:
         return table
 
     def _draw(self, rows: int, label: str | None, randomness: torch.Generator) -> pa.Table:
+        if self.statistics is not None:
+            index = None if label is None else self.codec.class_names.index(label)
+            return drawn_table(self.statistics, self.codec, rows, index, randomness.initial_seed())
         classes = self.codec.n_classes if self.conditional else 0
         device = self.rates.device
         if classes == 0:

@@ -7,11 +7,12 @@ from typing import Any
 
 import dp_accounting
 
-from dpcgan_fast.errors import PrivacyError
+from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
 from dpcgan_fast.train.settings import TrainSettings
 
 AUTOENCODER, CRITIC = "autoencoder", "critic"
+TRAINING_SHARE = 0.04  # of the budget's square, beside a main release, whose noise it makes 2 % greater
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,20 @@ class PlannedRelease:
 
     sensitivity: L2, of the released vector to one unit
     delta:       spent by a threshold
+    main:        takes what training and the other releases leave, and not a part of their share
     """
 
     name: str
     sensitivity: float
     delta: float = 0.0
+    main: bool = False
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
     """Noise multipliers and mechanisms of a run.
 
-    release_noise_multiplier: of every release; 0 if there is none or epsilon is inf
+    release_noise_multiplier: of every release but the main one; 0 if there is none or epsilon is inf
     noise_multiplier:         of autoencoder and critic alike
     """
 
@@ -96,12 +99,18 @@ class BudgetPlan:
 def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], unit: str) -> BudgetPlan:
     """Finds the noise: releases get their share of epsilon, autoencoder and critic what the composition leaves.
 
+    A main release gets nearly all: training keeps `TRAINING_SHARE` of what a single Gaussian could spend, in squares.
+
     Raises ValueError if the thresholds' deltas leave nothing of delta.
     """
     clip = settings.max_grad_norm if settings.private else float("inf")
 
-    def released(noise: float) -> list[Mechanism]:
-        return [Mechanism(r.name, "gaussian", 1.0, noise, 1, r.sensitivity, r.delta, unit) for r in releases]
+    release_noise = _release_noise(settings, releases)
+    main_noise = _main_noise(settings, releases, release_noise)
+    released = [
+        Mechanism(r.name, "gaussian", 1.0, main_noise if r.main else release_noise, 1, r.sensitivity, r.delta, unit)
+        for r in releases
+    ]
 
     def trained(noise: float) -> list[Mechanism]:
         return [
@@ -112,11 +121,8 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
             )
         ]
 
-    release_noise = _release_noise(settings, releases)
-    noise = calibrate_noise_multiplier(
-        lambda sigma: released(release_noise) + trained(sigma), settings.epsilon, settings.delta
-    )
-    plan = BudgetPlan(release_noise, noise, tuple(released(release_noise)), *trained(noise))
+    noise = calibrate_noise_multiplier(lambda sigma: released + trained(sigma), settings.epsilon, settings.delta)
+    plan = BudgetPlan(release_noise, noise, tuple(released), *trained(noise))
     spent = account(plan.mechanisms, settings.delta).epsilon
     if settings.private and spent > settings.epsilon:
         raise AssertionError(f"the plan spends epsilon {spent}, more than {settings.epsilon}")
@@ -124,13 +130,37 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
 
 
 def _release_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...]) -> float:
-    """Noise multiplier of each release, so that all of them together take their share of epsilon.
+    """Noise multiplier of each release but the main one, so that all of them together take their share of epsilon.
 
     R Gaussians of one noise multiplier compose to one of a multiplier smaller by sqrt(R), which has a closed form
     (arXiv 1805.06530). The share is a target; the whole composition is accounted in any case.
     """
-    if not releases or not settings.private:
+    others = sum(not release.main for release in releases)
+    if others == 0 or not settings.private:
         return 0.0
-    rest = settings.delta - sum(release.delta for release in releases)
-    single = dp_accounting.get_sigma_gaussian(settings.release_share * settings.epsilon, rest)
-    return math.sqrt(len(releases)) * float(f"{single:.5g}")
+    single = dp_accounting.get_sigma_gaussian(settings.release_share * settings.epsilon, _rest(settings, releases))
+    return math.sqrt(others) * float(f"{single:.5g}")
+
+
+def _rest(settings: TrainSettings, releases: tuple[PlannedRelease, ...]) -> float:
+    """What thresholds leave of delta."""
+    return settings.delta - sum(release.delta for release in releases)
+
+
+def _main_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], release_noise: float) -> float:
+    """Noise multiplier of the main release. Gaussian mechanisms compose by their squares (arXiv 1905.02383).
+
+    Raises InputError if the other releases leave it less than training.
+    """
+    if not any(release.main for release in releases) or not settings.private:
+        return 0.0
+    whole = 1 / float(dp_accounting.get_sigma_gaussian(settings.epsilon, _rest(settings, releases))) ** 2
+    others = sum(1 / release_noise**2 for release in releases if not release.main)
+    left = (1 - TRAINING_SHARE) * whole - others
+    if left < TRAINING_SHARE * whole:
+        raise InputError(
+            "Releases before training leave too little of epsilon",
+            f"--release-share {settings.release_share:g}",
+            "Give a smaller share.",
+        )
+    return float(f"{1 / math.sqrt(left):.6g}")

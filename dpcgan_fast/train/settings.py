@@ -23,7 +23,8 @@ class TrainSettings:
     *_steps:             numbers of private steps; critic_steps is what `--steps` sets
     critic_per_generator: critic steps for one generator step
     paired_fakes:        the paper's joint form: a fake for every real row, inside the unit's loss before clipping
-    release_share:       share of epsilon for statistics that are released before training
+    release_share:       share of epsilon for what the schema leaves private, and for class rates, before training
+    statistics:          whether most of the budget buys statistics that rows are drawn from, where the schema has any
     checkpoint_interval: private steps between two checkpoints, and at most as many are reserved in the ledger at once
     """
 
@@ -46,6 +47,7 @@ class TrainSettings:
     paired_fakes: bool = False
     max_grad_norm: float = 1.0
     release_share: float = 0.1
+    statistics: bool = False
     checkpoint_interval: int = 100
     seed: int | None = None
 
@@ -114,7 +116,7 @@ def default_settings(
         settings = TrainSettings(
             **common, autoencoder_batch=batch, autoencoder_steps=600, autoencoder_lr=1e-2, critic_batch=batch,
             critic_steps=400, critic_per_generator=2, critic_lr=1e-3, generator_lr=2e-4, decoder_lr=2e-5, beta1=0.5,
-            beta2=0.99, critic_loss="hinge",
+            beta2=0.99, critic_loss="hinge", statistics=True,
         )  # fmt: skip
     else:
         uci = preset == "rdpcgan-uci"

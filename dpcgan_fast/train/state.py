@@ -1,5 +1,6 @@
 """The state of a training run: networks, optimizers, counters and public randomness, as named tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from dpcgan_fast.train.plan import AUTOENCODER, CRITIC
 from dpcgan_fast.train.settings import TrainSettings
 
 Values = dict[str, Any]
+RELEASED = "released."  # of the names of tensors of statistics, in a file
 
 
 @dataclass
@@ -22,6 +24,7 @@ class TrainState:
     divisors:   expected batch sizes, by mechanism: public or paid
     steps:      private steps taken, by mechanism
     randomness: of latent codes, fake labels and draws from the decoder; public
+    released:   of statistics that rows are drawn from, which training does not touch
     """
 
     networks: Networks
@@ -30,6 +33,7 @@ class TrainState:
     divisors: dict[str, float]
     randomness: torch.Generator
     steps: dict[str, int] = field(default_factory=lambda: {AUTOENCODER: 0, CRITIC: 0})
+    released: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Networks, optimizers and randomness, contiguous and on the CPU."""
@@ -38,6 +42,7 @@ class TrainState:
             for index, values in optimizer.state_dict()["state"].items():
                 named |= {f"optimizer.{name}.{index}.{key}": value for key, value in values.items()}
         named["randomness"] = self.randomness.get_state()
+        named |= {f"{RELEASED}{name}": tensor for name, tensor in self.released.items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
     def values(self) -> Values:
@@ -58,6 +63,7 @@ class TrainState:
                         state.setdefault(int(index), {})[entry] = tensor
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             self.randomness.set_state(tensors["randomness"])
+            self.released = released_tensors(tensors)
             self.steps = {name: int(values["steps"][name]) for name in self.steps}
             self.rates = torch.tensor(values["rates"], device=self.rates.device)
             self.divisors = {name: float(divisor) for name, divisor in values["divisors"].items()}
@@ -65,6 +71,11 @@ class TrainState:
             raise InputError(
                 "The checkpoint does not fit the model", type(error).__name__, "Start a new run in a new folder."
             ) from None
+
+
+def released_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of released statistics, by their own names."""
+    return {name.removeprefix(RELEASED): own for name, own in tensors.items() if name.startswith(RELEASED)}
 
 
 def make_optimizers(networks: Networks, settings: TrainSettings) -> dict[str, torch.optim.Optimizer]:

@@ -7,7 +7,7 @@ from dpcgan_fast.bench.roofline import WHOLE
 from dpcgan_fast.bench.step import merge_runs
 from dpcgan_fast.bench.timing import timing
 
-MACHINE = {"processor": "Some CPU", "threads": 2, "torch": "2.13"}
+MACHINE = {"processor": "Some CPU", "device": "cpu", "threads": 2, "torch": "2.13"}
 SEED = "seed critic, F=178, B=128"
 
 
@@ -34,7 +34,12 @@ def described(path: str = "fused", ours: int = 130) -> dict:
 def step_results(*ours: float) -> dict:
     """Results of as many runs as there are times of ours."""
     row = merge_runs([step_run(o) for o in ours], described())
-    return {"suite": "step", "machine": MACHINE, "peaks": {"gflop_per_s": 300.0, "gb_per_s": 20.0}, "results": [row]}
+    return {
+        "suite": "step",
+        "machine": MACHINE,
+        "peaks": {"gflop_per_s": 300.0, "gb_per_s": 20.0},
+        "results": [row],
+    }
 
 
 def train_results(seconds: float, steps: int = 1000, data: str = "support2") -> dict:

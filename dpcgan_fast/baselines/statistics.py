@@ -1,0 +1,65 @@
+"""The statistics that training releases and synthetic rows are drawn from, where they tell more than networks learn.
+
+They are parts of the baselines. Which ones, and whether any, is a rule of the schema alone. Source: measured on public
+tables (`bench/results/utility.md`): with the whole epsilon, networks that were trained on the rows are nowhere better
+than the tree of columns, or than strengths and waves of a signal.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dpcgan_fast.baselines.choice import TREE, WAVES, Baseline, FittedBaseline
+from dpcgan_fast.baselines.histograms import Histograms
+from dpcgan_fast.baselines.parts import KeptDrawn, KeptPart
+from dpcgan_fast.baselines.signals import Waves
+from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
+from dpcgan_fast.data.public_cells import modelled_columns
+from dpcgan_fast.data.schema import Schema
+
+ONE_COLUMN = "a histogram of the column"
+_RATES = "rates"
+
+
+def has_statistics(schema: Schema) -> bool:
+    """Whether rows of a schema of records are drawn from statistics; bounds and lists may still be private.
+
+    Not if there are codes, visits, or more than 64 columns beside signals and the label.
+    """
+    if schema.codes_columns() or schema.of_rows is not None:
+        return False
+    single = sum(column.name != schema.label for column in schema.columns)
+    return single <= MOST_COLUMNS and single + len(schema.signals) > 0
+
+
+def statistics_for(schema: Schema) -> Baseline:
+    """The statistics of a complete schema of records that `has_statistics`."""
+    signals = {name for signal in schema.signals for name in signal.columns}
+    single = tuple(c for c in modelled_columns(schema) if c.name != schema.label and c.name not in signals)
+    parts: list[KeptPart] = [Waves(signal) for signal in schema.signals]
+    if len(single) > 1:
+        parts.insert(0, Tree(single))
+    elif single:
+        parts.insert(0, Histograms(single))
+    names = [*([TREE] if len(single) > 1 else [ONE_COLUMN] if single else []), *([WAVES] if schema.signals else [])]
+    return Baseline(" and ".join(names), schema, tuple(parts))
+
+
+def arrays_of(fitted: FittedBaseline) -> dict[str, np.ndarray]:
+    """All numbers that rows are drawn from, by names that `restored` knows."""
+    arrays = {_RATES: fitted.rates}
+    for place, part in enumerate(fitted.parts):
+        assert isinstance(part, KeptDrawn)
+        arrays |= {f"{place}.{name}": values for name, values in part.arrays().items()}
+    return arrays
+
+
+def restored(statistics: Baseline, arrays: Mapping[str, np.ndarray], seeded: bool) -> FittedBaseline:
+    """What `arrays_of` took apart; its mechanisms stand in the ledger. Raises KeyError or ValueError if it is not."""
+    parts = []
+    for place, part in enumerate(statistics.parts):
+        assert isinstance(part, KeptPart)
+        first = f"{place}."
+        own = {name.removeprefix(first): values for name, values in arrays.items() if name.startswith(first)}
+        parts.append(part.restored(own))
+    return FittedBaseline(statistics.name, statistics.schema, tuple(parts), arrays[_RATES], [], seeded)
