@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget, noise_multiplier
 from dpcgan_fast.baselines.codes import Codes
-from dpcgan_fast.baselines.histograms import Classes, Histograms
+from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
 from dpcgan_fast.baselines.parts import Drawn, Part, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.signals import Strength, Waves
@@ -96,7 +96,8 @@ class FittedBaseline:
         sampled: dict[str, pa.Array] = {} if label is None else {label.name: values_of(label, classes, rng)}
         for part in self.parts:
             sampled |= part.draw(classes, rng)
-        return pa.table({name: sampled[name] for name in self.schema.column_names()})
+        empty = pa.nulls(rows, pa.string())  # a column whose list of categories turned out empty
+        return pa.table({name: sampled.get(name, empty) for name in self.schema.column_names()})
 
 
 def baselines_for(schema: Schema) -> tuple[Baseline, ...]:
@@ -106,7 +107,8 @@ def baselines_for(schema: Schema) -> tuple[Baseline, ...]:
     Raises InputError if one is not.
     """
     signals = {name for signal in schema.signals for name in signal.columns}
-    features = [column for column in modelled_columns(without_codes(schema)) if column.name != schema.label]
+    modelled = modelled_columns(without_codes(schema))
+    features = [column for column in modelled if column.name != schema.label and has_cells(column)]
     single = tuple(column for column in features if column.name not in signals)
     codes = schema.codes_columns()
 

@@ -20,6 +20,11 @@ def width_of(column: Column) -> int:
     return cell_count(column) if column.missing else cell_count(column) - 1
 
 
+def has_cells(column: Column) -> bool:
+    """Whether a column can hold anything but missing cells: a list of categories that was released may be empty."""
+    return width_of(column) > column.missing
+
+
 def histograms_of(rows: Rows, columns: tuple[Column, ...]) -> list[np.ndarray]:
     """Histogram of each column within each class: (class_count, width_of(column)) float64 each.
 
@@ -113,6 +118,10 @@ class Classes:
         noisy = budget.release("label histogram", rows.histogram(np.zeros_like(rows.classes), 1), 1.0, share)
         return _DrawnClasses(Totals(noisy.values[:, 0], noisy.std**2))
 
+    def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnClasses":  # noqa: ARG002
+        """See `KeptPart.restored`."""
+        return _DrawnClasses(Totals(np.empty(0), 0.0))
+
 
 @dataclass
 class _DrawnClasses:
@@ -120,6 +129,10 @@ class _DrawnClasses:
 
     def settle(self, totals: np.ndarray) -> None:
         """Nothing is drawn."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `KeptDrawn.arrays`."""
+        return {}
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:  # noqa: ARG002
         return {}

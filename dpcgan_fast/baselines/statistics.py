@@ -10,14 +10,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from dpcgan_fast.baselines.choice import TREE, WAVES, Baseline, FittedBaseline
-from dpcgan_fast.baselines.histograms import Histograms
+from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
 from dpcgan_fast.baselines.parts import KeptDrawn, KeptPart
 from dpcgan_fast.baselines.signals import Waves
 from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.data.schema import Schema
 
-ONE_COLUMN = "a histogram of the column"
+ONE_COLUMN, CLASSES = "a histogram of the column", "class rates"
 _RATES = "rates"
 
 
@@ -35,14 +35,15 @@ def has_statistics(schema: Schema) -> bool:
 def statistics_for(schema: Schema) -> Baseline:
     """The statistics of a complete schema of records that `has_statistics`."""
     signals = {name for signal in schema.signals for name in signal.columns}
-    single = tuple(c for c in modelled_columns(schema) if c.name != schema.label and c.name not in signals)
+    others = [column for column in modelled_columns(schema) if column.name != schema.label]
+    single = tuple(column for column in others if column.name not in signals and has_cells(column))
     parts: list[KeptPart] = [Waves(signal) for signal in schema.signals]
     if len(single) > 1:
         parts.insert(0, Tree(single))
     elif single:
         parts.insert(0, Histograms(single))
     names = [*([TREE] if len(single) > 1 else [ONE_COLUMN] if single else []), *([WAVES] if schema.signals else [])]
-    return Baseline(" and ".join(names), schema, tuple(parts))
+    return Baseline(" and ".join(names) or CLASSES, schema, tuple(parts) or (Classes(),))
 
 
 def arrays_of(fitted: FittedBaseline) -> dict[str, np.ndarray]:

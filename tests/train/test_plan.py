@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from dpcgan_fast.errors import PrivacyError
+from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.models import is_conditional
-from dpcgan_fast.privacy import Mechanism, account
+from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
 from dpcgan_fast.synthesis.releases import planned_releases
 from dpcgan_fast.train.plan import BudgetPlan, make_plan
 from dpcgan_fast.train.settings import PRESETS, default_settings
@@ -26,8 +26,8 @@ def test_the_composition_of_all_mechanisms_meets_the_budget(preset, epsilon):
     """With the defaults: releases, autoencoder and critic together, by the accountant."""
     _, plan = plan_of(make_schema(n_units=7000), epsilon, preset)
     names = [m.mechanism for m in plan.mechanisms]
-    rates = ["label histogram"] if is_conditional(preset) else []
-    assert names == [*rates, "autoencoder", "critic"], "nets that are not conditional have no use for class rates"
+    releases = ["label histogram", "statistics"] if is_conditional(preset) else []
+    assert names == [*releases, "autoencoder", "critic"], "nets that are not conditional have no use for class rates"
     spent = account(plan.mechanisms, 1e-5).epsilon
     assert 0.999 * epsilon <= spent <= epsilon
     for left_out in names:
@@ -48,7 +48,9 @@ def test_every_private_fact_of_the_schema_is_a_release():
     schema = make_schema(columns=columns, n_units=None)
     _, plan = plan_of(schema)
     releases = {m.mechanism: m for m in plan.releases}
-    assert set(releases) == {"bounds, coarse", "bounds, fine", "categories: sex", "label histogram", "unit count"}
+    own = {"bounds, coarse", "bounds, fine", "categories: sex", "label histogram", "unit count"}
+    assert set(releases) == {*own, "statistics"}
+    assert len({releases[name].noise_multiplier for name in own}) == 1
     assert releases["bounds, coarse"].max_grad_norm == math.sqrt(2), "two columns, one joint release"
     assert releases["categories: sex"].delta > 0
     assert account(plan.mechanisms, 1e-5).epsilon <= 3.0
@@ -57,10 +59,26 @@ def test_every_private_fact_of_the_schema_is_a_release():
 def test_public_rates_and_size_need_no_release():
     columns = schema_values()["columns"]
     columns[4]["rates"] = [0.8, 0.2]
-    _, plan = plan_of(make_schema(columns=columns))
-    assert plan.releases == ()
-    _, plan = plan_of(make_schema(label=None))
-    assert plan.releases == ()
+    for schema in (make_schema(columns=columns), make_schema(label=None)):
+        assert [m.mechanism for m in plan_of(schema)[1].releases] == ["statistics"]
+        assert plan_of(schema, statistics=False)[1].releases == ()
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0, 100.0])
+def test_statistics_get_nearly_all_and_training_what_is_left(epsilon):
+    """They have the noise that a single release of the whole epsilon would have, but for a few per cent."""
+    _, plan = plan_of(make_schema(n_units=7000), epsilon)
+    whole = calibrate_noise_multiplier(lambda sigma: [Mechanism("m", "gaussian", 1.0, sigma, 1, 1.0)], epsilon, 1e-5)
+    assert 1 < plan.mechanism("statistics").noise_multiplier / whole < 1.08
+    alone = [plan.autoencoder, plan.critic]
+    assert 0.1 * epsilon < account(alone, 1e-5).epsilon < 0.35 * epsilon
+    spent = account(plan.mechanisms, 1e-5).epsilon
+    assert 0.999 * epsilon <= spent <= epsilon
+
+
+def test_releases_that_leave_statistics_less_than_training_are_refused():
+    with pytest.raises(InputError, match="Releases before training leave too little"):
+        plan_of(make_schema(), release_share=0.97)
 
 
 def test_infinite_epsilon_has_neither_noise_nor_clipping():
