@@ -101,6 +101,14 @@ def train(
             "than 64 categories]"
         ),
     ] = None,
+    networks_only: Annotated[
+        bool,
+        typer.Option(
+            "--networks-only",
+            help="Spend all of epsilon on the networks and draw rows from them, also where preset auto finds that "
+            "statistics make better rows: tables without codes and visits, of up to 64 columns or with signals.",
+        ),
+    ] = False,
     paired_fakes: Annotated[
         bool, typer.Option("--paired-fakes", help="The paper's joint form: a fake inside each unit's loss.")
     ] = False,
@@ -116,7 +124,7 @@ def train(
     model = DPCGAN(
         Schema.from_json(schema), epsilon, delta, preset, device, steps, seed, autoencoder_batch=batch_size,
         critic_batch=batch_size, autoencoder_steps=autoencoder_steps, max_grad_norm=max_grad_norm,
-        release_share=release_share, paired_fakes=paired_fakes,
+        release_share=release_share, paired_fakes=paired_fakes, statistics=False if networks_only else None,
     )  # fmt: skip
     with stop_on_signals() as stop, TerminalProgress() as progress:
         model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, _say_dropped))
@@ -124,6 +132,7 @@ def train(
         if not column.vocabulary:
             say(f"WARNING: No code of {column.name} was frequent enough to be named privately: synthetic records have "
                 "none. Give a public vocabulary.")  # fmt: skip
+    say(f"Synthetic rows are drawn from {model.privacy()['drawn_from']}.")
     summary = training_summary(model)
     if as_json:
         result_json(summary)
@@ -140,7 +149,17 @@ def _say_dropped(names: tuple[str, ...]) -> None:
 def training_summary(model: DPCGAN) -> dict[str, Any]:
     """What `train --json` prints."""
     privacy = model.privacy()
-    kept = ("private", "epsilon", "delta", "epsilon_spent", "epsilon_rdp", "epsilon_pld", "accountant", "mechanisms")
+    kept = (
+        "private",
+        "epsilon",
+        "delta",
+        "epsilon_spent",
+        "epsilon_rdp",
+        "epsilon_pld",
+        "accountant",
+        "mechanisms",
+        "drawn_from",
+    )
     return {"run": str(model.folder), **{name: privacy[name] for name in kept}}
 
 

@@ -30,7 +30,7 @@ from dpcgan_fast.evaluate.utility import (
     train_and_test,
     training_notes,
 )
-from dpcgan_fast.evaluate.verdict import best_first, judge
+from dpcgan_fast.evaluate.verdict import STATISTICS, best_first, judge
 from dpcgan_fast.files import write_whole
 
 NOTICE = (
@@ -157,7 +157,8 @@ def _evaluate_sides(
     synthetic, test, train = of.wide, real.wide, None if known is None else known.wide
     check_test_table(test, schema)
     epsilon, delta = float(privacy["epsilon"]), privacy.get("delta")
-    notes = [DISJOINT, *training_notes(synthetic, schema, "synthetic")]
+    drawn_from = str(privacy.get("drawn_from", ""))
+    notes = [DISJOINT, *_drawn_notes(drawn_from), *training_notes(synthetic, schema, "synthetic")]
     if synthetic.num_rows == 0:
         notes.append("The synthetic table has no rows: its distances are the largest there are.")
     if schema.label is None:
@@ -199,7 +200,7 @@ def _evaluate_sides(
         notice=NOTICE,
         private=False,
         delta=delta,
-        verdict=asdict(judge(figures)),
+        verdict=asdict(judge({**figures, "drawn_from": drawn_from})),
         copies=copies,
         rows={
             "synthetic": synthetic.num_rows,
@@ -209,6 +210,15 @@ def _evaluate_sides(
         notes=tuple(notes),
         **figures,
     )
+
+
+def _drawn_notes(drawn_from: str) -> list[str]:
+    if not drawn_from.startswith(STATISTICS):
+        return []
+    return [
+        f"The run draws its rows from {drawn_from}. Preset auto does so where networks make no better rows; a baseline "
+        "of the same name differs by its own noise alone."
+    ]
 
 
 def _baselines(

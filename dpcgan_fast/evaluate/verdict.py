@@ -12,6 +12,7 @@ AUROC_MARGIN = 0.01
 CORRELATION_MARGIN = 0.005
 CODES_MARGIN = 0.1  # of the greater of two errors of codes
 HEADLINE_LEARNER = "gb"
+STATISTICS = "statistics"  # with which the source of rows begins in a privacy statement, if they are drawn from those
 NEAR_CHANCE = 0.55
 
 
@@ -82,6 +83,8 @@ def _headline(standing: Standing, values: Mapping[str, Any]) -> str:
     epsilon = values["epsilon"]
     noise = "without noise" if epsilon == math.inf else f"with noise for the same epsilon of {epsilon:.3g}"
     rival = f"{values['baseline']['name']}, {noise} ({_compared_figures(values)})"
+    if values.get("drawn_from", "").startswith(STATISTICS) and standing == "level":
+        return f"The rows, drawn from statistics, are as good {goal} as those of the best baseline: {rival}."
     return {
         "loses": f"The model loses to the baseline {goal}: better rows come from {rival}.",
         "level": f"The model does not beat the baseline {goal}: rows as good come from {rival}.",

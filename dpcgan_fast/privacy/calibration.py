@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import dp_accounting
 from scipy.optimize import brentq
 
 from dpcgan_fast.privacy.accountant import COARSE_INTERVAL, account, pld_epsilon, rdp_epsilon
@@ -12,6 +13,7 @@ Composition = Callable[[float], list[Mechanism]]
 
 _LARGEST_MULTIPLIER = 1e6
 _SMALLEST_LOG = math.log(1e-3)
+_MOST_EXPONENT = 600.0
 _TOLERANCE = 4e-4  # of epsilon that may be left unspent
 _FINE_ROUNDS = 6
 _DIGITS = 5  # significant digits of the result, rounded up
@@ -51,23 +53,46 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
             break
         log_sigma -= (excess + 0.5 * _TOLERANCE) / slope
     sigma = _rounded_up(math.exp(log_sigma))
+    step = 1e-4
     while account(composition(sigma), delta).epsilon > epsilon:
-        sigma = _rounded_up(sigma * 1.0001)
+        sigma, step = _rounded_up(sigma * (1 + step)), 2 * step
     return sigma
 
 
 def _upper_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
-    """A noise multiplier that meets epsilon: by RDP, to one part in a thousand, or else by PLD, within twofold."""
+    """A noise multiplier that meets epsilon: by RDP, to one part in a thousand, or else by PLD, a little above."""
     if rdp_epsilon(composition(_LARGEST_MULTIPLIER), delta) <= epsilon:
         return _rdp_multiplier(composition, epsilon, delta)
-    upper = 1.0
+    upper = _clt_multiplier(composition, epsilon, delta)
+    step = 1.02
     while pld_epsilon(composition(upper), delta, COARSE_INTERVAL) > epsilon:
-        upper *= 2
+        upper, step = upper * step, step * step
         if upper > _LARGEST_MULTIPLIER:
             raise ValueError(
                 f"No noise multiplier meets epsilon={epsilon} at delta={delta}: what does not depend on it spends more."
             )
     return upper
+
+
+def _clt_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
+    """About the noise multiplier that meets epsilon: where a PLD, which costs a hundred times as much, begins to look.
+
+    Source: central limit theorem of Gaussian differential privacy, Bu et al., arXiv 1911.11607.
+    """
+    left = delta - sum(mechanism.delta for mechanism in composition(1.0))
+    wanted = 1 / float(dp_accounting.get_sigma_gaussian(epsilon, left)) ** 2
+
+    def excess(log_sigma: float) -> float:
+        squares = 0.0
+        for one in composition(math.exp(log_sigma)):
+            ratio = math.expm1(min(1 / one.noise_multiplier**2, _MOST_EXPONENT)) * one.sample_rate**2
+            squares += one.steps * (ratio if one.sample_rate < 1 else 1 / one.noise_multiplier**2)
+        return squares - wanted
+
+    lowest, highest = _SMALLEST_LOG, math.log(_LARGEST_MULTIPLIER)
+    if excess(highest) > 0:
+        return 1.0  # the caller finds that none does
+    return math.exp(float(brentq(excess, lowest, highest)))  # type: ignore[arg-type]  no full_output
 
 
 def _rdp_multiplier(composition: Composition, epsilon: float, delta: float) -> float:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from dpcgan_fast import ops
+from dpcgan_fast.baselines import statistics_for
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.records import read_records
@@ -186,6 +187,7 @@ def start(
         statistics: dict[str, torch.Tensor] = {}
         if draws_from_statistics(records, settings):
             statistics = release_statistics(raw.table, complete, plan, ledger, key, raw.where)
+            released.statistics = statistics_for(complete).name
         codec, networks = _networks(complete, settings, device)
         state = _state(records, settings, released, networks, codec, device)
         state.released = statistics

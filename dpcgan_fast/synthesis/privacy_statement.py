@@ -8,7 +8,8 @@ from dpcgan_fast.privacy import PrivacySpent
 from dpcgan_fast.privacy.card import ASSUMPTIONS, CardFacts, privacy_card
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
 from dpcgan_fast.synthesis.releases import ReleasedFacts
-from dpcgan_fast.train.plan import BudgetPlan
+from dpcgan_fast.synthesis.statistics import STATISTICS
+from dpcgan_fast.train.plan import TRAINING_SHARE, BudgetPlan
 from dpcgan_fast.train.settings import TrainSettings
 
 
@@ -95,8 +96,17 @@ def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
         )
     if settings.paired_fakes:
         lines.append("the paper's joint form: a fake inside each unit's loss (paired_fakes)")
-    if plan.releases:
-        lines.append(f"releases before training: {settings.release_share:.3g} of epsilon")
+    own = [release for release in plan.releases if release.mechanism != STATISTICS]
+    if own:
+        lines.append(
+            f"{'releases' if len(own) > 1 else own[0].mechanism} before training: {settings.release_share:.3g} "
+            "of epsilon"
+        )
+    if len(own) < len(plan.releases):
+        lines.append(
+            f"statistics: what is left of epsilon but for {TRAINING_SHARE:.0%} of its square, which autoencoder and "
+            "critic have; several Gaussian releases that together cost what their one line in the ledger says"
+        )
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
     return lines
 
@@ -139,6 +149,7 @@ def statement(
         "accountant": spent.accountant,
         "pld_interval": spent.pld_interval,
         "unit": facts.unit,
+        "drawn_from": f"statistics: {released.statistics}" if released.statistics else "networks",
         "mechanisms": [m.to_dict() for m in mechanisms],
         "seeded": facts.seeded,
         "public": facts.public,

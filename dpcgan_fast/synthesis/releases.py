@@ -46,6 +46,7 @@ class ReleasedFacts:
     quantiles: by column name, evenly spaced in probability
     category_rates: by column name, where there are many categories: of each class, shares of the positions of the
         column's one-hot
+    statistics: name of those that rows are drawn from, empty if they are drawn from the networks
     """
 
     rates: list[float] | None = None
@@ -56,6 +57,7 @@ class ReleasedFacts:
     code_counts: dict[str, list[float]] = field(default_factory=dict)
     quantiles: dict[str, tuple[float, ...]] = field(default_factory=dict)
     category_rates: dict[str, list[list[float]]] = field(default_factory=dict)
+    statistics: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -85,6 +87,8 @@ class ReleasedFacts:
         for name, names in self.vocabularies.items():
             none = "" if names else "; with so few records at this epsilon, give a public vocabulary"
             lines.append(f"codes of {name}: {len(names)} found{none}")
+        if self.statistics:
+            lines.append(f"statistics that synthetic rows are drawn from: {self.statistics}")
         lines += [f"how many records have each code of {name}, and how many codes records have"
                   for name in self.code_counts]  # fmt: skip
         return lines

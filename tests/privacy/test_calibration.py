@@ -5,6 +5,7 @@ import math
 import pytest
 
 from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
+from dpcgan_fast.privacy.accountant import rdp_epsilon
 
 
 def composition(rate, steps, fixed_noise=None):
@@ -48,3 +49,18 @@ def test_a_bad_epsilon_is_refused(epsilon):
 def test_a_budget_that_the_fixed_parts_exceed_is_refused():
     with pytest.raises(ValueError, match="what does not depend on it spends more"):
         calibrate_noise_multiplier(composition(0.02, 100, fixed_noise=0.5), 1.0, 1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 10.0])
+def test_a_release_that_only_privacy_loss_distributions_allow_leaves_room_for_the_rest(epsilon):
+    """By Renyi DP the release alone costs more than epsilon, so that no bound of that kind brackets the multiplier."""
+    alone = calibrate_noise_multiplier(lambda sigma: [Mechanism("r", "gaussian", 1.0, sigma, 1, 1.0)], epsilon, 1e-5)
+    release = Mechanism("r", "gaussian", 1.0, 1.01 * alone, 1, 1.0)
+    assert rdp_epsilon([release], 1e-5) > epsilon
+
+    def composition(sigma):
+        return [release, Mechanism("steps", "poisson_gaussian", 0.02, sigma, 300, 1.0)]
+
+    sigma = calibrate_noise_multiplier(composition, epsilon, 1e-5)
+    assert 0.999 * epsilon <= account(composition(sigma), 1e-5).epsilon <= epsilon
+    assert account(composition(0.9 * sigma), 1e-5).epsilon > epsilon
