@@ -2,13 +2,13 @@
 //
 // It forms the gradient of an `owner` of rows: a sample (per-sample gradient), a unit (norm), or a slice of the batch
 // whose rows are weighted (clipped sum). What happens to a finished tile is the epilogue: the kernel below stores it,
-// that of sq_norm.cu squares and drops it. A block stages some positions' taps and outputs at a time in shared memory, so
-// that values are fetched and converted once and not by each thread that multiplies them.
+// that of sq_norm.cu squares and drops it. A block stages some positions' taps and outputs at a time in shared memory,
+// so that values are fetched and converted once and not by each thread that multiplies them.
 //
 // A row's own gradient is summed over its positions in `Acc`, one position after the other, whatever the tile and the
-// stage; rows add in double, each scaled by its factor after it is whole. So with Acc = float the gradient that a norm is
-// taken of and the one that is added up are the same to the last bit, although neither is stored, and its rounding is no
-// concern of the clipping. With Acc = double it is the gradient itself, for norms that are taken in another way.
+// stage; rows add in double, each scaled by its factor after it is whole. So with Acc = float the gradient that a norm
+// is taken of and the one that is added up are the same to the last bit, although neither is stored, and its rounding
+// is no concern of the clipping. With Acc = double it is the gradient itself, for norms that are taken in another way.
 //
 // The bias gradient is a plain sum over positions of g or x; its tiles follow the weight tiles.
 #pragma once
@@ -314,10 +314,10 @@ __global__ void __launch_bounds__(Tile::kThreads)
     for (int64_t tile = item % problem.parts; tile < tiles.total; tile += problem.parts) {
       if (tile >= tiles.weight) {
         bias_tile<T, Tile, double, Epilogue::kStore>(problem, rows, group, tile - tiles.weight,
-                                             out.bias + owner * out.bias_step, shared);
+                                                     out.bias + owner * out.bias_step, shared);
       } else {
         weight_tile<T, Tile, double, Epilogue::kStore>(problem, rows, group, tile, tiles.tap_tiles,
-                                               out.weight + owner * out.weight_step, shared);
+                                                       out.weight + owner * out.weight_step, shared);
       }
     }
   }

@@ -1,13 +1,14 @@
 // Squared norms of every unit's gradient over all layers of a step, and the clip factors, in one launch.
 //
-// What a unit's norm takes is dealt out in pieces: `formed` and `direct` form a tile of the gradient, square and drop it
-// (conv_contract.cuh), `gram` takes a channel group whole and never forms its gradient (conv_gram.cuh), `rows` squares
-// per-sample gradients that lie in memory. A unit's pieces are shared by as many blocks as are worth it, one where there
-// are many units; the block that is the last of its unit adds up what the others found, in a fixed order, whichever block
-// that is, so that the result is bitwise reproducible.
+// What a unit's norm takes is dealt out in pieces: `formed` and `direct` form a tile of the gradient, square and drop
+// it (conv_contract.cuh), `gram` takes a channel group whole and never forms its gradient (conv_gram.cuh), `rows`
+// squares per-sample gradients that lie in memory. A unit's pieces are shared by as many blocks as are worth it, one
+// where there are many units; the block that is the last of its unit adds up what the others found, in a fixed order,
+// whichever block that is, so that the result is bitwise reproducible.
 //
-// `direct` is the gradient itself, in double, `formed` the one that float arithmetic gives and that step_sum.cu adds up.
-// A Gram norm far below its Cauchy-Schwarz bound (common/cancellation.h) is not trusted; its block forms that gradient.
+// `direct` is the gradient itself, in double, `formed` the one that float arithmetic gives and that step_sum.cu adds
+// up. A Gram norm far below its Cauchy-Schwarz bound (common/cancellation.h) is not trusted; its block forms that
+// gradient.
 #include "../common/clip.h"
 #include "conv_contract.cuh"
 #include "conv_gram.cuh"
@@ -58,11 +59,15 @@ template <class Tile, class Acc>
 __device__ auto& shared_of(NormShared& shared) {
   constexpr bool kLarge = std::is_same_v<Tile, LargeTile>;
   if constexpr (std::is_same_v<Acc, float>) {
-    if constexpr (kLarge) return shared.large_float;
-    else return shared.small_float;
+    if constexpr (kLarge)
+      return shared.large_float;
+    else
+      return shared.small_float;
   } else {
-    if constexpr (kLarge) return shared.large;
-    else return shared.small;
+    if constexpr (kLarge)
+      return shared.large;
+    else
+      return shared.small;
   }
 }
 

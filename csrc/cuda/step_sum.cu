@@ -1,6 +1,6 @@
-// The clipped sum of a step over all layers: each is cut into slices of rows, whose sums are added up in their order by a
-// second launch. A layer whose norm was taken of the formed gradient (sq_norm.cu) is formed again, bit by bit the same;
-// others are summed in double.
+// The clipped sum of a step over all layers: each is cut into slices of rows, whose sums are added up in their order by
+// a second launch. A layer whose norm was taken of the formed gradient (sq_norm.cu) is formed again, bit by bit the
+// same; others are summed in double.
 #include "conv_contract.cuh"
 
 namespace dpcgan::cuda {
@@ -135,9 +135,7 @@ int64_t tiles_of(const NormTask& task, bool large) {
 }
 
 // Positions of one row, which are what an item's time grows with; a stored row counts as one.
-int64_t positions_of(const NormTask& task) {
-  return task.form == NormForm::kRows ? 1 : larger(1, task.conv.g_length);
-}
+int64_t positions_of(const NormTask& task) { return task.form == NormForm::kRows ? 1 : larger(1, task.conv.g_length); }
 
 // Cuts every task so that all items take about the same time, kItems of them in all where there are enough rows.
 SumTable plan_launch(const SumTask* tasks, int64_t count, int64_t rows, double* workspace) {

@@ -41,8 +41,8 @@ void step_weighted_sum_cuda(at::TensorList x, at::TensorList g, c10::ArrayRef<in
   const c10::cuda::CUDAGuard guard(step.like.device());
   const int64_t count = static_cast<int64_t>(tasks.size());
   const at::Tensor workspace = empty_doubles({step_sum_workspace(tasks.data(), count, step.rows)}, step.like);
-  launch_step_sum(tasks.data(), count, step.rows, factor.const_data_ptr<double>(),
-                  workspace.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream());
+  launch_step_sum(tasks.data(), count, step.rows, factor.const_data_ptr<double>(), workspace.mutable_data_ptr<double>(),
+                  c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

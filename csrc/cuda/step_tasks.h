@@ -13,11 +13,8 @@ inline ElementType element_type(const at::Tensor& tensor) {
 }
 
 inline NormTask layer_task(const ConvGeometry& conv, const at::Tensor& x, const at::Tensor& g, NormForm form) {
-  return {form,
-          element_type(x),
-          conv,
-          {x.const_data_ptr(), operand_strides(x), g.const_data_ptr(), operand_strides(g)},
-          0};
+  return {
+      form, element_type(x), conv, {x.const_data_ptr(), operand_strides(x), g.const_data_ptr(), operand_strides(g)}, 0};
 }
 
 // grad: contiguous, and alive until the kernels are queued

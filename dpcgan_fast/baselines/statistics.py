@@ -14,6 +14,7 @@ from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
 from dpcgan_fast.baselines.parts import KeptDrawn, KeptPart
 from dpcgan_fast.baselines.signals import Waves
 from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
+from dpcgan_fast.data.encoding import wide_codecs
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.data.schema import Schema
 
@@ -24,9 +25,10 @@ _RATES = "rates"
 def has_statistics(schema: Schema) -> bool:
     """Whether rows of a schema of records are drawn from statistics; bounds and lists may still be private.
 
-    Not if there are codes, visits, or more than 64 columns beside signals and the label.
+    Not if there are codes, visits, public lists of more than 64 categories, or more than 64 columns beside signals and
+    the label: there, nothing has been measured that would speak for it.
     """
-    if schema.codes_columns() or schema.of_rows is not None:
+    if schema.codes_columns() or schema.of_rows is not None or wide_codecs(schema):
         return False
     single = sum(column.name != schema.label for column in schema.columns)
     return single <= MOST_COLUMNS and single + len(schema.signals) > 0

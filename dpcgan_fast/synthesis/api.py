@@ -22,7 +22,7 @@ from dpcgan_fast.synthesis import fitting
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.sampling import Sampler
-from dpcgan_fast.synthesis.statistics import draws_from_statistics, statistics_of
+from dpcgan_fast.synthesis.statistics import statistics_of
 from dpcgan_fast.train import TrainSettings, default_settings
 from dpcgan_fast.train.checkpoint import digest, unpack
 from dpcgan_fast.train.state import RELEASED, released_tensors
@@ -235,9 +235,8 @@ def _load_sampler(folder: RunFolder, settings: TrainSettings, device: torch.devi
     rates = torch.tensor(loaded.values["rates"], device=device)
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates.tolist()):
         raise InputError("The model file holds no class rates", str(folder.model), "Restore it from a copy.")
-    kept = None
-    if draws_from_statistics(codec.schema, settings):
-        released = released_tensors(loaded.tensors)
-        kept = statistics_of(released, codec.schema, settings.seed is not None, str(folder.model))
+    released = released_tensors(loaded.tensors)
+    seeded, where = settings.seed is not None, str(folder.model)
+    kept = statistics_of(released, codec.schema, seeded, where) if released else None
     visits = schema if schema.visits else None
     return Sampler(networks.to(device).eval(), codec, rates, conditional, visits, kept)

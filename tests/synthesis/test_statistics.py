@@ -18,6 +18,8 @@ from dpcgan_fast.train.checkpoint import digest, pack, unpack
 from tests.synthesis.runs import model_of, stopping_hooks
 from tests.tables import make_schema, make_table, schema_values
 
+TREE = "a tree of columns"
+WARDS = [f"ward {i}" for i in range(70)]
 SIGNAL = {"name": "ecg", "columns": ["X1", "...", "X9"], "bounds": [-1, 1]}
 
 
@@ -40,8 +42,24 @@ def schema_of(columns, **more) -> Schema:
         (schema_of(numeric(3), signals=[SIGNAL]), "a tree of columns and strengths and waves of the signal"),
         (schema_of([{"name": "dx", "type": "codes", "vocabulary": ["A", "B"], "max_codes": 2}]), None),
         (schema_of([{"name": "died", "type": "binary"}], label="died"), None),
+        (schema_of([*numeric(2), {"name": "ward", "type": "categorical", "categories": WARDS}]), None),
+        (
+            schema_of([*numeric(2), {"name": "ward", "type": "categorical", "categories": WARDS[:9]}]),
+            "a tree of columns",
+        ),
     ],
-    ids=["mixed", "64 columns", "65 columns", "one column", "signal", "columns and signal", "codes", "label alone"],
+    ids=[
+        "mixed",
+        "64 columns",
+        "65 columns",
+        "one column",
+        "signal",
+        "columns and signal",
+        "codes",
+        "label alone",
+        "70 categories",
+        "9 categories",
+    ],
 )
 def test_which_statistics_there_are_follows_from_the_schema(schema, name):
     assert has_statistics(schema) == (name is not None)
