@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpcgan_fast.baselines import FittedBaseline, arrays_of, has_statistics, restored, statistics_for
+from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import Schema
@@ -40,7 +41,8 @@ def release_statistics(
     """
     mechanism = plan.mechanism(STATISTICS)
     seq = ledger.reserve(mechanism, key.key_id)
-    fitted = statistics_for(schema).release(with_days(table, schema, where), mechanism.noise_multiplier, key)
+    placed = _placed(with_days(table, schema, where), schema, where)
+    fitted = statistics_for(_of_places(schema)).release(placed, mechanism.noise_multiplier, key)
     ledger.close(seq, 1)
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
 
@@ -48,7 +50,9 @@ def release_statistics(
 def statistics_of(tensors: Mapping[str, Tensor], schema: Schema, seeded: bool, where: str) -> FittedBaseline:
     """What `release_statistics` gave, to draw from. schema: complete, of records. Raises InputError if it is not."""
     try:
-        return restored(statistics_for(schema), {name: own.numpy() for name, own in tensors.items()}, seeded)
+        return restored(
+            statistics_for(_of_places(schema)), {name: own.numpy() for name, own in tensors.items()}, seeded
+        )
     except (KeyError, ValueError, IndexError):
         what = "The statistics do not fit the schema"
         raise InputError(what, where, "Restore the run from a copy.") from None
@@ -61,5 +65,37 @@ def drawn_table(statistics: FittedBaseline, codec: RecordCodec, rows: int, label
     """
     table = statistics.sample(rows, np.random.default_rng(seed), label)
     columns = {name: table[name].combine_chunks() for name in table.column_names}
+    columns |= {name: _numbers(column, columns[name]) for name, column in _scaled(codec.schema).items()}
     columns |= dates_of(columns, [column for column in codec.schema.columns if column.type == "date"])
     return pa.table(columns).cast(codec.arrow_schema)
+
+
+def _scaled(schema: Schema) -> dict[str, NumericCodec]:
+    """Codecs of the numbers that are not on a linear scale: their bins are of equal width on their own."""
+    scaled = [c for c in schema.columns if c.type == "numeric" and c.scale != "linear" and c.name != schema.label]
+    codecs = {column.name: column_codec(column, 0) for column in scaled}
+    return {name: codec for name, codec in codecs.items() if isinstance(codec, NumericCodec)}
+
+
+def _of_places(schema: Schema) -> Schema:
+    """The schema with places in [0, 1] on its own scale for each number of `_scaled`."""
+    scaled = _scaled(schema)
+    place = {"bounds": (0.0, 1.0), "scale": "linear", "quantiles": None, "integer": False}
+    columns = tuple(c.model_copy(update=place) if c.name in scaled else c for c in schema.columns)
+    return schema.model_copy(update={"columns": columns})
+
+
+def _placed(table: pa.Table, schema: Schema, where: str) -> pa.Table:
+    for name, codec in _scaled(schema).items():
+        records = np.zeros((table.num_rows, 2), np.float32)
+        codec.encode(table[name], records, f"{where}, column {name}")
+        places = pa.array(records[:, 0].astype(np.float64), mask=records[:, 1] > 0)
+        table = table.set_column(table.column_names.index(name), name, places)
+    return table
+
+
+def _numbers(codec: NumericCodec, places: pa.Array) -> pa.Array:
+    records = np.zeros((len(places), 2))
+    records[:, 0] = places.fill_null(0.5).to_numpy(zero_copy_only=False)
+    records[:, 1] = places.is_null().to_numpy(zero_copy_only=False)
+    return codec.decode(records)

@@ -16,7 +16,7 @@ from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.train.checkpoint import digest, pack, unpack
 from tests.synthesis.runs import model_of, stopping_hooks
-from tests.tables import make_schema, make_table, schema_values
+from tests.tables import FEW_STEPS, make_schema, make_table, schema_values
 
 TREE = "a tree of columns"
 WARDS = [f"ward {i}" for i in range(70)]
@@ -131,6 +131,20 @@ def test_dates_and_signals_are_drawn_as_such(tmp_path):
     assert drawn.schema.field("day").type == pa.date32()
     assert 18262 <= min(drawn["day"].cast(pa.int32()).to_pylist()) <= max(drawn["day"].cast(pa.int32()).to_pylist())
     assert all(abs(value) <= 1 for name in schema.signals[0].columns for value in drawn[name].to_pylist())
+
+
+@pytest.mark.parametrize("scale", [{"scale": "log"}, {"scale": "rank", "quantiles": "private"}], ids=["log", "rank"])
+def test_numbers_have_their_bins_on_their_own_scale(tmp_path, scale):
+    rng = np.random.default_rng(0)
+    values = np.minimum(np.exp(rng.normal(0, 1, 4000)), 1000.0)  # a linear bin of 50 would hold nearly all
+    absent = rng.random(4000) < 0.3
+    columns = [{"name": "x", "type": "numeric", "bounds": [0, 1000], "missing": True, **scale}, *numeric(1)]
+    table = pa.table({"x": pa.array(values, mask=absent), "n0": rng.random(4000)})
+    model = DPCGAN(schema_of(columns, n_units=4000), 20.0, 1e-4, device="cpu", **FEW_STEPS).fit(table, tmp_path / "run")
+    drawn = model.sample(8000, seed=1)["x"]
+    assert abs(drawn.null_count / 8000 - 0.3) < 0.03
+    found = np.quantile(drawn.drop_null().to_numpy(), [0.25, 0.5, 0.75])
+    assert np.abs(np.log(found / np.quantile(values, [0.25, 0.5, 0.75]))).max() < 0.35
 
 
 def test_a_stopped_run_goes_on_with_the_statistics_that_it_paid_for(tmp_path):
