@@ -55,7 +55,7 @@ class TerminalProgress(_Bars):
         self._epsilon = "-"
 
     def __enter__(self) -> Self:
-        say("epsilon so far is by Renyi DP, a looser bound than the claim's: it may end above the budget, which holds")
+        say("epsilon so far is a bound: by Renyi DP, or by the plan, whose own is the budget, where that is less")
         return super().__enter__()
 
     def start(self, phase: str, total: int, done: int) -> None:
@@ -67,9 +67,9 @@ class TerminalProgress(_Bars):
             say(f"{phase}: {total} private steps" + (f", {done} done before" if done else ""))
 
     def advance(self, done: int, epsilon: float | None) -> None:
-        """Steps taken so far, and epsilon by Renyi DP where it was computed anew."""
+        """Steps taken so far, and a bound on epsilon where it was computed anew."""
         if epsilon is not None:
-            self._epsilon = f"{epsilon:.3f} (RDP bound)"
+            self._epsilon = f"at most {epsilon:.3f}"
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
         elif done % max(1, self._total // _LINES_PER_PHASE) == 0:

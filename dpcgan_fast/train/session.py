@@ -37,7 +37,7 @@ class Progress(Protocol):
         """A phase of `total` private steps begins, or goes on after `done`."""
 
     def advance(self, done: int, epsilon: float | None) -> None:
-        """`done` steps are taken; epsilon so far by Renyi DP, where it was computed anew."""
+        """`done` steps are taken; a bound on epsilon so far, where it was computed anew."""
 
 
 class Silent:
@@ -128,7 +128,9 @@ class Session:
                         raise RuntimeError("A private step left out rows of its draw.")
                     self._taken[seq] += 1
                     self.state.steps[name] = number + 1
-                    epsilon = self.running_epsilon() if (number + 1) % update_every == 0 else None
+                    # The plan's own bound holds at every step, and is the smaller one where a release has most of it.
+                    shown = (number + 1) % update_every == 0
+                    epsilon = min(self.running_epsilon(), self.settings.epsilon) if shown else None
                     self.progress.advance(number + 1, epsilon)
                 self.save()
                 self.ledger.close(seq, self._taken[seq])

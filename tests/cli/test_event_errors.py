@@ -15,7 +15,7 @@ from tests.data.preparations import write_meds
 from tests.synthesis.code_runs import HEADER, VOCABULARY, code_schema, events, quick_runs, write_events
 
 SENTINEL = "S3NTINEL_VALUE"
-NOTES = ("epsilon so far is by Renyi DP", "groups of rows", "records: ")  # what train and prepare begin with
+NOTES = ("epsilon so far is a bound", "Synthetic rows are drawn from", "groups of rows", "records: ")  # what train and prepare begin with
 COMMANDS = ["schema", "prepare", "train", "evaluate"]
 
 
