@@ -15,7 +15,8 @@ from tests.data.preparations import write_meds
 from tests.synthesis.code_runs import HEADER, VOCABULARY, code_schema, events, quick_runs, write_events
 
 SENTINEL = "S3NTINEL_VALUE"
-NOTES = ("epsilon so far is a bound", "Synthetic rows are drawn from", "groups of rows", "records: ")  # what train and prepare begin with
+# What train and prepare say beside errors.
+NOTES = ("epsilon so far is a bound", "Synthetic rows are drawn from", "groups of rows", "records: ")
 COMMANDS = ["schema", "prepare", "train", "evaluate"]
 
 
