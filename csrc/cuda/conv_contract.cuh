@@ -7,8 +7,9 @@
 //
 // A row's own gradient is summed over its positions in `Acc`, one position after the other, whatever the tile and the
 // stage; rows add in double, each scaled by its factor after it is whole. So with Acc = float the gradient that a norm
-// is taken of and the one that is added up are the same to the last bit, although neither is stored, and its rounding
-// is no concern of the clipping. With Acc = double it is the gradient itself, for norms that are taken in another way.
+// is taken of and the one that is added up are the same to the last bit, although neither is stored, and the rounding
+// of a row is no concern of the clipping. With Acc = double it is the gradient itself, for norms that are taken in
+// another way.
 //
 // The bias gradient is a plain sum over positions of g or x; its tiles follow the weight tiles.
 #pragma once

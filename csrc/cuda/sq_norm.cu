@@ -156,14 +156,19 @@ __device__ void gram_squares(const TaskEntry& entry, const RowOwners& units, con
     found->sum += squares_of_tile<T, double>(entry, units, rows, group, tile, nullptr, shared);
 }
 
+template <class T>
+__device__ void add_bound(const TaskEntry& entry, const RowSpan& rows, int64_t group, NormShared& shared,
+                          Squares* found) {
+  const NormAndBound norm = gram_norm<T>(entry, rows, group, true, shared);
+  if (threadIdx.x == 0) found->sizes += norm.bound * norm.bound;
+  __syncthreads();  // the forms share their memory
+}
+
 // A tile of the gradient itself; the bound of its channel group is taken with the first of them.
 template <class T>
 __device__ void direct_squares(const TaskEntry& entry, const RowOwners& units, const RowSpan& rows, int64_t group,
                                int64_t tile, NormShared& shared, Squares* found) {
-  if (tile == 0) {
-    const NormAndBound norm = gram_norm<T>(entry, rows, group, true, shared);
-    if (threadIdx.x == 0) found->sizes += norm.bound * norm.bound;
-  }
+  if (tile == 0) add_bound<T>(entry, rows, group, shared, found);
   found->sum += squares_of_tile<T, double>(entry, units, rows, group, tile, nullptr, shared);
 }
 
@@ -181,6 +186,8 @@ __device__ __noinline__ void measure(const TaskEntry& entry, const RowOwners& un
   const int64_t pieces = entry.group_weight_pieces(), group = piece / pieces, tile = piece % pieces;
   if (entry.task.form == NormForm::kGram) return gram_squares<T>(entry, units, rows, group, shared, found);
   if (entry.task.form == NormForm::kDirect) return direct_squares<T>(entry, units, rows, group, tile, shared, found);
+  // One row's own rounding is in what is measured. Rows add in double, where their sizes count as those of all sums.
+  if (rows.count > 1 && tile == 0) add_bound<T>(entry, rows, group, shared, found);
   found->sum += squares_of_tile<T, FormedOf<T>>(entry, units, rows, group, tile, nullptr, shared);
 }
 

@@ -1,5 +1,6 @@
 """Baselines: synthetic rows from noisy counts and sums at the model's epsilon, each a private mechanism of its own."""
 
+from dpcgan_fast.baselines.budget import SAFETY as SAFETY
 from dpcgan_fast.baselines.budget import noise_multiplier as noise_multiplier
 from dpcgan_fast.baselines.choice import INDEPENDENT as INDEPENDENT
 from dpcgan_fast.baselines.choice import Baseline as Baseline

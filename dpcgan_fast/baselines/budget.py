@@ -12,7 +12,7 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.releases import Release
 
 # Covers the solver's tolerance (1e-12), the rounding of counts that are sums of 1/rows, and that of shares.
-_SAFETY = 1 + 1e-6
+SAFETY = 1 + 1e-6
 _ROUNDING = 1e-9
 
 
@@ -30,7 +30,7 @@ def noise_multiplier(epsilon: float, delta: float | None) -> float:
             "privacy statement",
             "Use the run's own epsilon and delta.",
         )
-    return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * _SAFETY
+    return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * SAFETY
 
 
 class Budget:

@@ -17,6 +17,7 @@ from dpcgan_fast.data.schema import OTHER, PRIVATE, Column, Schema, Signal
 from dpcgan_fast.errors import InputError
 
 NUMERIC_BINS = 20
+_EXACT = 2.0**53  # whole numbers beyond this have no float64 of their own
 
 
 def modelled_columns(schema: Schema) -> tuple[Column, ...]:
@@ -156,11 +157,11 @@ def bin_edges(column: Column) -> np.ndarray:
     """
     lower, upper = bounds_of(column)
     first, last = np.ceil(lower) - 0.5, np.floor(upper) + 0.5
-    if column.integer and last > first:
-        bins = min(NUMERIC_BINS, round(last - first))
+    if column.integer and first < last < first + _EXACT:
+        bins = round(min(NUMERIC_BINS, last - first))
         return np.floor(np.linspace(first, last, bins + 1)) + 0.5
     share = np.linspace(0, 1, NUMERIC_BINS + 1)
-    return lower * (1 - share) + upper * share
+    return np.maximum.accumulate(lower * (1 - share) + upper * share)  # rounding may lead back between near bounds
 
 
 def cell_count(column: Column) -> int:

@@ -114,7 +114,7 @@ def add_clipped_sum(
         gradients.append((gradient, choice.mode))
     if not gradients:
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
-    step = _WholeStep.of(gradients, units is not None)
+    step = _WholeStep.of(gradients, pick.chooses and units is None)
     if step is None:
         norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
         factor = ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
@@ -142,21 +142,23 @@ class _WholeStep:
     materialised: list[tuple[nn.Parameter, Tensor]]
 
     @classmethod
-    def of(cls, gradients: Sequence[tuple[LayerGradient, NormMode]], grouped: bool) -> "_WholeStep | None":
-        """None where a gradient is of a kind that those launches do not take, or not on a GPU."""
+    def of(cls, gradients: Sequence[tuple[LayerGradient, NormMode]], products: bool) -> "_WholeStep | None":
+        """products: whether Gram norms are by the library's products, as where the GPU's own rule picks them
+
+        None where a gradient is of a kind that those launches do not take, or not on a GPU."""
         in_one_launch = all(isinstance(g, (ConvGradient, MaterialisedGradient)) for g, _ in gradients)
         if not in_one_launch or not ops.gpu_ops(gradients[0][0].parameters()[0].device):
             return None
         of_kind: list[tuple[ConvGradient, NormMode]] = [
             (gradient, mode) for gradient, mode in gradients if isinstance(gradient, ConvGradient)
         ]
-        products = [g for g, mode in of_kind if mode == "gram" and not grouped and g.fits_products()]
+        by_products = [g for g, mode in of_kind if products and mode == "gram"]
         others: list[tuple[ConvGradient, NormMode]] = [
-            (g, mode) for g, mode in of_kind if not any(g is other for other in products)
+            (g, mode) for g, mode in of_kind if not (products and mode == "gram")
         ]
         layers = [LayerNorms(g.problem, g.x, g.g, mode) for g, mode in others]
         kept = [pair for g, _ in gradients if isinstance(g, MaterialisedGradient) for pair in g.grads.items()]
-        return cls(products, [gradient for gradient, _ in others], layers, kept)
+        return cls(by_products, [gradient for gradient, _ in others], layers, kept)
 
     @property
     def stored(self) -> list[Tensor]:
@@ -171,12 +173,20 @@ class _WholeStep:
 
     def add_weighted_sum(self, factor: Tensor, total: GradientSum) -> None:
         """Adds the sums of rows, each times its factor (B,)."""
-        for layer in self.by_products:
-            sums = layer.problem.weighted_products(layer.x, layer.g, factor)
-            for parameter, added in zip(layer.parameters(), sums, strict=False):  # there may be no bias
-                _begun(total, parameter).add_(added.view(parameter.shape))
-        if not self.layers and not self.materialised:
-            return
+        # All or none, since after an error the same rows may be given again: what may fail comes before what adds.
+        formed = [layer.problem.weighted_products(layer.x, layer.g, factor) for layer in self.by_products]
+        pairs = [
+            pair
+            for layer, sums in zip(self.by_products, formed, strict=True)
+            for pair in zip(layer.parameters(), sums, strict=False)
+        ]  # there may be no bias
+        products = [(_begun(total, parameter), added.view(parameter.shape)) for parameter, added in pairs]
+        if self.layers or self.materialised:
+            self._add_in_one_go(factor, total)
+        for own, added in products:
+            own.add_(added)
+
+    def _add_in_one_go(self, factor: Tensor, total: GradientSum) -> None:
         none = factor.new_empty(0)
         weights = [_begun(total, layer.weight) for layer in self.convolutions]
         biases = [none if layer.bias is None else _begun(total, layer.bias) for layer in self.convolutions]

@@ -62,6 +62,11 @@ class NormPicker:
         self._rows = min(_MOST_ROWS, max(_FEWEST_ROWS, 2 ** math.ceil(math.log2(expected_rows))))
         self._not_timed = not_timed
 
+    @property
+    def chooses(self) -> bool:
+        """Whether no mode was asked for."""
+        return self._asked == "auto"
+
     def __call__(self, gradient: LayerGradient, grouped: bool) -> NormChoice:
         """The mode for one layer, with the reason.
 

@@ -48,7 +48,8 @@ class PrivateStep:
     noise is drawn once a step, after all chunks, also if there were no rows; gradients of an earlier step, and those
     that others left in `.grad`, never enter. Where torch runs the layers, that is, not in a fused run, it may round a
     row's forward otherwise in a batch of another size: what that changes, for losses that amplify the last bit of an
-    output, is left out of the sensitivity.
+    output, is left out of the sensitivity. So is, on a GPU, how its library rounds the per-sample gradients that it
+    forms, which too may follow from the number of rows; a `GraphedStep` always gives it the same number.
     Raises ValueError at construction for values out of range and for modules that it refuses, naming them.
     Source: arXiv 1607.00133, algorithm 1.
     """

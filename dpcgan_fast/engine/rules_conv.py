@@ -17,7 +17,6 @@ from dpcgan_fast.engine.recorder import LayerUse
 from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowProblem
 
-_MOST_PRODUCT_BYTES = 2**32
 _KEPT = 2**18  # weights, 1 MiB a row
 _FEW_POSITIONS = 32  # up to so many, a row's gradient is formed twice in the time that it takes to store and read it
 
@@ -36,10 +35,6 @@ class ConvGradient:
     def parameters(self) -> list[nn.Parameter]:
         """The weight and, where it is trainable, the bias."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
-
-    def fits_products(self) -> bool:
-        """Whether the products of all pairs of positions, in double, are few enough for memory."""
-        return 8 * self.problem.groups * self.g.shape[0] * self.g.shape[2] ** 2 <= _MOST_PRODUCT_BYTES
 
     def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:  # noqa: ARG002
         """By the cost model, unless a mode was asked for."""

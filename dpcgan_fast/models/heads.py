@@ -196,7 +196,8 @@ class _Draw(torch.autograd.Function):
         cells = torch.arange(head.max_cells, device=soft.device, dtype=soft.dtype)
         numbers = grad[:, head.number_positions] / head.number_bins
         towards.index_copy_(1, head.numbers, numbers.unsqueeze(2) * cells)  # (B, numbers, max_cells)
-        towards[:, head.flags, 1] = grad[:, head.flag_positions]
+        if head.flags.numel() > 0:
+            towards[:, head.flags, 1] = grad[:, head.flag_positions]
         towards[:, head.hot_blocks, head.hot_cells] = grad[:, head.hot_positions]
         through = torch.ops.aten._softmax_backward_data(towards, soft, 2, soft.dtype).div_(TEMPERATURE)
         return through.masked_fill_(head.unused, 0.0) if head.padded else through, None, None, None

@@ -162,7 +162,7 @@ def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, 
     dtype = torch.promote_types(dtype, torch.float32)
     mode = pick_norm_mode(problem.sizes(x, g), mode).mode
     if mode == "materialise":
-        return rows_sq_norm(problem.per_sample_grad(x, g)).to(dtype)
+        return rows_sq_norm(op("conv_per_sample_grad")(x, g, *problem.geometry())).to(dtype)
     return problem.sq_norm(x, g, mode).to(dtype)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import dp_accounting
 from scipy.optimize import brentq
 
-from dpcgan_fast.privacy.accountant import COARSE_INTERVAL, account, pld_epsilon, rdp_epsilon
+from dpcgan_fast.privacy.accountant import COARSE_INTERVAL, FINE_INTERVAL, account, pld_epsilon, rdp_epsilon
 from dpcgan_fast.privacy.mechanism import Mechanism
 
 Composition = Callable[[float], list[Mechanism]]
 
 _LARGEST_MULTIPLIER = 1e6
-_SMALLEST_LOG = math.log(1e-3)
+_SMALLEST = 1e-3
+_SMALLEST_LOG = math.log(_SMALLEST)
 _MOST_EXPONENT = 600.0
 _TOLERANCE = 4e-4  # of epsilon that may be left unspent
 _FINE_ROUNDS = 6
@@ -20,7 +21,8 @@ _DIGITS = 5  # significant digits of the result, rounded up
 
 
 def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
-    """Noise multiplier sigma such that `composition(sigma)` spends at most epsilon, and at least 99.9 % of it.
+    """Noise multiplier sigma such that `composition(sigma)` spends at most epsilon, and at least 99.9 % of it,
+    or 99.8 % where next to nothing depends on sigma.
 
     composition: mechanisms as a function of the noise multiplier that is sought
     epsilon:     > 0; inf gives 0, that is, no noise
@@ -33,20 +35,22 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
     if math.isinf(epsilon):
         return 0.0
 
+    start, interval = _upper_multiplier(composition, epsilon, delta)
+
     def coarse_excess(log_sigma: float) -> float:
         mechanisms = composition(math.exp(log_sigma))
-        bound = min(rdp_epsilon(mechanisms, delta), pld_epsilon(mechanisms, delta, COARSE_INTERVAL))
+        bound = min(rdp_epsilon(mechanisms, delta), pld_epsilon(mechanisms, delta, interval))
         return math.log(bound / epsilon)
 
     # The coarse grid, ten times quicker, gives the neighbourhood and the slope; the fine one then settles the digits.
-    upper = math.log(_upper_multiplier(composition, epsilon, delta))
+    upper = math.log(start)
     lower = upper - 0.05
     while coarse_excess(lower) < 0 and lower > _SMALLEST_LOG:
         lower -= 0.1
     log_sigma: float = lower
     if coarse_excess(lower) > 0:
         log_sigma = float(brentq(coarse_excess, lower, upper, xtol=1e-4))  # type: ignore[arg-type]  no full_output
-    slope = (coarse_excess(log_sigma + 0.01) - coarse_excess(log_sigma - 0.01)) / 0.02
+    slope = (coarse_excess(log_sigma + 0.05) - coarse_excess(log_sigma - 0.05)) / 0.1
     for _ in range(_FINE_ROUNDS):
         excess = math.log(account(composition(_rounded_up(math.exp(log_sigma))), delta).epsilon / epsilon)
         if -_TOLERANCE <= excess <= 0 or slope >= 0:
@@ -59,19 +63,23 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
     return sigma
 
 
-def _upper_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
-    """A noise multiplier that meets epsilon: by RDP, to one part in a thousand, or else by PLD, a little above."""
-    if rdp_epsilon(composition(_LARGEST_MULTIPLIER), delta) <= epsilon:
-        return _rdp_multiplier(composition, epsilon, delta)
-    upper = _clt_multiplier(composition, epsilon, delta)
-    step = 1.02
-    while pld_epsilon(composition(upper), delta, COARSE_INTERVAL) > epsilon:
-        upper, step = upper * step, step * step
-        if upper > _LARGEST_MULTIPLIER:
-            raise ValueError(
-                f"No noise multiplier meets epsilon={epsilon} at delta={delta}: what does not depend on it spends more."
-            )
-    return upper
+def _upper_multiplier(composition: Composition, epsilon: float, delta: float) -> tuple[float, float]:
+    """A noise multiplier that meets epsilon, and the grid of a PLD by which it does.
+
+    It meets it by RDP, to one part in a thousand, or else by PLD, and is then a little above.
+    """
+    largest = composition(_LARGEST_MULTIPLIER)
+    if rdp_epsilon(largest, delta) <= epsilon:
+        return _rdp_multiplier(composition, epsilon, delta), COARSE_INTERVAL
+    met = [grid for grid in (COARSE_INTERVAL, FINE_INTERVAL) if pld_epsilon(largest, delta, grid) <= epsilon]
+    if not met:
+        raise ValueError(
+            f"No noise multiplier meets epsilon={epsilon} at delta={delta}: what does not depend on it spends more."
+        )
+    upper, step = _clt_multiplier(composition, epsilon, delta), 1.02
+    while pld_epsilon(composition(upper), delta, met[0]) > epsilon:
+        upper, step = min(upper * step, _LARGEST_MULTIPLIER), step * step
+    return upper, met[0]
 
 
 def _clt_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
@@ -85,8 +93,9 @@ def _clt_multiplier(composition: Composition, epsilon: float, delta: float) -> f
     def excess(log_sigma: float) -> float:
         squares = 0.0
         for one in composition(math.exp(log_sigma)):
-            ratio = math.expm1(min(1 / one.noise_multiplier**2, _MOST_EXPONENT)) * one.sample_rate**2
-            squares += one.steps * (ratio if one.sample_rate < 1 else 1 / one.noise_multiplier**2)
+            square = 1 / max(one.noise_multiplier, _SMALLEST) ** 2
+            ratio = math.expm1(min(square, _MOST_EXPONENT)) * one.sample_rate**2
+            squares += one.steps * (ratio if one.sample_rate < 1 else square)
         return squares - wanted
 
     lowest, highest = _SMALLEST_LOG, math.log(_LARGEST_MULTIPLIER)

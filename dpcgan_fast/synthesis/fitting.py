@@ -27,7 +27,7 @@ from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.starting import start_networks
-from dpcgan_fast.synthesis.statistics import draws_from_statistics, release_statistics
+from dpcgan_fast.synthesis.statistics import draws_from_statistics, dry_statistics, release_statistics
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
 from dpcgan_fast.train.data import TrainingData
@@ -162,6 +162,8 @@ def start(
         _dry_networks(records, settings)
     raw = read_raw(source, schema, hooks)
     _dry_encoding(raw, records)
+    if draws_from_statistics(records, settings):
+        dry_statistics(raw.table, _with_stand_ins(records))
     folder = RunFolder.create(out)
     try:
         folder.write_config(

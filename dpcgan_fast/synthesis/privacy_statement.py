@@ -104,8 +104,8 @@ def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
         )
     if len(own) < len(plan.releases):
         lines.append(
-            f"statistics: what is left of epsilon but for {TRAINING_SHARE:.0%} of its square, which autoencoder and "
-            "critic have; several Gaussian releases that together cost what their one line in the ledger says"
+            f"statistics: nearly all; autoencoder and critic have {TRAINING_SHARE:.0%} of the square of what one "
+            "Gaussian release could spend; they are several such releases, and cost together what the ledger says"
         )
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
     return lines

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dpcgan_fast.baselines import FittedBaseline, arrays_of, has_statistics, restored, statistics_for
+from dpcgan_fast.baselines import SAFETY, FittedBaseline, arrays_of, has_statistics, restored, statistics_for
 from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
 from dpcgan_fast.data.encoding import RecordCodec
@@ -20,6 +20,7 @@ from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan
 
 STATISTICS = "statistics"
+_DRY_ROWS = 64
 
 
 def draws_from_statistics(schema: Schema, settings: TrainSettings) -> bool:
@@ -42,9 +43,19 @@ def release_statistics(
     mechanism = plan.mechanism(STATISTICS)
     seq = ledger.reserve(mechanism, key.key_id)
     placed = _placed(with_days(table, schema, where), schema, where)
-    fitted = statistics_for(_of_places(schema)).release(placed, mechanism.noise_multiplier, key)
+    fitted = statistics_for(_of_places(schema)).release(placed, mechanism.noise_multiplier * SAFETY, key)
     ledger.close(seq, 1)
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
+
+
+def dry_statistics(table: pa.Table, schema: Schema) -> None:
+    """Releases and draws statistics of no rows, so that what fails because of the schema fails before it is paid for.
+
+    schema: of records, with something in the place of what is private
+    """
+    placed = _placed(with_days(table.slice(0, 0), schema, ""), schema, "")
+    fitted = statistics_for(_of_places(schema)).release(placed, 0.0, NoiseKey())
+    drawn_table(fitted, RecordCodec(schema), _DRY_ROWS, None, 0)
 
 
 def statistics_of(tensors: Mapping[str, Tensor], schema: Schema, seeded: bool, where: str) -> FittedBaseline:

@@ -12,7 +12,7 @@ from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
 from dpcgan_fast.train.settings import TrainSettings
 
 AUTOENCODER, CRITIC = "autoencoder", "critic"
-TRAINING_SHARE = 0.04  # of the budget's square, beside a main release, whose noise it makes 2 % greater
+TRAINING_SHARE = 0.04  # of the square of what one Gaussian could spend; it makes a main release's noise 2 % greater
 
 
 @dataclass(frozen=True)
