@@ -111,7 +111,8 @@ def as_markdown(results: dict[str, Any]) -> str:
         "on real held-out rows, by what the classifiers learned from: gradient boosting, random forest, logistic",
         "regression. Baselines have the same epsilon, the best one first; real rows are those of training. One run and",
         "one split cannot tell apart AUROCs within 0.01. These figures are not differentially private; the data are",
-        f"public. Machine: {machine['processor']}, {machine['threads']} threads.",
+        "public. Preset auto draws the rows of all these tables from statistics.",
+        f"Machine: {machine['processor']}, {machine['threads']} threads.",
         "",
         "| data | epsilon | rows of | gradient boosting | random forest | logistic regression | columns | pairs "
         "| triples | correlation error | told apart | binned | seconds to train |",
@@ -119,7 +120,7 @@ def as_markdown(results: dict[str, Any]) -> str:
     ]
     for row in sorted(results["runs"], key=lambda r: (DATA.index(r["data"]), float(r["epsilon"]))):
         seconds = f"{row['seconds']['train']:.0f}"
-        lines.append(_line([row["data"], str(row["epsilon"]), "**the model**"], {**row, **row["tstr"]}, seconds))
+        lines.append(_line([row["data"], str(row["epsilon"]), "**the run**"], {**row, **row["tstr"]}, seconds))
         lines += [_line(["", "", base["name"]], base, "") for base in row["baselines"]]
         lines.append(_line(["", "", "real"], {**row["floor"], **row["trtr"]}, ""))
     return "\n".join(lines) + "\n"

@@ -4,8 +4,6 @@
 namespace dpcgan::cuda {
 namespace {
 
-constexpr int64_t kMinSlicePositions = 64;  // shorter slices would cost more to add up than they save
-
 RowSlices weighted_slices(const ConvGeometry& conv, int64_t tiles) {
   return RowSlices(conv.rows, conv.groups * tiles, kMinSlicePositions / larger(1, conv.g_length));
 }

@@ -14,6 +14,8 @@ constexpr int64_t kMaxBlocks = 2147483647;  // of a one-dimensional grid
 constexpr int64_t kTargetBlocks = 1024;     // enough to fill a large GPU; a constant, so that the cut of a sum, and
                                             // with it its rounding, is the same on every device
 
+constexpr int kTableTasks = 64;             // of one launch of a whole step: their table travels as a kernel argument
+constexpr int64_t kMinSlicePositions = 64;  // shorter slices of a batch would cost more to add up than they save
 constexpr size_t kMaxArgumentBytes = 32764 - 512;  // of a launch since CUDA 12.1, with room for others beside a table
 
 DPCGAN_HOST_DEVICE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

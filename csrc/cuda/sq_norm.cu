@@ -32,8 +32,6 @@ struct TaskEntry {
 
 constexpr int64_t kRowsPiece = 16 * kTileThreads;  // values of a stored gradient
 
-constexpr int kTableTasks = 64;  // of one launch: the table travels as a kernel argument
-
 struct TaskTable {
   TaskEntry entry[kTableTasks];
   int tasks;

@@ -6,9 +6,7 @@
 namespace dpcgan::cuda {
 namespace {
 
-constexpr int64_t kItems = 4096;            // some for each block that a large GPU runs at a time
-constexpr int64_t kMinSlicePositions = 64;  // shorter slices would cost more to add up than they save
-constexpr int kTableTasks = 64;             // of one launch: the table travels as a kernel argument
+constexpr int64_t kItems = 4096;  // some for each block that a large GPU runs at a time
 
 struct SumEntry {
   SumTask sum;

@@ -12,7 +12,7 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.releases import Release
 
 # Covers the solver's tolerance (1e-12), the rounding of counts that are sums of 1/rows, and that of shares.
-SAFETY = 1 + 1e-6
+_SAFETY = 1 + 1e-6
 _ROUNDING = 1e-9
 
 
@@ -30,7 +30,7 @@ def noise_multiplier(epsilon: float, delta: float | None) -> float:
             "privacy statement",
             "Use the run's own epsilon and delta.",
         )
-    return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * SAFETY
+    return float(dp_accounting.get_sigma_gaussian(epsilon, delta))
 
 
 class Budget:
@@ -44,7 +44,7 @@ class Budget:
     """
 
     def __init__(self, noise_multiplier: float, key: NoiseKey, unit: str = "row"):
-        self.noise_multiplier, self._key, self._unit = noise_multiplier, key, unit
+        self.noise_multiplier, self._key, self._unit = noise_multiplier * _SAFETY, key, unit
         self.mechanisms: list[Mechanism] = []
         self._spent = 0.0
 

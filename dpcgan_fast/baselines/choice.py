@@ -52,7 +52,7 @@ class Baseline:
         return self.release(table, noise_multiplier(epsilon, delta), NoiseKey() if key is None else key)
 
     def release(self, table: pa.Table, noise_multiplier: float, key: NoiseKey) -> "FittedBaseline":
-        """As `fit`, with what one Gaussian release of this noise multiplier costs, which must include `SAFETY`.
+        """As `fit`, with what one Gaussian release of this noise multiplier costs.
 
         Formal guarantee: everything together is as private as that one release (arXiv 1905.02383, corollary 3.3).
         """

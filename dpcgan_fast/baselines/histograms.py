@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.parts import Totals, values_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import cell_count
 from dpcgan_fast.data.schema import Column
@@ -83,7 +83,7 @@ class Histograms:
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnHistograms":
         """See `KeptPart.restored`."""
         shares = [arrays[f"shares.{place}"] for place in range(len(self.columns))]
-        return _DrawnHistograms(self.columns, [], Totals(np.empty(0), 0.0), shares)
+        return _DrawnHistograms(self.columns, [], SETTLED, shares)
 
 
 @dataclass
@@ -120,7 +120,7 @@ class Classes:
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnClasses":  # noqa: ARG002
         """See `KeptPart.restored`."""
-        return _DrawnClasses(Totals(np.empty(0), 0.0))
+        return _DrawnClasses(SETTLED)
 
 
 @dataclass

@@ -24,6 +24,9 @@ class Totals:
     variance: float
 
 
+SETTLED = Totals(np.empty(0), 0.0)  # of columns that were kept, which are not settled again
+
+
 class Drawn(Protocol):
     """Columns that were released."""
 

@@ -15,7 +15,7 @@ from scipy.fft import dct, idct
 
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.histograms import drawn_cells, shares_of
-from dpcgan_fast.baselines.parts import Totals, numbers_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, numbers_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import bounds_of, numbers, signal_columns
 from dpcgan_fast.data.schema import Column, Signal
@@ -88,7 +88,7 @@ class Waves:
         """See `KeptPart.restored`."""
         columns, none = signal_columns(self.signal), np.empty((0, 0))
         settled = arrays["shares"], arrays["mean"], arrays["variance"]
-        return _DrawnWaves(columns, _Scale.of(columns), none, none, 0.0, none, Totals(np.empty(0), 0.0), *settled)
+        return _DrawnWaves(columns, _Scale.of(columns), none, none, 0.0, none, SETTLED, *settled)
 
 
 @dataclass

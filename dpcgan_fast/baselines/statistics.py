@@ -1,8 +1,8 @@
 """The statistics that training releases and synthetic rows are drawn from, where they tell more than networks learn.
 
 They are parts of the baselines. Which ones, and whether any, is a rule of the schema alone. Source: measured on public
-tables (`bench/results/utility.md`): with the whole epsilon, networks that were trained on the rows are nowhere better
-than the tree of columns, or than strengths and waves of a signal.
+tables: with the whole epsilon, networks that were trained on the rows are no better than the tree of columns, or than
+strengths and waves of a signal, on the three that are large enough to tell.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,9 @@ from dpcgan_fast.data.encoding import wide_codecs
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.data.schema import Schema
 
+STATISTICS = (
+    "statistics"  # of their line in the ledger, and with which the source of rows begins that are drawn from them
+)
 ONE_COLUMN, CLASSES = "a histogram of the column", "class rates"
 _RATES = "rates"
 

@@ -21,7 +21,7 @@ from dpcgan_fast.baselines.histograms import (
     shares_of,
     totals_of,
 )
-from dpcgan_fast.baselines.parts import Totals, values_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.privacy.denoising import closest_histogram
@@ -84,14 +84,15 @@ class Tree:
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnTree":
         """See `KeptPart.restored`."""
         shares = [arrays[f"shares.{place}"] for place in range(len(self.columns))]
-        drawn = _DrawnTree(self.columns, [], Totals(np.empty(0), 0.0), [], shares)
+        tables: list[Table] = []
+        given: dict[int, np.ndarray] = {}
         for number in range(len(arrays["edges"])):
             parent, child = (int(place) for place in arrays["edges"][number])
             of_cell = arrays[f"parent.{number}"], arrays[f"child.{number}"]
             groups = Grouping(of_cell[0], int(of_cell[0].max()) + 1), Grouping(of_cell[1], int(of_cell[1].max()) + 1)
-            drawn.tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
-            drawn._given[child] = arrays[f"given.{number}"]
-        return drawn
+            tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
+            given[child] = arrays[f"given.{number}"]
+        return _DrawnTree(self.columns, [], SETTLED, tables, shares, given)
 
     def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
         noisy = release_histograms(rows, self.columns, budget, share)

@@ -172,7 +172,7 @@ def check(net: BenchNet, x: Tensor) -> float:
     """Relative difference of our clipped sum from that of torch.func; nothing is timed before it is small."""
     module = net.build().to(x.device)
     with _float32_products():
-        return _difference(module, x)
+        return _difference(net.name, module, x)
 
 
 @contextlib.contextmanager
@@ -186,7 +186,7 @@ def _float32_products() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def _difference(module: nn.Module, x: Tensor) -> float:
+def _difference(name: str, module: nn.Module, x: Tensor) -> float:
     expected = _clipped_sums(module, x)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     rate = 1e4
@@ -197,7 +197,7 @@ def _difference(module: nn.Module, x: Tensor) -> float:
     off = math.sqrt(sum(float(d.double().square().sum()) for d in difference.values()))
     size = math.sqrt(sum(float(e.double().square().sum()) for e in expected.values()))
     if off > _AGREEMENT * size:
-        raise AssertionError(f"Our clipped sum differs from torch.func's by {off / size:.1e}")
+        raise AssertionError(f"{name}: our clipped sum differs from torch.func's by {off / size:.1e}")
     return off / size
 
 

@@ -55,7 +55,7 @@ class TerminalProgress(_Bars):
         self._epsilon = "-"
 
     def __enter__(self) -> Self:
-        say("epsilon so far is a bound: by Renyi DP, or by the plan, whose own is the budget, where that is less")
+        say("epsilon so far is an upper bound: that of Renyi DP, or the run's budget, whichever is smaller")
         return super().__enter__()
 
     def start(self, phase: str, total: int, done: int) -> None:

@@ -105,8 +105,9 @@ def train(
         bool,
         typer.Option(
             "--networks-only",
-            help="Spend all of epsilon on the networks and draw rows from them, also where preset auto finds that "
-            "statistics make better rows: tables without codes and visits, of up to 64 columns or with signals.",
+            help="Spend all of epsilon on the networks and draw rows from them. Without it, preset auto draws rows "
+            "from released statistics where the schema has no codes, no visits, no public list of more than 64 "
+            "categories, and at most 64 columns beside signals and label; the data are not looked at for that.",
         ),
     ] = False,
     paired_fakes: Annotated[
@@ -118,6 +119,8 @@ def train(
 
     One noise multiplier serves autoencoder and critic; it is found so that everything together, what is released
     before training included, stays within epsilon and delta. Steps, batch sizes and budget shares stand on the card.
+    With preset auto the rows of many tables are drawn from statistics and not from the networks (see --networks-only);
+    steps and batch sizes then hardly change them. The card says which it was.
     """
     if seed is not None:
         say("WARNING: --seed makes the noise reproducible. This run is NOT private; ledger, card and report say so.")

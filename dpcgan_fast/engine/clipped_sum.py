@@ -114,7 +114,7 @@ def add_clipped_sum(
         gradients.append((gradient, choice.mode))
     if not gradients:
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
-    step = _WholeStep.of(gradients, pick.chooses and units is None)
+    step = _WholeStep.of(gradients, pick.chooses and units is None and ops.backend() == "native")
     if step is None:
         norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
         factor = ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
@@ -168,33 +168,28 @@ class _WholeStep:
     def clip_factor(self, max_grad_norm: float, units: UnitGroups | None, valid: Tensor | None) -> Tensor:
         """Clip factors, (U,)."""
         # Of a norm that is known, its root counts as a gradient of one number.
-        known = [layer.problem.gram_products(layer.x, layer.g).sqrt().unsqueeze(1) for layer in self.by_products]
-        return ops.step_clip_factor(self.layers, [*self.stored, *known], max_grad_norm, units, valid)
+        gram_norms = [layer.problem.gram_products(layer.x, layer.g).sqrt().unsqueeze(1) for layer in self.by_products]
+        return ops.step_clip_factor(self.layers, [*self.stored, *gram_norms], max_grad_norm, units, valid)
 
     def add_weighted_sum(self, factor: Tensor, total: GradientSum) -> None:
         """Adds the sums of rows, each times its factor (B,)."""
         # All or none, since after an error the same rows may be given again: what may fail comes before what adds.
-        formed = [layer.problem.weighted_products(layer.x, layer.g, factor) for layer in self.by_products]
-        pairs = [
-            pair
-            for layer, sums in zip(self.by_products, formed, strict=True)
-            for pair in zip(layer.parameters(), sums, strict=False)
-        ]  # there may be no bias
-        products = [(_begun(total, parameter), added.view(parameter.shape)) for parameter, added in pairs]
+        formed = [layer.weighted_by_products(factor) for layer in self.by_products]
+        products = [(_sum_begun(total, p), added) for sums in formed for p, added in sums.items()]
         if self.layers or self.materialised:
-            self._add_in_one_go(factor, total)
+            self._add_stored_and_formed(factor, total)
         for own, added in products:
             own.add_(added)
 
-    def _add_in_one_go(self, factor: Tensor, total: GradientSum) -> None:
+    def _add_stored_and_formed(self, factor: Tensor, total: GradientSum) -> None:
         none = factor.new_empty(0)
-        weights = [_begun(total, layer.weight) for layer in self.convolutions]
-        biases = [none if layer.bias is None else _begun(total, layer.bias) for layer in self.convolutions]
-        sums = [_begun(total, parameter) for parameter, _ in self.materialised]
+        weights = [_sum_begun(total, layer.weight) for layer in self.convolutions]
+        biases = [none if layer.bias is None else _sum_begun(total, layer.bias) for layer in self.convolutions]
+        sums = [_sum_begun(total, parameter) for parameter, _ in self.materialised]
         ops.step_weighted_sum_(self.layers, self.stored, factor, weights, biases, sums)
 
 
-def _begun(total: GradientSum, parameter: nn.Parameter) -> Tensor:
+def _sum_begun(total: GradientSum, parameter: nn.Parameter) -> Tensor:
     """The parameter's sum, which begins at zero."""
     if parameter not in total:
         total[parameter] = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)

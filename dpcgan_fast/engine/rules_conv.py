@@ -60,6 +60,10 @@ class ConvGradient:
         """One contraction over rows and positions."""
         return self._by_parameter(*self.problem.weighted_grad(self.x, self.g, factor), leading=())
 
+    def weighted_by_products(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
+        """`weighted` by products of a GPU's library in double."""
+        return self._by_parameter(*self.problem.weighted_products(self.x, self.g, factor), leading=())
+
 
 @dataclass(eq=False)
 class WindowGradient:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dpcgan_fast.baselines import baselines_for, noise_multiplier
+from dpcgan_fast.baselines import STATISTICS, baselines_for, noise_multiplier
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.public_cells import typed_table
 from dpcgan_fast.data.schema import Schema
@@ -30,7 +30,7 @@ from dpcgan_fast.evaluate.utility import (
     train_and_test,
     training_notes,
 )
-from dpcgan_fast.evaluate.verdict import STATISTICS, best_first, judge
+from dpcgan_fast.evaluate.verdict import best_first, judge
 from dpcgan_fast.files import write_whole
 
 NOTICE = (
@@ -214,7 +214,7 @@ def _evaluate_sides(
 
 def _drawn_notes(drawn_from: str) -> list[str]:
     if not drawn_from.startswith(STATISTICS):
-        return []
+        return [f"The run draws its rows from its {drawn_from}."] if drawn_from else []
     return [
         f"The run draws its rows from {drawn_from}. Preset auto does so where networks make no better rows; a baseline "
         "of the same name differs by its own noise alone."

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dpcgan_fast.baselines import STATISTICS
+
 Standing = Literal["loses", "level", "wins", "unknown"]
 
 # One run and one split cannot tell apart AUROCs within 0.01; correlation errors repeat to within 0.005.
@@ -12,7 +14,6 @@ AUROC_MARGIN = 0.01
 CORRELATION_MARGIN = 0.005
 CODES_MARGIN = 0.1  # of the greater of two errors of codes
 HEADLINE_LEARNER = "gb"
-STATISTICS = "statistics"  # with which the source of rows begins in a privacy statement, if they are drawn from those
 NEAR_CHANCE = 0.55
 
 

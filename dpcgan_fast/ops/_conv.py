@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpcgan_fast.ops._backend import gpu_ops, op
+from dpcgan_fast.ops._backend import backend, gpu_ops, op
 from dpcgan_fast.ops._modes import NormMode, NormProblem, pick_norm_mode
 from dpcgan_fast.ops._products import row_products
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD, BIAS_FROM_INPUT, BIAS_NONE
@@ -70,7 +70,7 @@ class ConvProblem:
         if self._pointwise(x) and self.bias_role != BIAS_FROM_INPUT:
             bias = g.new_zeros(g.shape[0], 0) if self.bias_role == BIAS_NONE else sum_positions(g)
             return row_products(g, x).unsqueeze(3), bias
-        if gpu_ops(x.device):
+        if gpu_ops(x.device) and backend() == "native":
             return self.library_grad(x, g)
         return op("conv_per_sample_grad")(x, g, *self.geometry())
 
@@ -347,7 +347,7 @@ def step_weighted_sum_(
     biases: Sequence[Tensor],
     sums: Sequence[Tensor],
 ) -> None:
-    """Adds sum_n factor[n] G_n of all layers and materialised gradients of a step, in one launch.
+    """Adds sum_n factor[n] G_n of all layers and materialised gradients of a step, in one launch and one for slices.
 
     layers, grads:   as `step_clip_factor` took them
     factor:          (B,) float64, one a row; rows of factor 0 are not read

@@ -71,8 +71,8 @@ def pick_norm_mode(problem: NormProblem, asked: NormMode = "auto") -> NormChoice
     return NormChoice("direct", f"{direct} FLOPs a sample are at most {gram} of gram")
 
 
-# Of a GPU for data centres, whose double products are as quick as its single ones: FLOPs and bytes a second, and what
-# a launch costs in a graph.
+# FLOPs and bytes a second, and what a launch costs in a graph. Source: measured on an H100
+# (`bench/results/step_h100.md`).
 _GPU_FLOPS, _GPU_BYTES, _GPU_LAUNCH = 45e12, 2.2e12, 3e-6
 _MOST_GPU_BYTES = 2**32  # that one layer may take on a GPU beyond its activations
 

@@ -14,7 +14,7 @@ Composition = Callable[[float], list[Mechanism]]
 _LARGEST_MULTIPLIER = 1e6
 _SMALLEST = 1e-3
 _SMALLEST_LOG = math.log(_SMALLEST)
-_MOST_EXPONENT = 600.0
+_MOST_EXPONENT = 600.0  # beyond about 709 its exponential is no float64
 _TOLERANCE = 4e-4  # of epsilon that may be left unspent
 _FINE_ROUNDS = 6
 _DIGITS = 5  # significant digits of the result, rounded up
@@ -66,7 +66,8 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
 def _upper_multiplier(composition: Composition, epsilon: float, delta: float) -> tuple[float, float]:
     """A noise multiplier that meets epsilon, and the grid of a PLD by which it does.
 
-    It meets it by RDP, to one part in a thousand, or else by PLD, and is then a little above.
+    It meets it by RDP, to one part in a thousand, or else by PLD, and is then a little above. Raises ValueError if none
+    does.
     """
     largest = composition(_LARGEST_MULTIPLIER)
     if rdp_epsilon(largest, delta) <= epsilon:

@@ -83,7 +83,12 @@ def _holder(schema: Schema, column: Column) -> str:
     return "visit" if schema.visits is not None and schema.visits.differs(column.name) else "record"
 
 
-def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
+def drawn_from(released: ReleasedFacts) -> str:
+    """Where synthetic rows come from: "networks", or "statistics: " and their name."""
+    return f"{STATISTICS}: {released.statistics}" if released.statistics else "networks"
+
+
+def _setting_lines(settings: TrainSettings, plan: BudgetPlan, released: ReleasedFacts) -> list[str]:
     lines = [f"preset {settings.preset}", f"max_grad_norm {plan.critic.max_grad_norm:g}"]
     for mechanism, batch in (
         (plan.autoencoder, settings.autoencoder_batch),
@@ -104,9 +109,11 @@ def _setting_lines(settings: TrainSettings, plan: BudgetPlan) -> list[str]:
         )
     if len(own) < len(plan.releases):
         lines.append(
-            f"statistics: nearly all; autoencoder and critic have {TRAINING_SHARE:.0%} of the square of what one "
-            "Gaussian release could spend; they are several such releases, and cost together what the ledger says"
+            "statistics: nearly all that is left. In units of 1 / (noise multiplier)^2, of which epsilon and delta "
+            f"allow one Gaussian release a fixed amount, {TRAINING_SHARE:.0%} is kept for autoencoder and critic. "
+            "The statistics are several Gaussian releases that together cost what their one line in the ledger says"
         )
+    lines.append(f"synthetic rows are drawn from {drawn_from(released)}")
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
     return lines
 
@@ -134,7 +141,7 @@ def statement(
         mechanisms=mechanisms,
         public=_public_facts(schema),
         paid=released.sentences(),
-        settings=_setting_lines(settings, plan),
+        settings=_setting_lines(settings, plan, released),
         seeded=settings.seed is not None or seeded(lines),
         stopped=stopped,
         warnings=_warnings(settings, released),
@@ -149,7 +156,7 @@ def statement(
         "accountant": spent.accountant,
         "pld_interval": spent.pld_interval,
         "unit": facts.unit,
-        "drawn_from": f"statistics: {released.statistics}" if released.statistics else "networks",
+        "drawn_from": drawn_from(released),
         "mechanisms": [m.to_dict() for m in mechanisms],
         "seeded": facts.seeded,
         "public": facts.public,

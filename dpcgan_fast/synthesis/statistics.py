@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dpcgan_fast.baselines import SAFETY, FittedBaseline, arrays_of, has_statistics, restored, statistics_for
+from dpcgan_fast.baselines import STATISTICS, FittedBaseline, arrays_of, has_statistics, restored, statistics_for
 from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
 from dpcgan_fast.data.encoding import RecordCodec
@@ -19,7 +19,6 @@ from dpcgan_fast.privacy import Ledger
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan
 
-STATISTICS = "statistics"
 _DRY_ROWS = 64
 
 
@@ -43,7 +42,7 @@ def release_statistics(
     mechanism = plan.mechanism(STATISTICS)
     seq = ledger.reserve(mechanism, key.key_id)
     placed = _placed(with_days(table, schema, where), schema, where)
-    fitted = statistics_for(_of_places(schema)).release(placed, mechanism.noise_multiplier * SAFETY, key)
+    fitted = statistics_for(_of_places(schema)).release(placed, mechanism.noise_multiplier, key)
     ledger.close(seq, 1)
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
 

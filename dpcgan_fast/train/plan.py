@@ -12,7 +12,9 @@ from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
 from dpcgan_fast.train.settings import TrainSettings
 
 AUTOENCODER, CRITIC = "autoencoder", "critic"
-TRAINING_SHARE = 0.04  # of the square of what one Gaussian could spend; it makes a main release's noise 2 % greater
+# What training keeps beside a main release, as a share of 1 / noise_multiplier^2 of one Gaussian release at epsilon and
+# delta (mu^2 of Gaussian DP). It makes the noise of the main one 2 % greater.
+TRAINING_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ class BudgetPlan:
 def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], unit: str) -> BudgetPlan:
     """Finds the noise: releases get their share of epsilon, autoencoder and critic what the composition leaves.
 
-    A main release gets nearly all: training keeps `TRAINING_SHARE` of what a single Gaussian could spend, in squares.
+    A main release gets nearly all but `TRAINING_SHARE`.
 
-    Raises ValueError if the thresholds' deltas leave nothing of delta.
+    Raises ValueError if the thresholds' deltas leave nothing of delta, InputError if the other releases leave the main
+    one less than training has.
     """
     clip = settings.max_grad_norm if settings.private else float("inf")
 

@@ -23,7 +23,7 @@ class TrainSettings:
     *_steps:             numbers of private steps; critic_steps is what `--steps` sets
     critic_per_generator: critic steps for one generator step
     paired_fakes:        the paper's joint form: a fake for every real row, inside the unit's loss before clipping
-    release_share:       share of epsilon for what the schema leaves private, and for class rates, before training
+    release_share:       share of epsilon for releases before training, other than the statistics
     statistics:          whether most of the budget buys statistics that rows are drawn from, where the schema has any
     checkpoint_interval: private steps between two checkpoints, and at most as many are reserved in the ledger at once
     """

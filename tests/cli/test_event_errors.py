@@ -16,7 +16,7 @@ from tests.synthesis.code_runs import HEADER, VOCABULARY, code_schema, events, q
 
 SENTINEL = "S3NTINEL_VALUE"
 # What train and prepare say beside errors.
-NOTES = ("epsilon so far is a bound", "Synthetic rows are drawn from", "groups of rows", "records: ")
+NOTES = ("epsilon so far is an upper bound", "Synthetic rows are drawn from", "groups of rows", "records: ")
 COMMANDS = ["schema", "prepare", "train", "evaluate"]
 
 
