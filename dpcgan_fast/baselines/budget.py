@@ -11,9 +11,9 @@ from dpcgan_fast.privacy import releases
 from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.releases import Release
 
-# Covers the solver's tolerance (1e-12), the rounding of counts that are sums of 1/rows, and that of shares.
+# Covers the rounding of counts that are sums of 1/rows, and that of shares.
 _SAFETY = 1 + 1e-6
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # of shares, and of the solver, whose tolerance is 1e-12
 
 
 def noise_multiplier(epsilon: float, delta: float | None) -> float:
@@ -30,7 +30,7 @@ def noise_multiplier(epsilon: float, delta: float | None) -> float:
             "privacy statement",
             "Use the run's own epsilon and delta.",
         )
-    return float(dp_accounting.get_sigma_gaussian(epsilon, delta))
+    return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * (1 + _ROUNDING)
 
 
 class Budget:
