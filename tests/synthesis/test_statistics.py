@@ -73,7 +73,8 @@ def test_all_releases_together_cost_what_the_line_of_the_ledger_says(tmp_path):
     (line,) = [m for m in charged(read_ledger(tmp_path / "run" / "ledger.jsonl")[0]) if m.mechanism == "statistics"]
     made = statistics_for(make_schema()).release(make_table(), line.noise_multiplier, noise_key()).mechanisms
     assert len(made) > 2
-    assert sum(1 / m.noise_multiplier**2 for m in made) == pytest.approx(1 / line.noise_multiplier**2, rel=1e-9)
+    whole = 1 / line.noise_multiplier**2
+    assert (1 - 1e-5) * whole < sum(1 / m.noise_multiplier**2 for m in made) < whole
     single = Mechanism("one", "gaussian", 1.0, line.noise_multiplier, 1, 1.0)
     assert account(made, 1e-4).epsilon_pld == pytest.approx(account([single], 1e-4).epsilon_pld, rel=1e-3)
     assert model.privacy()["epsilon_spent"] <= 3.0
