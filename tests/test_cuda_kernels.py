@@ -175,6 +175,28 @@ class TestPrivateStepOnTheGpuPath:
         torch.testing.assert_close(sums[0], sums[2], rtol=1e-5, atol=1e-7)
         assert 0.29 < float(sums[1].norm()) <= 0.3
 
+    def test_a_backward_that_fails_on_the_way_adds_nothing(self, monkeypatch):
+        # Products of a GPU's library take memory of their own, layer by layer, and the same rows may be given again.
+        monkeypatch.setattr(
+            ops, "pick_gpu_norm_mode", lambda *_, **__: ops.NormChoice("gram", "as where doubles are quick")
+        )
+        module, x = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)), torch.rand(1, 4) + 5
+        step, original, calls = self.step(module), ops.ConvProblem.weighted_products, []
+
+        def failing(problem, *arguments):
+            calls.append(problem)
+            if len(calls) == 2:
+                raise MemoryError
+            return original(problem, *arguments)
+
+        monkeypatch.setattr(ops.ConvProblem, "weighted_products", failing)
+        with pytest.raises(MemoryError):
+            step.backward(1e3 * row_losses(step(x)))
+        step.backward(1e3 * row_losses(step(x)))
+        total = torch.cat([own.flatten() for own in step._private_sum.values()])
+        assert len(calls) == 4
+        assert 0.29 < float(total.norm()) <= 0.3
+
     def test_norms_and_factors_of_all_layers_take_one_launch(self, cuda, monkeypatch):
         make, shape = NETS["conv critic"]
         step = self.step(make())
