@@ -80,16 +80,15 @@ __device__ __noinline__ void sum_tile(const SumEntry& entry, const RowSpan& rows
 template <class T>
 __device__ __noinline__ void sum_part(const SumEntry& entry, const RowSpan& rows, const double* factor, int64_t part,
                                       double* out, SumShared& shared) {
-  const bool formed = entry.sum.task.form == NormForm::kFormed && !std::is_same_v<FormedOf<T>, double>;
-  if (entry.rows_in_memory()) {
-    sum_columns<T>(entry, rows, factor, part, out);
-  } else if (formed) {
-    if (entry.large_tile) {
-      sum_tile<T, LargeTile, float>(entry, rows, factor, part, out, shared.large_float);
-    } else {
-      sum_tile<T, SmallTile, float>(entry, rows, factor, part, out, shared.small_float);
+  if (entry.rows_in_memory()) return sum_columns<T>(entry, rows, factor, part, out);
+  using Formed = FormedOf<T>;  // as in sq_norm.cu, to the last bit
+  if constexpr (!std::is_same_v<Formed, double>) {
+    if (entry.sum.task.form == NormForm::kFormed) {
+      if (entry.large_tile) return sum_tile<T, LargeTile, Formed>(entry, rows, factor, part, out, shared.large_float);
+      return sum_tile<T, SmallTile, Formed>(entry, rows, factor, part, out, shared.small_float);
     }
-  } else if (entry.large_tile) {
+  }
+  if (entry.large_tile) {
     sum_tile<T, LargeTile, double>(entry, rows, factor, part, out, shared.large);
   } else {
     sum_tile<T, SmallTile, double>(entry, rows, factor, part, out, shared.small);

@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.data.cells import MOST_EXACT
 from dpcgan_fast.data.public_cells import bin_edges, bounds_of, coded_values
 from dpcgan_fast.data.schema import Column
-
-_EXACT = 2**53  # whole numbers beyond this have no exact float64
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,6 @@ def numbers_of(column: Column, values: np.ndarray, missing: np.ndarray | None = 
     """Cells of a numeric column: whole numbers within the bounds if it has those alone."""
     if column.integer:
         lower, upper = bounds_of(column)
-        whole = np.clip(np.rint(values), max(math.ceil(lower), -_EXACT), min(math.floor(upper), _EXACT))
+        whole = np.clip(np.rint(values), max(math.ceil(lower), -MOST_EXACT), min(math.floor(upper), MOST_EXACT))
         return pa.array(whole.astype(np.int64), mask=missing)
     return pa.array(values, mask=missing)

@@ -20,7 +20,7 @@ compute: Any = pc  # its functions are made when it is imported, unseen by type 
 MISSING_TEXTS = frozenset({"", "na", "n/a", "nan", "null"})
 _LONGEST_MISSING = max(map(len, MISSING_TEXTS))
 
-_EXACT = 2.0**53  # whole numbers from here on have no float of their own
+MOST_EXACT = 2.0**53  # whole numbers from here on have no float64 of their own
 MISSING = -1
 UNKNOWN = -2
 
@@ -124,7 +124,7 @@ def refuse_rounded(values: Iterable[object], what: str, where: str) -> None:
 
     One missing cell can make a column of whole numbers one of floats, and would then fuse the names of others.
     """
-    if any(isinstance(value, float) and abs(value) >= _EXACT for value in values):
+    if any(isinstance(value, float) and abs(value) >= MOST_EXACT for value in values):
         how = "Read them as whole numbers or as text."
         raise InputError(f"{what} are floating-point numbers that may stand for several", where, how)
 

@@ -18,7 +18,6 @@ from dpcgan_fast.data.knots import numbers_at, places_of
 from dpcgan_fast.data.schema import OTHER, Bounds, Column
 
 _LOG_RANGE = 1000.0  # of a log scale: from this share of the bounds' width on it is about logarithmic
-_EXACT = 2.0**53  # whole numbers beyond this have no exact float64
 
 
 class ColumnCodec(Protocol):
@@ -121,7 +120,9 @@ class NumericCodec:
 
 
 def _whole_bounds(bounds: Bounds) -> tuple[float, float]:
-    first, last = (min(max(b, -_EXACT), _EXACT) for b in (math.ceil(bounds[0]), math.floor(bounds[1])))
+    first, last = (
+        min(max(b, -cells.MOST_EXACT), cells.MOST_EXACT) for b in (math.ceil(bounds[0]), math.floor(bounds[1]))
+    )
     if first > last:
         first = last = float(round(bounds[0] / 2 + bounds[1] / 2))
     return first, last

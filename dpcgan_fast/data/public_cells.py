@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.data.cells import MISSING as MISSING_CODE
-from dpcgan_fast.data.cells import UNKNOWN, binary_values, category_codes, numeric_values
+from dpcgan_fast.data.cells import MOST_EXACT, UNKNOWN, binary_values, category_codes, numeric_values
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.schema import OTHER, PRIVATE, Column, Schema, Signal
 from dpcgan_fast.errors import InputError
 
 NUMERIC_BINS = 20
-_EXACT = 2.0**53  # whole numbers beyond this have no float64 of their own
 
 
 def modelled_columns(schema: Schema) -> tuple[Column, ...]:
@@ -157,7 +156,7 @@ def bin_edges(column: Column) -> np.ndarray:
     """
     lower, upper = bounds_of(column)
     first, last = np.ceil(lower) - 0.5, np.floor(upper) + 0.5
-    if column.integer and first < last < first + _EXACT:
+    if column.integer and first < last < first + MOST_EXACT:
         bins = round(min(NUMERIC_BINS, last - first))
         return np.floor(np.linspace(first, last, bins + 1)) + 0.5
     share = np.linspace(0, 1, NUMERIC_BINS + 1)

@@ -50,7 +50,9 @@ class ConvGradient:
 
     def per_sample(self) -> PerSample:
         """Per-sample gradients of the weight and, where it is trainable, the bias."""
-        return self._by_parameter(*self.problem.per_sample_grad(self.x, self.g), leading=(self.x.shape[0],))
+        by_library = ops.gpu_ops(self.x.device) and ops.backend() == "native"
+        form = self.problem.library_grad if by_library else self.problem.per_sample_grad
+        return self._by_parameter(*form(self.x, self.g), leading=(self.x.shape[0],))
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
         """Norms without per-sample gradients."""

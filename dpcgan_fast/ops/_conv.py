@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpcgan_fast.ops._backend import backend, gpu_ops, op
+from dpcgan_fast.ops._backend import gpu_ops, op
 from dpcgan_fast.ops._modes import NormMode, NormProblem, pick_norm_mode
 from dpcgan_fast.ops._products import row_products
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD, BIAS_FROM_INPUT, BIAS_NONE
@@ -70,12 +70,13 @@ class ConvProblem:
         if self._pointwise(x) and self.bias_role != BIAS_FROM_INPUT:
             bias = g.new_zeros(g.shape[0], 0) if self.bias_role == BIAS_NONE else sum_positions(g)
             return row_products(g, x).unsqueeze(3), bias
-        if gpu_ops(x.device) and backend() == "native":
-            return self.library_grad(x, g)
         return op("conv_per_sample_grad")(x, g, *self.geometry())
 
     def library_grad(self, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """`per_sample_grad` as a GPU forms it quickest: a product a row, of g (O, T) and windows of x (C k, T)."""
+        """`per_sample_grad` as a GPU forms it quickest, in the precision of its library.
+
+        A product a row, of g (O, T) and windows of x (C k, T).
+        """
         x, g = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (x, g))
         rows, positions = x.shape[0], g.shape[2]
         windows = self._windows(x, positions).transpose(1, 2)
@@ -83,7 +84,7 @@ class ConvProblem:
         with torch.autocast(x.device.type, enabled=False):
             # The library's products of two vectors take several times as long as it takes to write what they give.
             weight = outputs * windows if positions == 1 else torch.bmm(outputs, windows)
-        summed = {BIAS_FROM_GRAD: g, BIAS_FROM_INPUT: x}.get(self.bias_role)
+        summed = self._summed(x, g)
         bias = g.new_zeros(rows, 0) if summed is None else summed.sum(2)
         return weight.view(rows, g.shape[1], x.shape[1] // self.groups, self.kernel_size), bias
 
@@ -107,7 +108,7 @@ class ConvProblem:
         depth = windows.shape[1] + outputs.shape[1] + 3 * positions
         weight = (products[0] * products[1]).sum((1, 2)) + depth * 2.0**-52 * sizes
         total = torch.maximum(weight, _LEAST_SHARE * sizes).view(rows, self.groups).sum(1)
-        summed = {BIAS_FROM_GRAD: g, BIAS_FROM_INPUT: x}.get(self.bias_role)
+        summed = self._summed(x, g)
         if summed is None:
             return total
         bias, sizes = (side.sum(2).square().sum(1) for side in (summed.double(), summed.double().abs()))
@@ -127,10 +128,12 @@ class ConvProblem:
         with torch.autocast(x.device.type, enabled=False):
             weight = torch.bmm(outputs, windows.transpose(1, 2))
         weight = weight.view(parts, g.shape[1], x.shape[1] // self.groups, self.kernel_size).sum(0)
-        if self.bias_role == BIAS_NONE:
-            return weight, weight.new_empty(0)
-        bias = g.sum((0, 2)) if self.bias_role == BIAS_FROM_GRAD else torch.einsum("bcl,b->c", x, factor)
-        return weight, bias
+        summed = self._summed(x * factor.view(-1, 1, 1), g)
+        return weight, weight.new_empty(0) if summed is None else summed.sum((0, 2))
+
+    def _summed(self, x: Tensor, g: Tensor) -> Tensor | None:
+        """The side whose sum over positions is the gradient of the bias, None without one."""
+        return {BIAS_FROM_GRAD: g, BIAS_FROM_INPUT: x}.get(self.bias_role)
 
     def _windows(self, x: Tensor, positions: int) -> Tensor:
         """(B groups, C/groups k, T): what each tap reads at each position, zero beyond the ends of x."""
@@ -162,7 +165,7 @@ def _public_sq_norm(problem: ConvProblem, x: Tensor, g: Tensor, mode: NormMode, 
     dtype = torch.promote_types(dtype, torch.float32)
     mode = pick_norm_mode(problem.sizes(x, g), mode).mode
     if mode == "materialise":
-        return rows_sq_norm(op("conv_per_sample_grad")(x, g, *problem.geometry())).to(dtype)
+        return rows_sq_norm(problem.per_sample_grad(x, g)).to(dtype)
     return problem.sq_norm(x, g, mode).to(dtype)
 
 

@@ -33,7 +33,7 @@ from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_ch
 from dpcgan_fast.train.data import TrainingData
 from dpcgan_fast.train.plan import AUTOENCODER, CRITIC, BudgetPlan, make_plan
 from dpcgan_fast.train.session import Progress, Session, Silent
-from dpcgan_fast.train.state import RELEASED, TrainState, make_optimizers
+from dpcgan_fast.train.state import TrainState, make_optimizers
 from dpcgan_fast.train.stopping import StopRequest
 
 
@@ -346,7 +346,7 @@ def finish(folder: RunFolder, session: Session, schema: Schema, released: Releas
     spent = account(charged(lines), settings.delta)
     privacy = statement(settings, schema, session.plan, released, lines, spent, stopped)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}
-    tensors |= {f"{RELEASED}{name}": tensor for name, tensor in state.released.items()}
+    tensors |= state.released_named()
     content = pack(tensors, {"rates": state.rates.tolist()})
     folder.write(folder.model, content)
     folder.write(folder.card, privacy.pop("card"))

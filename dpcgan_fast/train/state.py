@@ -42,8 +42,12 @@ class TrainState:
             for index, values in optimizer.state_dict()["state"].items():
                 named |= {f"optimizer.{name}.{index}.{key}": value for key, value in values.items()}
         named["randomness"] = self.randomness.get_state()
-        named |= {f"{RELEASED}{name}": tensor for name, tensor in self.released.items()}
+        named |= self.released_named()
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+    def released_named(self) -> dict[str, Tensor]:
+        """Tensors of released statistics, by the names that they have in a file; see `released_tensors`."""
+        return {f"{RELEASED}{name}": tensor for name, tensor in self.released.items()}
 
     def values(self) -> Values:
         """Counters and released facts, as JSON values."""
