@@ -12,6 +12,7 @@
 #include "cpu/fused_program.h"
 #include "cpu/poisson_sampler.h"
 #include "cpu/simd.h"
+#include "cpu/swap_codes.h"
 #include "cpu/take_texts.h"
 
 #ifndef DPCGAN_CUDA_REASON
@@ -70,6 +71,28 @@ py::tuple take_texts(const Contiguous<uint8_t>& bytes, const Contiguous<int32_t>
   return py::make_tuple(taken, taken_starts);
 }
 
+// has: (codes, records) uint8, changed in place  classes, clusters: (records,) int64  weights, sizes: (records,)
+// float64 ratios: (clusters, codes) float32  first, second: (pairs,) int64  wanted: (pairs, classes) float64
+void swap_codes(Contiguous<uint8_t>& has, const Contiguous<int64_t>& classes, const Contiguous<int64_t>& clusters,
+                const Contiguous<double>& weights, const Contiguous<double>& sizes, const Contiguous<float>& ratios,
+                const Contiguous<int64_t>& first, const Contiguous<int64_t>& second, const Contiguous<double>& wanted,
+                int64_t sweeps, uint64_t seed) {
+  if (has.ndim() != 2 || ratios.ndim() != 2 || wanted.ndim() != 2)
+    throw std::invalid_argument("swap_codes: expected has, ratios and wanted of two dimensions");
+  const int64_t records = has.shape(1), pairs = wanted.shape(0);
+  if (classes.size() != records || clusters.size() != records || weights.size() != records || sizes.size() != records)
+    throw std::invalid_argument("swap_codes: expected a class, a cluster, a weight and a size of each record");
+  if (ratios.shape(1) != has.shape(0) || first.size() != pairs || second.size() != pairs)
+    throw std::invalid_argument("swap_codes: expected a ratio of each code, and two codes of each pair");
+  const dpcgan::cpu::CodeBlock block{has.mutable_data(), has.shape(0), records,       classes.data(), clusters.data(),
+                                     weights.data(),     sizes.data(), ratios.data(), ratios.shape(0)};
+  const dpcgan::cpu::CodePairs wanted_pairs{first.data(), second.data(), wanted.data(), pairs, wanted.shape(1)};
+  const py::gil_scoped_release others_go_on;
+  dpcgan::cpu::check_indices(block, wanted_pairs);
+  dpcgan::cpu::CodeSwaps swaps(block, wanted_pairs.class_count, seed);
+  for (int64_t sweep = 0; sweep < sweeps; ++sweep) swaps.sweep(wanted_pairs);
+}
+
 py::bytes chacha20_keystream(const py::bytes& key, uint64_t nonce, uint64_t counter) {
   uint32_t words[dpcgan::kChaChaWords];
   dpcgan::chacha20_block(key_from_bytes(key), nonce, counter, words);
@@ -106,6 +129,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("poisson_sample", &poisson_sample, py::arg("key"), py::arg("step"), py::arg("units"), py::arg("sample_rate"));
   m.def("take_texts", &take_texts, py::arg("bytes").noconvert(), py::arg("starts").noconvert(),
         py::arg("rows").noconvert());
+  m.def("swap_codes", &swap_codes, py::arg("has").noconvert(), py::arg("classes").noconvert(),
+        py::arg("clusters").noconvert(), py::arg("weights").noconvert(), py::arg("sizes").noconvert(),
+        py::arg("ratios").noconvert(), py::arg("first").noconvert(), py::arg("second").noconvert(),
+        py::arg("wanted").noconvert(), py::arg("sweeps"), py::arg("seed"));
   m.def("fused_workspace_floats", &fused_workspace_floats, "Floats that the fused path needs for a batch.");
   m.def("chacha20_keystream", &chacha20_keystream, py::arg("key"), py::arg("nonce"), py::arg("counter"),
         "One 64-byte block, for tests against published vectors.");

@@ -4,9 +4,11 @@ import math
 
 import dp_accounting
 import numpy as np
+import torch
+from scipy.stats import norm
 
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.ops import NoiseKey, gaussian_noise_
 from dpcgan_fast.privacy import releases
 from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.releases import Release
@@ -64,3 +66,15 @@ class Budget:
         noisy = releases.noisy_release(name, values.ravel(), sensitivity, multiplier, self._key, self._unit)
         self.mechanisms.append(noisy.mechanism)
         return Release(noisy.values.reshape(values.shape), noisy.std, noisy.mechanism)
+
+    def some_of(self, count: int, rate: float) -> np.ndarray | None:
+        """Which of so many things are looked at if each is with a chance of its own, rising; None for all of them.
+
+        rate: above 0; from 1 on all are. The draws come from the noise's own stream. No privacy is claimed for them:
+        whatever is released of those that are drawn is as private as without the draw.
+        """
+        if rate >= 1:
+            return None
+        draws = torch.zeros(count, dtype=torch.float64)
+        gaussian_noise_([draws], 1.0, self._key)
+        return np.flatnonzero(draws.numpy() < norm.ppf(rate))

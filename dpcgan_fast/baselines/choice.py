@@ -12,6 +12,7 @@ import pyarrow as pa
 from dpcgan_fast.baselines.budget import Budget, noise_multiplier
 from dpcgan_fast.baselines.codes import Codes
 from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
+from dpcgan_fast.baselines.mixed_codes import MixedCodes
 from dpcgan_fast.baselines.parts import Drawn, Part, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.signals import Strength, Waves
@@ -23,6 +24,7 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 
 INDEPENDENT = "independent histograms"
 SIZED = "independent histograms and numbers of codes"
+MIXED = "numbers, clusters and pairs of codes"
 TREE = "a tree of columns"
 STRENGTH = "one strength of the signal"
 WAVES = "strengths and waves of the signal"
@@ -112,20 +114,21 @@ def baselines_for(schema: Schema) -> tuple[Baseline, ...]:
     single = tuple(column for column in features if column.name not in signals)
     codes = schema.codes_columns()
 
-    def baseline(name: str, columns: tuple[Column, ...], *more: Part, sized: bool = True) -> Baseline:
-        parts = [*more, *(Codes(column, sized) for column in codes)]
-        parts += [Histograms(columns)] if columns else []
+    def baseline(name: str, columns: tuple[Column, ...], *more: Part) -> Baseline:
+        parts = [*more, *([Histograms(columns)] if columns else [])]
         return Baseline(name, schema, tuple(parts) or (Classes(),))
 
-    found = [baseline(INDEPENDENT, tuple(features), sized=False)]
+    found = [baseline(INDEPENDENT, tuple(features), *(Codes(column) for column in codes))]
+    mixed_codes = tuple(MixedCodes(column, mixed=True) for column in codes)
     if codes:
-        found.append(baseline(SIZED, tuple(features)))
+        found.append(baseline(SIZED, tuple(features), *(MixedCodes(column, mixed=False) for column in codes)))
+        found.append(baseline(MIXED, tuple(features), *mixed_codes))
     for name, part in ((STRENGTH, Strength), (WAVES, Waves)):
         if schema.signals:
-            found.append(baseline(name, single, *(part(signal) for signal in schema.signals)))
+            found.append(baseline(name, single, *(part(signal) for signal in schema.signals), *mixed_codes))
     if 2 <= len(single) <= MOST_COLUMNS:
         waves = (Waves(signal) for signal in schema.signals)
-        found.append(baseline(TREE, (), Tree(single), *waves))
+        found.append(baseline(TREE, (), Tree(single), *waves, *mixed_codes))
     return tuple(found)
 
 

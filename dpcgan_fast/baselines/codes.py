@@ -1,39 +1,31 @@
-"""Codes by noisy counts of each class: each drawn on its own, or as many of them as a record has.
+"""Codes by noisy counts of each class, and each drawn on its own.
 
 What is counted, and how a unit's part is bounded, is as in the release that the model itself makes of codes.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.histograms import drawn_cells, shares_of
 from dpcgan_fast.baselines.parts import Totals
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.public_cells import code_sets, vocabulary_of
 from dpcgan_fast.data.schema import Column
-from dpcgan_fast.privacy.denoising import denoised_counts
+from dpcgan_fast.privacy.denoising import CLEAR, denoised_counts, denoised_ratios
 from dpcgan_fast.privacy.releases import (
     FULL_WEIGHT_CODES,
+    Release,
     code_weights,
     lost_to_weights,
     number_bins,
     number_edges,
 )
 
-# Of what a column of codes may spend, the share of the histogram of how many a record has, where they are drawn by it.
-# Source: measured on a table of 50,000 x 1,071 codes; at 8 % it costs the counts next to nothing.
-_NUMBERS_SHARE = 0.08
-_CELLS = 1 << 24  # of records by codes that are drawn at a time
-_TRIED = 5000  # records by which the chances are settled
-_ROUNDS = 12
-_Races = Iterator[tuple[np.ndarray, np.ndarray]]
+_LARGEST_RATIO = math.exp(3.0)  # of the prevalence in a class to that in all
 
 
 def capped_codes(rows: Rows, column: Column) -> CodeRows:
@@ -58,55 +50,106 @@ def number_histogram(rows: Rows, sets: CodeRows, column: Column) -> np.ndarray:
     return rows.histogram(bins, len(number_edges(column.max_codes)))
 
 
-def prevalences(
-    counts: np.ndarray, numbers: np.ndarray, totals: np.ndarray, std: float, column: Column
-) -> np.ndarray:  # fmt: skip
-    """Share of the rows of each class that have each code, from noisy counts: (class_count, vocabulary) in [0, 1].
+@dataclass(frozen=True)
+class CodeCounts:
+    """What was released of the codes of a column by themselves.
 
-    counts, numbers: from `weighted_counts` and `number_histogram`, the counts with noise of this standard deviation
-    totals:          (class_count,) noisy number of rows
+    numbers: (class_count, bins) noisy number of records by how many codes they have, with noise of `numbers_std`
+    counts:  (class_count, vocabulary) noisy `weighted_counts`, with noise of `std`
     """
+
+    column: Column
+    numbers: np.ndarray
+    numbers_std: float
+    counts: np.ndarray
+    std: float
+
+    @property
+    def totals(self) -> Totals:
+        """What the numbers of codes say of the classes."""
+        return Totals(self.numbers.sum(axis=1), self.numbers_std**2 * self.numbers.shape[1])
+
+    def number_shares(self) -> np.ndarray:
+        """Share of the rows of each class by how many codes they have: (class_count, bins), each class's sum to 1.
+
+        Of the many numbers that nobody has next to nothing is left, or a hundred codes of a few would be added to all.
+        """
+        found = denoised_counts(self.numbers.ravel(), self.numbers_std).reshape(self.numbers.shape)
+        found = np.array([own if own.sum() > 0 else np.eye(len(own))[0] for own in found])
+        return found / found.sum(1, keepdims=True)
+
+    def weighted_shares(self, totals: np.ndarray) -> np.ndarray:
+        """Share of the rows of each class that have each code, each row with its weight: (class_count, vocabulary).
+
+        totals: (class_count,) noisy number of rows
+        Counts of all classes together tell how frequent a code is, and those of one how much more or less so there.
+        """
+        totals, classes = np.maximum(totals, 1.0), len(totals)
+        of_all = denoised_counts(self.counts.sum(0), self.std * math.sqrt(classes)) / totals.sum()
+        shares = np.tile(of_all, (classes, 1))
+        if classes > 1:
+            possible = of_all > 0
+            expected = (totals[:, None] * shares)[:, possible]
+            shares[:, possible] *= denoised_ratios(self.counts[:, possible], expected, self.std, _LARGEST_RATIO)
+        return np.clip(shares, 0.0, 1.0)
+
+    def sure(self) -> np.ndarray:
+        """Which counts stand so clear of their noise that they are taken as they are: (class_count, vocabulary)."""
+        return self.std < CLEAR * self.counts
+
+    def prevalences(self, totals: np.ndarray) -> np.ndarray:
+        """Share of the rows of each class that have each code: (class_count, vocabulary) in [0, 1]."""
+        edges, most = number_edges(self.column.max_codes), self.column.max_codes
+        lost = [lost_to_weights(own, edges, most, FULL_WEIGHT_CODES) for own in self.numbers]
+        return np.minimum(1.0, self.weighted_shares(totals) * np.array(lost)[:, None])
+
+
+def entries_of(numbers: np.ndarray, column: Column) -> float:
+    """How many codes all records have together, about, and at least 1. numbers: (class_count, bins) noisy"""
     edges = number_edges(column.max_codes)
-    shares = []
-    for own, records, total in zip(counts, numbers, totals, strict=True):
-        lost = lost_to_weights(records, edges, column.max_codes, FULL_WEIGHT_CODES)
-        shares.append(np.minimum(1.0, denoised_counts(own, std) * lost / max(total, 1.0)))
-    return np.array(shares)
+    middles = (edges + np.append(edges[1:] - 1, column.max_codes)) / 2
+    return max(1.0, float((np.maximum(numbers.sum(0), 0.0) * middles).sum()))
+
+
+def release_numbers(rows: Rows, sets: CodeRows, column: Column, budget: Budget, share: float) -> Release:
+    """How many codes records have, by class. sets: from `capped_codes`"""
+    return budget.release(f"numbers of codes: {column.name}", number_histogram(rows, sets, column), 1.0, share)
+
+
+def release_counts(rows: Rows, sets: CodeRows, column: Column, budget: Budget, share: float) -> Release:
+    """How frequent each code is in each class. sets: from `capped_codes`"""
+    counts = weighted_counts(rows, sets, column)
+    return budget.release(f"code counts: {column.name}", counts, math.sqrt(FULL_WEIGHT_CODES), share)
 
 
 @dataclass
 class Codes:
-    """The part of a column of codes. sized: whether a record first draws how many codes it has."""
+    """The part of a column of codes."""
 
     column: Column
-    sized: bool
     weight: float = 1.0 + FULL_WEIGHT_CODES
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnCodes":
-        """Not sized, both have noise alike, which is the least where all that counts is the sum of squares."""
-        of_numbers = share * (_NUMBERS_SHARE if self.sized else 1.0 / self.weight)
-        name, sets = self.column.name, capped_codes(rows, self.column)
-        histogram, found = number_histogram(rows, sets, self.column), weighted_counts(rows, sets, self.column)
-        numbers = budget.release(f"numbers of codes: {name}", histogram, 1.0, of_numbers)
-        counts = budget.release(f"code counts: {name}", found, math.sqrt(FULL_WEIGHT_CODES), share - of_numbers)
-        totals = Totals(numbers.values.sum(axis=1), numbers.std**2 * numbers.values.shape[1])
-        drawn = _DrawnSizedCodes if self.sized else _DrawnCodes
-        return drawn(self.column, counts.values, counts.std, numbers.values, totals)
+        """Both releases have noise alike, which is the least where all that counts is the sum of squares."""
+        sets, of_numbers = capped_codes(rows, self.column), share / self.weight
+        numbers = release_numbers(rows, sets, self.column, budget, of_numbers)
+        counts = release_counts(rows, sets, self.column, budget, share - of_numbers)
+        return _DrawnCodes(CodeCounts(self.column, numbers.values, numbers.std, counts.values, counts.std))
 
 
 @dataclass
 class _DrawnCodes:
     """Every code on its own, as often as its count says."""
 
-    column: Column
-    counts: np.ndarray
-    std: float
-    numbers: np.ndarray
-    totals: Totals
+    counts: CodeCounts
     _shares: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
+    @property
+    def totals(self) -> Totals:
+        return self.counts.totals
+
     def settle(self, totals: np.ndarray) -> None:
-        self._shares = prevalences(self.counts, self.numbers, totals, self.std, self.column)
+        self._shares = self.counts.prevalences(totals)
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
         rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -116,70 +159,5 @@ class _DrawnCodes:
             for code in np.flatnonzero(counts):
                 rows.append(members[rng.choice(len(members), counts[code], replace=False, shuffle=False)])
                 positions.append(np.full(counts[code], code))
-        return {self.column.name: _lists(rows, positions, len(classes), self.column)}
-
-
-@dataclass
-class _DrawnSizedCodes(_DrawnCodes):
-    """First how many codes a record has, then so many, by chances under which each is as frequent as its count says."""
-
-    _sizes: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    _chances: list[np.ndarray] = field(default_factory=list)  # log chances of a class, each drawn from in turn
-
-    def settle(self, totals: np.ndarray) -> None:
-        super().settle(totals)
-        self._sizes = shares_of(self.numbers, totals)
-        rng = np.random.default_rng(0)  # of records that nobody sees
-        self._chances = [self._settled(index, rng) for index in range(len(self._sizes))]
-
-    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
-        rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for index, chances in enumerate(self._chances):
-            members = np.flatnonzero(classes == index)
-            for record, codes in self._raced(index, chances, len(members), rng):
-                rows.append(members[record])
-                positions.append(codes)
-        return {self.column.name: _lists(rows, positions, len(classes), self.column)}
-
-    def _settled(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """Log chances by which codes are included as often as their shares say: a fixed point of what is drawn."""
-        with np.errstate(divide="ignore"):
-            wanted = np.log(self._shares[index])
-        chances, possible = wanted.copy(), np.isfinite(wanted)
-        if not possible.any():
-            return chances
-        for _ in range(_ROUNDS):
-            found = np.zeros(len(chances))
-            for _, codes in self._raced(index, chances, _TRIED, rng):
-                found += np.bincount(codes, minlength=len(chances))
-            # One record more, as frequent as is wanted, keeps a code that was not drawn at all from running away.
-            share = (found + self._shares[index]) / (_TRIED + 1)
-            scale = self._shares[index].sum() / share.sum()  # how many codes there are is the numbers' to say
-            chances[possible] += np.log(self._shares[index][possible] / (share[possible] * scale))
-        return chances
-
-    def _raced(self, index: int, chances: np.ndarray, count: int, rng: np.random.Generator) -> _Races:
-        """Records and codes of `count` new records of a class, in blocks: (record, code) int64 each.
-
-        Each code arrives at an exponential time of its own rate, and the first ones are taken. Source: sampling without
-        replacement by exponential clocks, Efraimidis and Spirakis 2006.
-        """
-        edges, possible = number_edges(self.column.max_codes), int(np.isfinite(chances).sum())
-        ends = np.append(edges[1:], self.column.max_codes + 1)
-        bins = drawn_cells(self._sizes[index : index + 1], np.zeros(count, np.int64), rng)
-        sizes = np.minimum(rng.integers(edges[bins], ends[bins]), possible)
-        logits = torch.from_numpy(chances).float()
-        randomness = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        block = max(1, _CELLS // max(1, len(chances)))
-        for first in range(0, count, block):
-            own = torch.from_numpy(sizes[first : first + block])
-            most = int(own.max())
-            times = torch.empty(len(own), len(chances)).exponential_(generator=randomness).log_()
-            codes = (logits - times).topk(most, dim=1).indices
-            taken = torch.arange(most) < own[:, None]
-            yield first + taken.nonzero()[:, 0].numpy(), codes[taken].numpy()
-
-
-def _lists(rows: list[np.ndarray], positions: list[np.ndarray], count: int, column: Column) -> pa.LargeListArray:
-    sets = CodeRows.from_entries(np.concatenate(rows), np.concatenate(positions), count)
-    return CodeSets(sets, vocabulary_of(column)).lists()
+        sets = CodeRows.from_entries(np.concatenate(rows), np.concatenate(positions), len(classes))
+        return {self.counts.column.name: CodeSets(sets, vocabulary_of(self.counts.column)).lists()}

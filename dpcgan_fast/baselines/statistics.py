@@ -9,13 +9,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpcgan_fast.baselines.choice import TREE, WAVES, Baseline, FittedBaseline
+from dpcgan_fast.baselines.choice import MIXED, TREE, WAVES, Baseline, FittedBaseline
 from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
+from dpcgan_fast.baselines.mixed_codes import MixedCodes
 from dpcgan_fast.baselines.parts import KeptDrawn, KeptPart
 from dpcgan_fast.baselines.signals import Waves
 from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
 from dpcgan_fast.data.encoding import wide_codecs
-from dpcgan_fast.data.public_cells import modelled_columns
+from dpcgan_fast.data.public_cells import modelled_columns, without_codes
 from dpcgan_fast.data.schema import Schema
 
 STATISTICS = (
@@ -28,26 +29,31 @@ _RATES = "rates"
 def has_statistics(schema: Schema) -> bool:
     """Whether rows of a schema of records are drawn from statistics; bounds and lists may still be private.
 
-    Not if there are codes, visits, public lists of more than 64 categories, or more than 64 columns beside signals and
-    the label: there, nothing has been measured that would speak for it.
+    Codes and a label are, and so are up to 64 columns, signals and a label. Not both together, nor visits, nor public
+    lists of more than 64 categories: there, nothing has been measured that would speak for it.
     """
-    if schema.codes_columns() or schema.of_rows is not None or wide_codecs(schema):
+    if schema.of_rows is not None or wide_codecs(schema):
         return False
-    single = sum(column.name != schema.label for column in schema.columns)
+    codes = len(schema.codes_columns())
+    single = sum(column.name != schema.label for column in schema.columns) - codes
+    if codes:
+        return single + len(schema.signals) == 0
     return single <= MOST_COLUMNS and single + len(schema.signals) > 0
 
 
 def statistics_for(schema: Schema) -> Baseline:
     """The statistics of a complete schema of records that `has_statistics`."""
     signals = {name for signal in schema.signals for name in signal.columns}
-    others = [column for column in modelled_columns(schema) if column.name != schema.label]
+    others = [column for column in modelled_columns(without_codes(schema)) if column.name != schema.label]
     single = tuple(column for column in others if column.name not in signals and has_cells(column))
     parts: list[KeptPart] = [Waves(signal) for signal in schema.signals]
+    parts += [MixedCodes(column, mixed=True) for column in schema.codes_columns()]
     if len(single) > 1:
         parts.insert(0, Tree(single))
     elif single:
         parts.insert(0, Histograms(single))
     names = [*([TREE] if len(single) > 1 else [ONE_COLUMN] if single else []), *([WAVES] if schema.signals else [])]
+    names += [MIXED] if schema.codes_columns() else []
     return Baseline(" and ".join(names) or CLASSES, schema, tuple(parts) or (Classes(),))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 _GRID = 90  # counts that a true one may be, evenly spaced in their logarithm, and none
 _SMALLEST = 0.02
 _ROUNDS = 80
-_CLEAR = 0.06  # counts whose noise is a smaller share of them stay as they are: the grid is coarser
+_RATIOS, _RATIO_ROUNDS = 41, 25
+CLEAR = 0.06  # counts whose noise is a smaller share of them stay as they are: the grid is coarser
 
 
 def denoised_counts(noisy: np.ndarray, std: float) -> np.ndarray:
@@ -30,7 +31,31 @@ def denoised_counts(noisy: np.ndarray, std: float) -> np.ndarray:
         chances = likelihood * share
         chances /= chances.sum(1, keepdims=True)
         share = chances.mean(0)
-    return np.where(std < _CLEAR * noisy, noisy, chances @ grid)
+    return np.where(std < CLEAR * noisy, noisy, chances @ grid)
+
+
+def denoised_ratios(noisy: np.ndarray, expected: np.ndarray, std: float, largest: float) -> np.ndarray:
+    """How many times as large as expected each count is, given its noisy one: float64 of the same shape, positive.
+
+    noisy:    counts with N(0, std^2) added to each
+    expected: of the same shape, positive: the counts if all ratios were 1
+    largest:  ratios lie between 1 / largest and largest
+    The ratios' own distribution is estimated from all of them, as in `denoised_counts`. What a count varies by itself,
+    by its mean as a Poisson count, is taken for noise as well.
+    """
+    if noisy.size == 0:
+        return np.ones(noisy.shape)
+    grid = np.exp(np.linspace(-np.log(largest), np.log(largest), _RATIOS)).astype(np.float32)
+    expected = np.maximum(expected, _SMALLEST)
+    observed, mean = noisy.reshape(-1, 1).astype(np.float32), expected.reshape(-1, 1).astype(np.float32)
+    variance = np.float32(std**2) + mean * grid
+    exponents = -0.5 * (observed - mean * grid) ** 2 / variance - 0.5 * np.log(variance)
+    likelihood = np.exp(exponents - exponents.max(1, keepdims=True))
+    share = np.full(len(grid), 1 / len(grid), np.float32)
+    for _ in range(_RATIO_ROUNDS):
+        share *= likelihood.T @ (1 / (likelihood @ share)) / np.float32(len(likelihood))
+    found = (likelihood @ (share * grid)) / (likelihood @ share)
+    return np.where(std < CLEAR * noisy, noisy / expected, found.reshape(noisy.shape).astype(np.float64))
 
 
 def closest_histogram(noisy: np.ndarray, total: float) -> np.ndarray:

@@ -61,7 +61,7 @@ class DPCGAN:
             schema.n_units,
             steps,
             seed,
-            least_release_share(schema, preset),
+            least_release_share(schema, preset, changes.get("statistics") is not False),
             **changes,  # type: ignore[arg-type]
         )
         self._device_name = device

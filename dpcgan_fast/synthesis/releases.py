@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dpcgan_fast.baselines import has_statistics
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.code_rows import CodeSets
 from dpcgan_fast.data.dates import within_calendar
@@ -113,14 +114,16 @@ def _private_vocabularies(schema: Schema) -> list[str]:
     return [column.name for column in schema.columns if column.vocabulary == PRIVATE]
 
 
-def least_release_share(schema: Schema, preset: str) -> float:
+def least_release_share(schema: Schema, preset: str, statistics: bool = True) -> float:
     """Share of epsilon that the releases of a schema take at least; none where class rates or bounds are all.
 
+    statistics: whether they may be what rows are drawn from
     How often each code or category occurs is most of what there is to know of many, and a release tells it better than
-    training does.
+    training does; where rows are drawn from statistics, these tell it.
     """
     schema = schema.as_records()
-    if is_conditional(preset) and (schema.codes_columns() or wide_codecs(schema)):
+    told = statistics and has_statistics(schema) and not _private_vocabularies(schema)
+    if is_conditional(preset) and (schema.codes_columns() or wide_codecs(schema)) and not told:
         return COUNTS_SHARE
     return QUANTILES_SHARE if _private_quantiles(schema) else 0.0
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dpcgan_fast.baselines import baselines_for, choice
-from dpcgan_fast.baselines.codes import capped_codes, number_histogram, prevalences, weighted_counts
+from dpcgan_fast.baselines.codes import CodeCounts, capped_codes, number_histogram, weighted_counts
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate import CodeView, code_distances, code_view
@@ -15,6 +15,7 @@ from dpcgan_fast.privacy.releases import FULL_WEIGHT_CODES, number_edges
 from tests.baselines.tables import VOCABULARY, codes_schema, codes_table
 
 BOTH = [choice.INDEPENDENT, choice.SIZED]
+ALL = [*BOTH, choice.MIXED]
 
 
 def drawn_at(epsilon: float, train: pa.Table, schema: Schema, name: str, rows: int = 4000) -> pa.Table:
@@ -123,6 +124,7 @@ def test_more_noise_is_farther_from_the_real_prevalences(name):
 def test_prevalences_stay_between_none_and_all():
     (column,) = codes_schema().codes_columns()
     numbers = np.zeros((2, len(number_edges(column.max_codes))))
-    shares = prevalences(np.array([[-50.0, 90.0], [1.0, 2.0]]), numbers, np.array([40.0, -3.0]), 5.0, column)
-    assert shares.min() >= 0
-    assert shares.max() <= 1
+    counts = CodeCounts(column, numbers, 5.0, np.array([[-50.0, 90.0], [1.0, 2.0]]), 5.0)
+    for shares in (counts.prevalences(np.array([40.0, -3.0])), counts.weighted_shares(np.array([40.0, -3.0]))):
+        assert shares.min() >= 0
+        assert shares.max() <= 1

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from dpcgan_fast import ops
@@ -14,12 +15,15 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import Ledger, Mechanism, account, noise_key
 from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import DPCGAN
+from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.train.checkpoint import digest, pack, unpack
+from tests.synthesis.code_runs import VOCABULARY, code_schema
 from tests.synthesis.runs import model_of, stopping_hooks
 from tests.tables import FEW_STEPS, make_schema, make_table, schema_values
 
 TREE = "a tree of columns"
 WARDS = [f"ward {i}" for i in range(70)]
+DX = {"name": "dx", "type": "codes", "vocabulary": ["A", "B"], "max_codes": 2}
 SIGNAL = {"name": "ecg", "columns": ["X1", "...", "X9"], "bounds": [-1, 1]}
 
 
@@ -40,7 +44,9 @@ def schema_of(columns, **more) -> Schema:
         (schema_of(numeric(1)), "a histogram of the column"),
         (schema_of([], signals=[SIGNAL]), "strengths and waves of the signal"),
         (schema_of(numeric(3), signals=[SIGNAL]), "a tree of columns and strengths and waves of the signal"),
-        (schema_of([{"name": "dx", "type": "codes", "vocabulary": ["A", "B"], "max_codes": 2}]), None),
+        (schema_of([DX]), "numbers, clusters and pairs of codes"),
+        (schema_of([DX, *numeric(1)]), None),
+        (schema_of([DX, {"name": "died", "type": "binary"}], label="died"), "numbers, clusters and pairs of codes"),
         (schema_of([{"name": "died", "type": "binary"}], label="died"), None),
         (schema_of([*numeric(2), {"name": "ward", "type": "categorical", "categories": WARDS}]), None),
         (
@@ -56,6 +62,8 @@ def schema_of(columns, **more) -> Schema:
         "signal",
         "columns and signal",
         "codes",
+        "codes and a column",
+        "codes and a label",
         "label alone",
         "70 categories",
         "9 categories",
@@ -146,6 +154,52 @@ def test_numbers_have_their_bins_on_their_own_scale(tmp_path, scale):
     assert abs(drawn.null_count / 8000 - 0.3) < 0.03
     found = np.quantile(drawn.drop_null().to_numpy(), [0.25, 0.5, 0.75])
     assert np.abs(np.log(found / np.quantile(values, [0.25, 0.5, 0.75]))).max() < 0.35
+
+
+def code_records(rows=3000, seed=0) -> pa.Table:
+    """Whoever has D01 has D00; those who died have more codes."""
+    rng = np.random.default_rng(seed)
+    died = rng.random(rows) < 0.3
+    held = rng.random((rows, len(VOCABULARY))) < np.where(died, 0.3, 0.1)[:, None]
+    held[:, 0] |= held[:, 1]
+    lists = [[code for code, has in zip(VOCABULARY, row, strict=True) if has] for row in held]
+    return pa.table({"patient": [f"p{i}" for i in range(rows)], "died": died.astype(int), "dx": lists})
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, "private"], ids=["public", "private"])
+def test_codes_and_a_label_are_drawn_from_numbers_clusters_and_pairs(tmp_path, vocabulary):
+    schema = code_schema(vocabulary, ("died", "dx"), n_units=3000)
+    epsilon = 30.0 if vocabulary == "private" else math.inf
+    model = DPCGAN(schema, epsilon, 1e-5, device="cpu", **FEW_STEPS).fit(code_records(), tmp_path / "run")
+    assert model.privacy()["drawn_from"] == "statistics: numbers, clusters and pairs of codes"
+    assert float(model.privacy()["epsilon_spent"]) <= epsilon
+    networks = DPCGAN(schema, math.inf, 1e-5, device="cpu", statistics=False, **FEW_STEPS)
+    drawn = model.sample(4000, seed=1)
+    assert drawn.schema == networks.fit(code_records(), tmp_path / "networks").sample(10).schema
+    with_second = [cell for cell in drawn["dx"].to_pylist() if "D01" in cell]
+    assert np.mean(["D00" in cell for cell in with_second]) > 0.9
+    died = np.asarray(drawn["died"])
+    lengths = np.asarray(pc.list_value_length(drawn["dx"]))
+    assert lengths[died == 1].mean() > 1.8 * lengths[died == 0].mean()
+    assert set(model.sample(30, where={"died": 1})["died"].to_pylist()) == {1}
+    assert DPCGAN.load(tmp_path / "run").sample(40, seed=2).equals(model.sample(40, seed=2))
+
+
+def test_few_rows_have_pairs_as_often_as_many(tmp_path):
+    """Pairs are mended in a block of records, and ten alone would be too few for a rare one."""
+    schema = code_schema(VOCABULARY, ("died", "dx"), n_units=3000)
+    model = DPCGAN(schema, math.inf, 1e-5, device="cpu", **FEW_STEPS).fit(code_records(), tmp_path / "run")
+    few = [cell for seed in range(40) for cell in model.sample(10, seed=seed)["dx"].to_pylist()]
+    share = np.mean(["D00" in cell and "D01" in cell for cell in few])
+    assert share == pytest.approx(0.16, abs=0.06)
+
+
+def test_counts_of_codes_take_little_where_statistics_tell_them():
+    schema = code_schema(VOCABULARY, ("died", "dx"))
+    assert least_release_share(schema, "auto") == 0
+    assert least_release_share(schema, "auto", statistics=False) == 0.4
+    assert least_release_share(code_schema("private", ("died", "dx")), "auto") == 0.4  # they name the codes
+    assert least_release_share(code_schema(), "auto") == 0.4  # a column beside them: networks
 
 
 def test_a_stopped_run_goes_on_with_the_statistics_that_it_paid_for(tmp_path):

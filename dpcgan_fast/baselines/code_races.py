@@ -1,0 +1,192 @@
+"""Which codes a record has, given how many, its class and its cluster: chances under which each is frequent enough."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpcgan_fast.baselines.histograms import drawn_cells
+from dpcgan_fast.privacy.releases import code_weights, number_edges
+
+_CELLS = 1 << 24  # of records by codes that are drawn at a time
+_ROUNDS = 16
+_NEWTON_STEPS = 6
+_LARGEST_STEP = 2.0  # of a logarithm in one round
+_RACED_ROUNDS, _FEWEST_RACED, _MOST_RACED = 3, 2000, 16384  # and records of each
+_CLEAR_COUNT = 400.0  # of which half of what a count is off by is believed
+_MOST_SCALED = 2.0
+_RARE_KIND = 1e-5  # a smaller share of a class's records is left out while chances are settled
+_SMALLEST_SHARE = 1e-12
+
+
+@dataclass(frozen=True)
+class CodeKinds:
+    """Kinds of records: clusters, and how many codes a record has.
+
+    sizes:  (class_count, clusters, bins) float64, the share of a class's records that are in a cluster and whose number
+            of codes is in a bin, see `number_edges`; each class's sum to 1
+    ratios: (clusters, vocabulary) float32, positive: how many times as likely a code is in a cluster
+    within: (class_count, numbers) float64, the share of the records of a bin that have each number of codes, from 0 to
+            the most that a record has
+    """
+
+    sizes: np.ndarray
+    ratios: np.ndarray
+    within: np.ndarray
+
+    @property
+    def edges(self) -> np.ndarray:
+        """First number of each bin, and the number after the last one."""
+        count = self.within.shape[1]
+        return np.append(number_edges(count - 1), count)
+
+    def inclusions(self, index: int, chances: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """Of each bin: its mean number, the shares of the clusters with it, and how likely a record has each code.
+
+        index:   of the class; chances: (vocabulary,) logarithms, -inf for a code that never occurs
+        Yields (mean number, (clusters,) float64, (clusters, vocabulary) float32); clusters and bins that hardly occur
+        are left out.
+        """
+        weights = torch.from_numpy(np.exp(chances)).float() * torch.from_numpy(self.ratios)
+        possible = float((weights[0] > 0).sum())
+        weights /= weights.sum(1, keepdim=True)
+        means = np.add.reduceat(self.within[index] * np.arange(self.within.shape[1]), self.edges[:-1])
+        for column, mean in enumerate(np.minimum(means, possible)):
+            used = np.flatnonzero(self.sizes[index, :, column] > _RARE_KIND)
+            if mean > 0 and len(used):
+                yield mean, self.sizes[index, used, column], _included(weights[used], float(mean), possible)
+
+
+def _included(weights: Tensor, count: float, possible: float) -> Tensor:
+    """How likely each code is among the first `count`, about: (clusters, vocabulary). weights: rows sum to 1.
+
+    1 - exp(-t w) at the time t by which so many have arrived on average.
+    """
+    if count >= possible:
+        return (weights > 0).float()
+    time = torch.full((len(weights), 1), count)
+    for _ in range(_NEWTON_STEPS):  # from below: the number that has arrived is concave in time
+        waiting = torch.exp(-time * weights)
+        rate = (weights * waiting).sum(1, keepdim=True).clamp_min(1e-9)
+        time = time + (count - (1 - waiting).sum(1, keepdim=True)) / rate
+    return 1 - torch.exp(-time * weights)
+
+
+def within_bins(shares: np.ndarray, most: int) -> np.ndarray:
+    """Shares of the numbers of codes within their bins, (numbers,), from those of the bins: (bins,).
+
+    The logarithm of how frequent a number is runs straight between the middles of the bins; each bin's sum to 1.
+    """
+    edges, numbers = np.append(number_edges(most), most + 1), np.arange(most + 1)
+    middles, widths = (edges[1:] + edges[:-1] - 1) / 2, np.diff(edges)
+    logs = np.interp(numbers, middles, np.log(np.maximum(shares / widths, _SMALLEST_SHARE)))
+    dense = np.exp(logs - logs.max())
+    return dense / np.repeat(np.add.reduceat(dense, edges[:-1]), widths)
+
+
+@dataclass(frozen=True)
+class WantedCodes:
+    """How frequent codes are to be: (class_count, vocabulary) each.
+
+    shares: of a class's rows, each row with its weight, see `code_weights`
+    sure:   whether a share is hardly noise; the others are scaled to what the numbers of codes say there are in all
+    full:   codes of a record that weigh in full
+    """
+
+    shares: np.ndarray
+    sure: np.ndarray
+    full: int
+
+    def of_class(self, index: int, total: float) -> np.ndarray:
+        """Shares that add up to a total, but where sure ones alone are more or much less than that."""
+        own, sure = self.shares[index], self.sure[index]
+        sure = sure if (own[~sure] > 0).any() else np.zeros_like(sure)
+        scale = (total - own[sure].sum()) / max(own[~sure].sum(), _SMALLEST_SHARE)
+        return np.minimum(np.where(sure, own, own * np.clip(scale, 1 / _MOST_SCALED, _MOST_SCALED)), 1.0)
+
+
+def settled_chances(kinds: CodeKinds, wanted: WantedCodes, rng: np.random.Generator) -> np.ndarray:
+    """Log chances, (class_count, vocabulary), under which codes are as frequent in each class as is wanted.
+
+    By what a race gives on average, about; then frequent codes by what some races gave, of records that nobody sees.
+    """
+    chances = np.full(wanted.shares.shape, -np.inf)
+    for index, own in enumerate(wanted.shares):
+        possible = own > _SMALLEST_SHARE
+        if not possible.any():
+            continue
+        chances[index, possible] = np.log(own[possible])
+        for _ in range(_ROUNDS):
+            found = np.zeros(len(own))
+            for mean, of_clusters, included in kinds.inclusions(index, chances[index]):
+                found += code_weights(np.array([mean]), wanted.full) * (of_clusters @ included.double().numpy())
+            goal = wanted.of_class(index, found.sum())
+            step = np.log(goal[possible] / np.maximum(found[possible], _SMALLEST_SHARE))
+            chances[index, possible] += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+        for turn in range(_RACED_ROUNDS):
+            step = _raced_step(kinds, chances, wanted, index, rng)[possible] / (1 + turn)
+            chances[index, possible] += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+    return chances
+
+
+def _raced_step(
+    kinds: CodeKinds, chances: np.ndarray, wanted: WantedCodes, index: int, rng: np.random.Generator
+) -> np.ndarray:  # fmt: skip
+    """By how much each code's chance is to rise, of which the less is believed the rarer it was: (vocabulary,)."""
+    count = min(_MOST_RACED, max(_FEWEST_RACED, _CELLS // chances.shape[1]))
+    drawn = raced(kinds, chances, np.full(count, index), rng)
+    weights = code_weights(np.bincount(drawn.rows, minlength=count), wanted.full)
+    found = np.bincount(drawn.positions, weights[drawn.rows], minlength=chances.shape[1])
+    goal = wanted.of_class(index, found.sum() / count) * count
+    return np.log((goal + _SMALLEST_SHARE) / (found + _SMALLEST_SHARE)) * found / (found + _CLEAR_COUNT)
+
+
+@dataclass(frozen=True)
+class DrawnCodes:
+    """Codes of new records: rows and positions (entries,) int64, and the cluster of each record (rows,) int64."""
+
+    rows: np.ndarray
+    positions: np.ndarray
+    clusters: np.ndarray
+
+
+def raced(kinds: CodeKinds, chances: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> DrawnCodes:
+    """Clusters, numbers and codes of new records of these classes, (rows,) int64.
+
+    Each code arrives at an exponential time of its own rate, and the first ones are taken. Source: sampling without
+    replacement by exponential clocks, Efraimidis and Spirakis 2006.
+    """
+    bins = kinds.sizes.shape[2]
+    kind = drawn_cells(kinds.sizes.reshape(len(kinds.sizes), -1), classes, rng)
+    clusters, found = np.divmod(kind, bins)
+    possible = np.isfinite(chances).sum(1)
+    numbers = np.minimum(_numbers(kinds, classes, found, rng), possible[classes])
+    randomness = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    logits, ratios = torch.from_numpy(chances).float(), torch.from_numpy(kinds.ratios).log()
+    order = np.argsort(numbers, kind="stable")  # records of a block need about as many codes
+    block = max(1, _CELLS // max(1, chances.shape[1]))
+    rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for first in range(0, len(order), block):
+        own = order[first : first + block]
+        count = torch.from_numpy(numbers[own])
+        most = int(count.max())
+        times = torch.empty(len(own), chances.shape[1]).exponential_(generator=randomness).log_()
+        times -= logits[classes[own]]
+        times -= ratios[clusters[own]]
+        codes = times.topk(most, dim=1, largest=False).indices
+        taken = torch.arange(most) < count[:, None]
+        rows.append(own[taken.nonzero()[:, 0].numpy()])
+        positions.append(codes[taken].numpy())
+    return DrawnCodes(np.concatenate(rows), np.concatenate(positions), clusters)
+
+
+def _numbers(kinds: CodeKinds, classes: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How many codes records of these bins have, (rows,) int64."""
+    draws, numbers = rng.random(len(classes)), np.empty(len(classes), np.int64)
+    ends = np.cumsum(kinds.within, axis=1)  # each bin's begin at a whole number
+    for index, own in enumerate(ends):
+        members = np.flatnonzero(classes == index)
+        numbers[members] = np.searchsorted(own, bins[members] + draws[members], side="right")
+    return np.clip(numbers, kinds.edges[bins], kinds.edges[bins + 1] - 1)

@@ -1,0 +1,74 @@
+"""Releases of neighbouring tables: what moves when a unit goes, with what was released before held fixed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpcgan_fast.baselines import Baseline
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.privacy.releases import Release
+from tests.evaluate.tables import with_column
+
+RELEASE = Budget.release
+
+
+class Replay:
+    """Takes the place of `Budget.release`: gives every table the answers that the first one had, so that what follows
+    from them is the same, and keeps what each table was about to release.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[Release] = []
+        self.asked: list[np.ndarray] = []
+        self.sensitivities: list[float] = []
+
+    def first(self, budget: Budget, name: str, values: np.ndarray, sensitivity: float, share: float) -> Release:
+        self.answers.append(RELEASE(budget, name, values, sensitivity, share))
+        self.asked.append(values)
+        self.sensitivities.append(sensitivity)
+        return self.answers[-1]
+
+    def again(self, moved: list[float]) -> Any:
+        given = iter(zip(self.answers, self.asked, self.sensitivities, strict=True))
+
+        def release(_: Budget, __: str, values: np.ndarray, sensitivity: float, ___: float) -> Release:
+            answer, first, first_sensitivity = next(given)
+            assert sensitivity == first_sensitivity
+            moved.append(float(np.linalg.norm(values - first)) / sensitivity)
+            return answer
+
+        return release
+
+
+def refuse_moves(
+    monkeypatch: pytest.MonkeyPatch, table: pa.Table, epsilon: float, baseline_of: Callable[..., Baseline]
+) -> int:
+    """Asserts that no unit moves a release by more than its sensitivity, and that some unit moves one.
+
+    table:       60 rows
+    baseline_of: a baseline of a schema with these fields changed
+    Units of one row and of several, some of which count. Returns the number of releases.
+    """
+    rng = np.random.default_rng(0)
+    table = table.append_column("person", pa.array(rng.choice(12, 60, p=[0.5, *[0.5 / 11] * 11])))
+    alike = table.column_names[0]  # rows of a unit alike, which moves a cell the most
+    table = with_column(table, alike, [table[alike][0].as_py()] * 60)
+    releases = 0
+    for unit, cap in ((None, 1), ("person", 1), ("person", 4)):
+        baseline = baseline_of(unit=unit, max_rows_per_unit=cap)
+        replay, moved = Replay(), []
+        monkeypatch.setattr(Budget, "release", lambda *arguments: replay.first(*arguments))  # noqa: B023
+        baseline.fit(table, epsilon, 1e-5)
+        persons = np.array(table["person"].to_pylist())
+        for left in range(12):
+            rest = table.filter(persons != left) if unit else pa.concat_tables([table[:left], table[left + 1 :]])
+            monkeypatch.setattr(Budget, "release", replay.again(moved))
+            baseline.fit(rest, epsilon, 1e-5)
+        releases = len(replay.answers)
+        assert len(moved) == 12 * releases
+        assert max(moved) <= 1 + 1e-9
+        assert max(moved) > 0
+    return releases

@@ -1,0 +1,302 @@
+"""Codes that have to do with each other: numbers first, then clusters of records, then pairs of codes."""
+
+import math
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dpcgan_fast.baselines import Baseline, baselines_for, choice, mixed_codes
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.code_mixture import MixturePlan
+from dpcgan_fast.baselines.code_pairs import pair_counts, pair_weights
+from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, raced, settled_chances, within_bins
+from dpcgan_fast.baselines.code_repair import ModelRecords, PairRepair
+from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
+from dpcgan_fast.data.code_rows import CodeRows
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.ops import NoiseKey, native_module
+from dpcgan_fast.privacy.releases import number_edges
+from tests.baselines.replay import refuse_moves
+from tests.baselines.tables import VOCABULARY, codes_schema, codes_table
+
+WIDTH = len(VOCABULARY)
+
+
+def mixed_of(schema: Schema) -> Baseline:
+    return next(one for one in baselines_for(schema) if one.name == choice.MIXED)
+
+
+def plan_always(monkeypatch: pytest.MonkeyPatch, clusters: int = 3, rounds: int = 3) -> None:
+    """Clusters and pairs also of tables that are too small for them."""
+    plan = CodesPlan(0.3, 0.4, MixturePlan(clusters, rounds, 5), 20)
+    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))
+
+
+def ill_people(rows: int, seed: int) -> pa.Table:
+    """Two illnesses, each with ten codes that come together; who has C20 has C21, always; the other codes are free."""
+    rng = np.random.default_rng(seed)
+    illness = rng.integers(0, 2, rows)
+    rates = np.full((rows, WIDTH), 0.05)
+    for kind in range(2):
+        rates[illness == kind, 10 * kind : 10 * kind + 10] = 0.6
+    held = rng.random((rows, WIDTH)) < rates
+    held[:, 20] = rng.random(rows) < 0.1
+    held[:, 21] = held[:, 20] | (rng.random(rows) < 0.2)
+    lists = [[code for code, has in zip(VOCABULARY, row, strict=True) if has] for row in held]
+    return pa.table({"dx": lists})
+
+
+def held_codes(table: pa.Table) -> np.ndarray:
+    """(rows, WIDTH) bool."""
+    position = {code: index for index, code in enumerate(VOCABULARY)}
+    held = np.zeros((table.num_rows, WIDTH), bool)
+    for row, cell in enumerate(table["dx"].to_pylist()):
+        held[row, [position[code] for code in cell]] = True
+    return held
+
+
+# ---- privacy
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+@pytest.mark.parametrize("label", [True, False])
+def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity(monkeypatch, epsilon, label):
+    plan_always(monkeypatch)
+    monkeypatch.setattr(mixed_codes, "_SIMULATED", 50)
+    monkeypatch.setattr(mixed_codes, "settled_chances", lambda _, wanted, __: np.zeros(wanted.shares.shape))
+
+    def baseline_of(**more: Any) -> Baseline:
+        schema = codes_schema() if label else codes_schema((), None)
+        return mixed_of(schema.model_copy(update=more))
+
+    releases = refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of)
+    of_codes = ["numbers", "counts", *["a round"] * 3, "numbers of clusters", "pairs"]
+    assert releases == len(of_codes) + label  # and the histogram of the column
+
+
+def test_a_record_of_many_codes_moves_a_round_and_the_pairs_by_their_whole_sensitivity(monkeypatch):
+    """So that no noise is wasted. A round also counts the class."""
+    plan_always(monkeypatch, clusters=1)
+    asked: dict[str, tuple[np.ndarray, float]] = {}
+    release = Budget.release
+
+    def note(budget: Budget, name: str, values: np.ndarray, sensitivity: float, share: float) -> Any:
+        asked[name] = values, sensitivity
+        return release(budget, name, values, sensitivity, share)
+
+    monkeypatch.setattr(Budget, "release", note)
+    mixed_of(codes_schema((), None)).fit(pa.table({"dx": [list(VOCABULARY)[:25]]}), 1.0, 1e-5)
+    for name in ("clusters of codes", "pairs of codes", "numbers of codes of clusters"):
+        values, sensitivity = asked[name]
+        assert np.linalg.norm(values) == pytest.approx(sensitivity, rel=1e-5)
+
+
+@pytest.mark.parametrize("full", [1, 20, 300])
+def test_pairs_of_a_record_weigh_as_much_as_is_allowed_and_no_more(full):
+    counts = np.arange(200)
+    norms = pair_weights(counts, full) * np.sqrt(counts * (counts - 1) / 2)
+    assert (norms <= math.sqrt(full)).all()
+    assert norms[-1] == pytest.approx(math.sqrt(full), rel=1e-4)
+    assert (pair_weights(counts, full) * 2**20 % 1 == 0).all()  # sums are exact
+
+
+@pytest.mark.parametrize("units", [3e3, 4e4, 1e6, 1e9])
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.5, 4.0])
+def test_the_plan_spends_no_more_than_there_is_and_follows_from_public_numbers(units, noise):
+    plan = CodesPlan.of(units, noise, 1071)
+    if plan is None:
+        assert units / noise < 6000
+        return
+    assert plan.counts > 0.1
+    assert plan.pairs > 0.1
+    assert plan.counts + plan.pairs < 0.9  # the rest is the mixture's
+    assert 1 <= plan.mixture.clusters <= units / 250
+    assert CodesPlan.of(units, noise, 2).mixture.clusters <= 2  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_the_draw_of_records_to_look_at_is_fresh_and_of_the_rate():
+    budget = Budget(1.0, NoiseKey(seed=1))
+    first, second = (budget.some_of(20_000, 0.3) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    for kept in (first, second):
+        assert abs(len(kept) - 6000) < 5 * math.sqrt(20_000 * 0.3 * 0.7)
+        assert (np.diff(kept) > 0).all()
+    assert len(np.intersect1d(first, second)) == pytest.approx(0.3 * 6000, abs=250)
+    assert budget.some_of(20_000, 1.0) is None
+
+
+def test_of_more_records_than_are_looked_at_pairs_come_as_often_as_in_all(monkeypatch):
+    plan_always(monkeypatch)
+    monkeypatch.setattr(mixed_codes, "_ENTRIES", 10_000)  # of about 56,000
+    train = ill_people(6000, 0)
+    drawn = (
+        mixed_of(codes_schema((), None))
+        .fit(train, math.inf, None, NoiseKey(seed=0))
+        .sample(6000, np.random.default_rng(0))
+    )
+    held, real = held_codes(drawn), held_codes(train)
+    assert (held[:, 20] & held[:, 21]).mean() == pytest.approx((real[:, 20] & real[:, 21]).mean(), abs=0.02)
+
+
+# ---- what is drawn
+
+
+def correlation_error(held: np.ndarray, real: np.ndarray) -> float:
+    upper = np.triu_indices(WIDTH, 1)
+    found, true = (np.corrcoef(one.T.astype(float))[upper] for one in (held, real))
+    return float(np.linalg.norm(found - true) / np.linalg.norm(true))
+
+
+def drawn_from(train: pa.Table, name: str, epsilon: float = math.inf) -> np.ndarray:
+    schema = codes_schema((), None)
+    baseline = next(one for one in baselines_for(schema) if one.name == name)
+    fitted = baseline.fit(train, epsilon, 1e-5, NoiseKey(seed=0))
+    return held_codes(fitted.sample(8000, np.random.default_rng(0)))
+
+
+def test_without_noise_what_codes_have_to_do_with_each_other_is_kept():
+    train = ill_people(8000, 0)
+    real = held_codes(train)
+    alone, mixed = (drawn_from(train, name) for name in (choice.SIZED, choice.MIXED))
+    assert correlation_error(alone, real) > 0.9
+    assert correlation_error(mixed, real) < 0.15
+    assert mixed[mixed[:, 20], 21].mean() > 0.97  # nobody has C20 without C21
+    assert alone[alone[:, 20], 21].mean() < 0.5
+    assert np.abs(mixed.mean(0) - real.mean(0)).max() < 0.03
+
+
+def test_at_epsilon_one_most_of_it_is_kept():
+    train = ill_people(30_000, 0)
+    real, mixed = held_codes(train), drawn_from(train, choice.MIXED, 1.0)
+    assert correlation_error(mixed, real) < 0.4
+    assert mixed[mixed[:, 20], 21].mean() > 0.8
+
+
+def test_few_records_have_counts_alone():
+    fitted = mixed_of(codes_schema((), None)).fit(ill_people(300, 0), 1.0, 1e-5)
+    names = {one.mechanism for one in fitted.mechanisms}
+    assert names == {"numbers of codes: dx", "code counts: dx"}
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_chances_make_codes_as_frequent_as_is_wanted(classes):
+    """Whatever the clusters, and although a record has no code twice."""
+    rng, most = np.random.default_rng(0), 12
+    edges = number_edges(most)
+    sizes = rng.dirichlet(np.ones(4 * len(edges)), classes).reshape(classes, 4, len(edges))
+    sizes[:, :, 0] = 0
+    sizes /= sizes.sum((1, 2), keepdims=True)
+    within = np.array([within_bins(own.sum(0), most) for own in sizes])
+    kinds = CodeKinds(sizes, np.exp(rng.normal(0, 1, (4, WIDTH))).astype(np.float32), within)
+    shares = np.sort(rng.dirichlet(np.full(WIDTH, 2.0), classes)) * 4.0
+    chances = settled_chances(kinds, WantedCodes(shares, np.zeros(shares.shape, bool), 100), rng)
+    for index in range(classes):
+        drawn = raced(kinds, chances, np.full(40_000, index), rng)
+        found = np.bincount(drawn.positions, minlength=WIDTH) / 40_000
+        wanted = shares[index] * found.sum() / shares[index].sum()
+        assert np.abs(found - wanted).max() < 0.02
+        assert np.bincount(drawn.rows).max() <= most
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 30, 180])
+def test_numbers_within_a_bin_add_up_and_fall_with_the_bins_around(most):
+    edges = np.append(number_edges(most), most + 1)
+    shares = 0.5 ** np.arange(len(edges) - 1)
+    within = within_bins(shares, most)
+    assert np.add.reduceat(within, edges[:-1]) == pytest.approx(np.ones(len(shares)))
+    for first, end in pairwise(edges):
+        assert (np.diff(within[first:end]) <= 1e-12).all()
+
+
+def test_kept_numbers_draw_the_same_rows_and_damaged_ones_are_refused():
+    (column,) = codes_schema((), None).codes_columns()
+    part, baseline = MixedCodes(column, mixed=True), mixed_of(codes_schema((), None))
+    (drawn,) = baseline.fit(ill_people(8000, 0), math.inf, None).parts
+    arrays = drawn.arrays()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(arrays["repair.first"]) > 0
+    classes = np.zeros(500, np.int64)
+    first, again = (one.draw(classes, np.random.default_rng(3))["dx"] for one in (drawn, part.restored(arrays)))
+    assert first.equals(again)
+    for name in arrays:
+        with pytest.raises(KeyError):
+            part.restored(
+                {other: values for other, values in arrays.items() if other != name and name != "repair.codes"}
+            )
+    for name, values in {
+        "chances": arrays["chances"][:, 1:],
+        "sizes": arrays["sizes"][:, :, 1:],
+        "repair.first": arrays["repair.first"] + WIDTH,
+        "repair.wanted": arrays["repair.wanted"][1:],
+        "repair.counted": arrays["repair.counted"] - 1000,
+    }.items():
+        with pytest.raises(ValueError, match="Expected"):
+            part.restored({**arrays, name: values})
+
+
+# ---- moving codes
+
+
+def random_records(rows: int, classes: int, seed: int) -> ModelRecords:
+    rng = np.random.default_rng(seed)
+    held = rng.random((rows, WIDTH)) < np.linspace(0.3, 0.02, WIDTH)
+    row, code = np.nonzero(held)
+    sets = CodeRows.from_entries(row, code, rows)
+    clusters = rng.integers(0, 3, rows)
+    return ModelRecords(sets, rng.integers(0, classes, rows), clusters, np.ones((3, WIDTH), np.float32))
+
+
+def counts_of(sets: CodeRows, classes: np.ndarray, index: int) -> np.ndarray:
+    return sets.take(np.flatnonzero(classes == index)).weighted_counts(WIDTH, np.ones((classes == index).sum()))[0]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize("times", [0.0, 0.5, 1.5])
+def test_mended_records_have_pairs_as_often_as_is_wanted_and_each_code_as_often_as_before(classes, times):
+    drawn, codes = random_records(6000, classes, 0), np.arange(WIDTH)
+    first, second = np.array([9, 30, 12]), np.array([2, 5, 7])
+    members = np.bincount(drawn.classes)
+
+    def pairs_of(sets: CodeRows) -> np.ndarray:
+        own = [sets.take(np.flatnonzero(drawn.classes == index)) for index in range(classes)]
+        return np.array([pair_counts(one, codes, np.ones(len(one)), 1000)[first, second] for one in own]).T
+
+    wanted = times * pairs_of(drawn.sets) / members
+    used = np.unique([first, second])
+    places = np.searchsorted(used, first), np.searchsorted(used, second)
+    mended = PairRepair(codes, used, *places, wanted, 1000).mended(drawn, seed=1)
+    assert pairs_of(mended) == pytest.approx(wanted * members, abs=6)
+    for index in range(classes):
+        assert (counts_of(mended, drawn.classes, index) == counts_of(drawn.sets, drawn.classes, index)).all()
+    assert np.std(np.diff(mended.starts)) == pytest.approx(np.std(np.diff(drawn.sets.starts)), rel=0.05)
+    assert mended.are_sets()
+
+
+def test_a_pair_that_cannot_come_more_often_comes_as_often_as_it_can():
+    drawn = random_records(500, 1, 0)
+    one, two = np.array([0]), np.array([1])
+    mended = PairRepair(np.arange(WIDTH), np.array([3, 30]), two, one, np.array([[9.0]]), 1000).mended(drawn, seed=1)
+    held = np.zeros((500, WIDTH), bool)
+    held[mended.row_of_entry(), mended.positions] = True
+    assert (held[:, 3] & held[:, 30]).sum() == held[:, 30].sum()  # who has the rarer one has both
+
+
+def test_indices_that_do_not_fit_are_refused():
+    has = np.zeros((2, 3), np.uint8)
+    whole, real = partial(np.zeros, dtype=np.int64), partial(np.zeros, dtype=np.float64)
+    good = {
+        "has": has, "classes": whole(3), "clusters": whole(3), "weights": real(3), "sizes": real(3),
+        "ratios": np.ones((1, 2), np.float32), "first": whole(1), "second": whole(1) + 1, "wanted": real((1, 1)),
+        "sweeps": 1, "seed": 0,
+    }  # fmt: skip
+    native_module().swap_codes(**good)
+    for name, value in {
+        "classes": whole(3) + 1, "clusters": whole(3) - 1, "first": whole(1) + 2, "second": whole(2),
+        "weights": real(2), "ratios": np.ones((1, 3), np.float32), "wanted": real(1), "sizes": real(4),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match="swap_codes: expected"):
+            native_module().swap_codes(**{**good, name: value})
