@@ -19,7 +19,7 @@ from dpcgan_fast.evaluate.utility import auroc_uncertainty
 REAL_ROWS = 2_000  # of training and of held-out rows each
 SYNTHETIC_ROWS = 10_000
 MIN_ROWS = 50  # of each table
-ALARM = 3.3  # standard errors above chance: about one honest table in 2,000 is that far
+ALARM = 3.3  # standard errors above chance: by each test, about one honest table in 2,000 is that far
 _BLOCK_ROWS = 1_000
 _95 = 1.96
 

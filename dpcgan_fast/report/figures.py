@@ -144,7 +144,7 @@ def marginal_overlays(values: dict[str, Any], synthetic: pa.Table, test: pa.Tabl
     return picture(draw, f"Shares of rows by value, real test rows against synthetic rows, for the columns {names}.")
 
 
-def _one_legend(figure: Figure, grid: Sequence[Any], used: int) -> None:
+def _one_legend(figure: Figure, grid: np.ndarray, used: int) -> None:
     """Hides the axes of a grid that are not used, and puts the legend of the first one below all."""
     for axes in grid[used:]:
         axes.set_visible(False)
