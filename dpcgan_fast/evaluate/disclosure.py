@@ -105,7 +105,7 @@ def disclosure_notes(tested: Disclosure | None) -> list[str]:
 
 @dataclass(frozen=True)
 class _Points:
-    """Rows as points. dense: (rows, features) float64; codes: (rows, all codes of all columns) sparse, 0 or 1."""
+    """Rows as points. dense: (rows, features) float64; codes: sparse, (rows, all codes of all columns)"""
 
     dense: np.ndarray
     codes: Flags
@@ -115,7 +115,7 @@ class _Points:
 
     @classmethod
     def of(cls, table: pa.Table, schema: Schema) -> "_Points":
-        flags = [code_flags(table, column) for column in schema.codes_columns()]
+        flags = [_directions(code_flags(table, column)) for column in schema.codes_columns()]
         empty = sparse.csr_array((table.num_rows, 0))
         return cls(_features(table, schema), sparse.csr_array(sparse.hstack([empty, *flags])))
 
@@ -125,14 +125,16 @@ class _Points:
             yield _Points(self.dense[part], self.codes[part])
 
     def squares(self) -> np.ndarray:
-        return (self.dense**2).sum(axis=1) + np.asarray(self.codes.sum(axis=1)).ravel()
+        return (self.dense**2).sum(axis=1) + np.asarray((self.codes**2).sum(axis=1)).ravel()
 
 
 def distances(rows: pa.Table, others: pa.Table, schema: Schema) -> np.ndarray:
     """Distance of every row from every other one: (rows, others) float64.
 
-    The square is the sum over columns of the squared difference of numbers scaled by their bounds, 1 where categories
-    or codes differ, and 1 where one is missing, whose value counts as the middle of the bounds.
+    The square is the sum over columns of the squared difference of numbers scaled by their bounds, of 1 where categories
+    differ, of 1 where one number is missing, whose value counts as the middle of the bounds, and of 1 less the cosine of
+    sets of codes: the number of common codes over the root of the product of both numbers. Were each code a column,
+    records of few codes would be near to all others.
     """
     return np.sqrt(_squared(_Points.of(rows, schema), _Points.of(others, schema)))
 
@@ -150,6 +152,14 @@ def _features(table: pa.Table, schema: Schema) -> np.ndarray:
             width = len(coded_names(column)) + 1  # a missing cell is a category of its own
             features.append(np.sqrt(0.5) * np.eye(width)[codes(table, column)])  # two that differ are 1 apart
     return np.concatenate(features, axis=1)
+
+
+def _directions(flags: Flags) -> Flags:
+    """Sets of codes as vectors of the length root of 1/2: (rows, vocabulary + 1); the last one is for the empty set."""
+    counts = np.diff(flags.indptr)
+    empty = sparse.csr_array((counts == 0).astype(np.float64)[:, None])
+    scale = np.sqrt(0.5 / np.maximum(counts, 1))
+    return sparse.hstack([sparse.diags_array(scale) @ flags, np.sqrt(0.5) * empty])
 
 
 def _squared(points: _Points, others: _Points) -> np.ndarray:

@@ -107,7 +107,7 @@ def test_distances_are_those_counted_column_by_column():
             "x": [None if rng.random() < 0.2 else float(rng.uniform(0, 10)) for _ in range(rows)],
             "c": [[None, "p", "q", "r"][rng.integers(4)] for _ in range(rows)],
             "b": rng.integers(0, 2, rows),
-            "dx": [[code for code in "ABCD" if rng.random() < 0.5] for _ in range(rows)],
+            "dx": [[code for code in "ABCD" if rng.random() < 0.4] for _ in range(rows)],  # some have none
         })  # fmt: skip
 
     first, second = table(9), table(7)
@@ -116,7 +116,10 @@ def test_distances_are_those_counted_column_by_column():
         for j, other in enumerate(second.to_pylist()):
             x, y = ((5.0 if row["x"] is None else row["x"]) / 10 for row in (one, other))
             square = (x - y) ** 2 + ((one["x"] is None) != (other["x"] is None))
-            square += (one["c"] != other["c"]) + (one["b"] != other["b"]) + len(set(one["dx"]) ^ set(other["dx"]))
+            square += (one["c"] != other["c"]) + (one["b"] != other["b"])
+            common = len(set(one["dx"]) & set(other["dx"]))
+            if one["dx"] or other["dx"]:
+                square += 1 - common / max(1, len(one["dx"]) * len(other["dx"])) ** 0.5
             expected[i, j] = square**0.5
     assert distances(first, second, schema) == pytest.approx(expected, abs=1e-7)
 
