@@ -33,6 +33,7 @@ _NUMBERS_SHARE = 0.08
 _CELLS = 1 << 24  # of records by codes that are drawn at a time
 _TRIED = 5000  # records by which the chances are settled
 _ROUNDS = 12
+_PRIOR = 3.0  # records with each code beside those tried
 _Races = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
@@ -152,10 +153,10 @@ class _DrawnSizedCodes(_DrawnCodes):
             found = np.zeros(len(chances))
             for _, codes in self._raced(index, chances, _TRIED, rng):
                 found += np.bincount(codes, minlength=len(chances))
-            # One record more, as frequent as is wanted, keeps a code that was not drawn at all from running away.
-            share = (found + self._shares[index]) / (_TRIED + 1)
-            scale = self._shares[index].sum() / share.sum()  # how many codes there are is the numbers' to say
-            chances[possible] += np.log(self._shares[index][possible] / (share[possible] * scale))
+            # How many codes there are is the numbers' to say; records that count as often as wanted keep codes that
+            # are rarer than the records tried from running away.
+            expected = self._shares[index] * found.sum() / self._shares[index].sum()
+            chances[possible] += np.log((expected[possible] + _PRIOR) / (found[possible] + _PRIOR))
         return chances
 
     def _raced(self, index: int, chances: np.ndarray, count: int, rng: np.random.Generator) -> _Races:
