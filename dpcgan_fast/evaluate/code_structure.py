@@ -128,7 +128,7 @@ def prediction_ap(flags: Flags, real_flags: Flags, targets: np.ndarray) -> float
     """Dimension-wise prediction: mean average precision of predicting codes from all others of the same record.
 
     Each target is predicted by a ridge regression on all other codes that learned from `flags`, and scored on
-    `real_flags`. Source of the idea: Choi et al., arXiv 1703.06490, section 4.3.
+    `real_flags`. Source of the idea: Choi et al., arXiv 1703.06490 (dimension-wise prediction).
     """
     found = []
     for first in range(0, len(targets), _AT_ONCE):  # which bounds the memory that the regressions take

@@ -62,7 +62,7 @@ def disclosure(synthetic: pa.Table, train: pa.Table, test: pa.Table, schema: Sch
     Synthetic rows share their neighbours, so that they count for less than their number: the interval of
     `nearer_to_train` is that of a binomial with as many trials as give the variance of a fair coin for each real row
     that decides which side it is on. That of the AUROC is Hanley's and McNeil's (see `utility.auroc_uncertainty`).
-    Source of the attack: distance to the closest record, Chen et al., arXiv 1909.03935, section 4.
+    Source of the attack: Chen et al., arXiv 1909.03935, by synthetic rows alone (full black box).
     """
     rows = min(train.num_rows, test.num_rows, REAL_ROWS)
     if min(rows, synthetic.num_rows) < MIN_ROWS:
@@ -131,10 +131,10 @@ class _Points:
 def distances(rows: pa.Table, others: pa.Table, schema: Schema) -> np.ndarray:
     """Distance of every row from every other one: (rows, others) float64.
 
-    The square is the sum over columns of the squared difference of numbers scaled by their bounds, of 1 where categories
-    differ, of 1 where one number is missing, whose value counts as the middle of the bounds, and of 1 less the cosine of
-    sets of codes: the number of common codes over the root of the product of both numbers. Were each code a column,
-    records of few codes would be near to all others.
+    The square is the sum over columns of the squared difference of numbers scaled by their bounds, of 1 where
+    categories differ, of 1 where one number is missing, whose value counts as the middle of the bounds, and of 1 less
+    the cosine of sets of codes: the number of common codes over the root of the product of both numbers. Were each code
+    a column, records of few codes would be near to all others.
     """
     return np.sqrt(_squared(_Points.of(rows, schema), _Points.of(others, schema)))
 
