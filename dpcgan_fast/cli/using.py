@@ -83,7 +83,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for metrics.json and report.html; those in it are replaced.")],
     train: Annotated[
         Path | None,
-        typer.Option(help="Real training rows, for real-to-real figures and the baselines of equal epsilon."),
+        typer.Option(help="Real training rows, for real-to-real figures, baselines of equal epsilon, and disclosure."),
     ] = None,
     synthetic: Annotated[
         Path | None, typer.Option(help="Synthetic table; without it one is drawn from the run.")

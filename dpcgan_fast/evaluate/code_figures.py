@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.evaluate.code_columns import CodeView, code_counts
+from dpcgan_fast.evaluate.code_structure import code_structure, pearson
 
 _BLOCK_ROWS = 1 << 15
 CodeFigures = dict[str, dict[str, float | None]]
@@ -19,7 +20,7 @@ def code_distances(table: pa.Table, real: pa.Table, view: CodeView) -> CodeFigur
                that the view looks at; None if that is a single one
 
     The first three are over the whole vocabulary, and None without one. A table without rows has the prevalence 0 of
-    every code.
+    every code. What occurs together is compared further by the figures of `code_structure`.
     Raises InputError if a codes column is absent or holds no codes.
     """
     found = {}
@@ -30,8 +31,9 @@ def code_distances(table: pa.Table, real: pa.Table, view: CodeView) -> CodeFigur
         found[column.name] = {
             "mae": float(errors.mean()) if len(errors) else None,
             "max_abs": float(errors.max()) if len(errors) else None,
-            "r": _correlation(shares, real_shares),
+            "r": pearson(shares, real_shares),
             "pairs_mae": float(np.abs(pairs[0] - pairs[1]).mean()) if len(pairs[0]) else None,
+            **code_structure(table, real, column),
         }
     return found
 
@@ -44,11 +46,3 @@ def _pair_shares(flags: np.ndarray) -> np.ndarray:
         part = flags[:, first : first + _BLOCK_ROWS].astype(np.float32)  # sums below 2^24 are exact
         both += part @ part.T
     return both[np.triu_indices(codes, k=1)] / max(1, rows)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson correlation of two float64 arrays of the same shape, in [-1, 1]; None if one of them is constant."""
-    if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0))

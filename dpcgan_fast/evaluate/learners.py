@@ -26,12 +26,15 @@ LEARNERS: dict[str, Callable[[], Any]] = {
     ),
     "lr": lambda: make_pipeline(_imputer(), StandardScaler(), LogisticRegression(max_iter=1000)),
 }
+# Those of the two-sample tests are smaller: they are fitted many times.
+TELLERS: dict[str, Callable[[], Any]] = {
+    "gb": lambda: HistGradientBoostingClassifier(max_iter=50, random_state=0),
+    "rf": lambda: make_pipeline(
+        _imputer(), RandomForestClassifier(n_estimators=100, min_samples_leaf=5, random_state=0, n_jobs=-1)
+    ),
+    "lr": LEARNERS["lr"],
+}
 LEARNER_NAMES = {"gb": "gradient boosting", "rf": "random forest", "lr": "logistic regression"}
-
-
-def small_booster() -> HistGradientBoostingClassifier:
-    """The classifier of the two-sample test."""
-    return HistGradientBoostingClassifier(max_iter=50, random_state=0)
 
 
 def guesses(learner: Any, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray) -> np.ndarray:

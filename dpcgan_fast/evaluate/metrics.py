@@ -12,21 +12,27 @@ import pyarrow as pa
 
 from dpcgan_fast.baselines import STATISTICS, baselines_for, noise_multiplier
 from dpcgan_fast.data.dates import with_days
-from dpcgan_fast.data.public_cells import typed_table
+from dpcgan_fast.data.public_cells import typed_table, without_codes
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.visits import widened
 from dpcgan_fast.evaluate.code_columns import CodeView, code_view
 from dpcgan_fast.evaluate.code_figures import code_distances
+from dpcgan_fast.evaluate.disclosure import disclosure, disclosure_notes
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import fidelity
 from dpcgan_fast.evaluate.learners import LEARNERS
+from dpcgan_fast.evaluate.nulls import null_notes
 from dpcgan_fast.evaluate.overlap import share_of_copies, shares_a_unit
+from dpcgan_fast.evaluate.rules import rule_figures, rule_notes
+from dpcgan_fast.evaluate.spectra import SpectralFigures, spectral_distances
+from dpcgan_fast.evaluate.subgroups import subgroup_scores
 from dpcgan_fast.evaluate.utility import (
     TEST_ROWS,
     TRAINING_ROWS,
     Scores,
     auroc_uncertainty,
     check_test_table,
+    predictions,
     train_and_test,
     training_notes,
 )
@@ -56,11 +62,16 @@ class Metrics:
     baseline:         name, scores and distances of the best of the baselines; None without a training table
     baselines:        those of all that fit the schema, best first; None without a training table
     score_kind:       "an AUROC", or how it is averaged over classes
-    marginal_tv_mean, correlation_mae, pairs_tv_mean, triples_tv_mean, c2st, c2st_binned, marginal_tv: see
+    marginal_tv_mean, correlation_mae, pairs_tv_mean, triples_tv_mean, c2st, c2st_binned, c2st_by, marginal_tv: see
                       `fidelity.Fidelity`
     codes:            how far codes are off, for each codes column (see `code_distances`)
+    spectra:          how far spectra are off, for each signal (see `spectral_distances`)
     floor:            the same distances of real training rows from the test rows; None without a training table
     copies:           share of synthetic, and for comparison of test rows, that equal a training row cell for cell
+    subgroups:        scores within groups of test rows (see `subgroup_scores`); None without a label
+    rules:            how many rows break each constraint of the schema (see `rule_figures`)
+    disclosure:       tests of whether training rows show through (see `disclosure.Disclosure`); None without a training
+                      table or with too few rows
     rows:             number of rows of each table
     uncertainty:      half the width of a 95 % interval of the first AUROC, which the test table's size alone decides
     verdict:          standing against the baseline, a headline, and sentences (see `verdict.Verdict`)
@@ -83,10 +94,15 @@ class Metrics:
     triples_tv_mean: float | None
     c2st: float | None
     c2st_binned: float | None
+    c2st_by: dict[str, float] | None
     marginal_tv: dict[str, float]
     codes: dict[str, dict[str, float | None]]
+    spectra: dict[str, SpectralFigures]
     floor: dict[str, Any] | None
     copies: dict[str, float] | None
+    subgroups: list[dict[str, Any]] | None
+    rules: list[dict[str, Any]]
+    disclosure: dict[str, Any] | None
     rows: dict[str, int | None]
     uncertainty: float | None
     notes: tuple[str, ...]
@@ -165,14 +181,15 @@ def _evaluate_sides(
         notes.append("tstr and trtr are null: the schema has no label, so that there is nothing to predict.")
     if test.num_rows > TEST_ROWS:
         notes.append(f"The scores are computed on a fixed random sample of {TEST_ROWS:,} of the test rows.")
-    trtr, baselines, floor, copies = None, None, None, None
+    real_to_real, baselines, floor, copies, tested = None, None, None, None, None
     if known is None or train is None:
         notes.append(
-            "trtr, baseline and floor are null: no real training table was given (--train), so that the synthetic rows "
-            "can be compared neither with real training data nor with a baseline."
+            "trtr, baseline, floor and disclosure are null: no real training table was given (--train), so that the "
+            "synthetic rows can be compared neither with real training data nor with a baseline, nor be held against "
+            "the rows that they must not disclose."
         )
     else:
-        trtr = train_and_test(train, test, schema)
+        real_to_real = predictions(train, test, schema)
         rows = min(max(synthetic.num_rows, 1), TRAINING_ROWS)
         source = train if view is None else known.narrow
         baselines = _baselines(source, rows, real, narrow_schema, schema, view, epsilon, delta)
@@ -181,12 +198,15 @@ def _evaluate_sides(
             "synthetic": share_of_copies(synthetic, train, schema),
             "test": share_of_copies(test, train, schema),
         }
+        tested = disclosure(of.narrow, known.narrow, real.narrow, narrow_schema)
         notes += [*training_notes(train, schema, "real training"), *_overlap_notes(train, test, schema, copies)]
-    tstr = train_and_test(synthetic, test, schema)
+        notes += disclosure_notes(tested)
+    predicted = predictions(synthetic, test, schema)
+    tstr = None if predicted is None else predicted.scores()
     figures: dict[str, Any] = {
         "epsilon": epsilon,
         "tstr": tstr,
-        "trtr": trtr,
+        "trtr": None if real_to_real is None else real_to_real.scores(),
         "baseline": None if baselines is None else baselines[0],
         "baselines": baselines,
         "score_kind": _score_kind(test, schema),
@@ -195,6 +215,11 @@ def _evaluate_sides(
         "floor": floor,
         "uncertainty": _uncertainty(tstr, test, schema),
     }
+    judged = {"tstr": predicted, "trtr": real_to_real}
+    subgroups = None if predicted is None else subgroup_scores(judged, without_codes(narrow_schema))
+    by_name = {"synthetic": of.narrow, "test": real.narrow, "train": None if known is None else known.narrow}
+    rules = rule_figures(by_name, narrow_schema)
+    notes += [*null_notes(figures, subgroups), *rule_notes(narrow_schema)]
     notes += [] if view is None else view.notes()
     return Metrics(
         notice=NOTICE,
@@ -202,6 +227,9 @@ def _evaluate_sides(
         delta=delta,
         verdict=asdict(judge({**figures, "drawn_from": drawn_from})),
         copies=copies,
+        subgroups=subgroups,
+        rules=rules,
+        disclosure=None if tested is None else asdict(tested),
         rows={
             "synthetic": synthetic.num_rows,
             "test": test.num_rows,
@@ -244,7 +272,8 @@ def _baselines(
 def _distances(side: _Side, real: _Side, schema: Schema, view: CodeView | None) -> dict[str, Any]:
     """All distances of a table from the real test rows. schema: of the wide tables"""
     of_codes = {} if view is None else {"codes": code_distances(side.narrow, real.narrow, view)}
-    return {**asdict(fidelity(side.wide, real.wide, schema)), **of_codes}
+    of_signals = {"spectra": spectral_distances(side.wide, real.wide, schema)}
+    return {**asdict(fidelity(side.wide, real.wide, schema)), **of_codes, **of_signals}
 
 
 def _overlap_notes(train: pa.Table, test: pa.Table, schema: Schema, copies: dict[str, float]) -> list[str]:

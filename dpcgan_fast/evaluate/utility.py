@@ -4,6 +4,8 @@ Source of the idea: Esteban, Hyland and Rätsch, arXiv 1706.02633, section 4.2 (
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,7 @@ def check_test_table(test: pa.Table, schema: Schema) -> None:
     if test.num_rows == 0:
         raise InputError("The real test table has no rows", "--real", "Give a table of held-out real rows.")
     truth = target(test, schema)
-    if truth is not None and not _judged(truth):
+    if truth is not None and not judged_classes(truth):
         raise InputError(
             "The real test table has one class of the label only, so that no score can be computed",
             f"--real, column {schema.label}",
@@ -34,13 +36,37 @@ def check_test_table(test: pa.Table, schema: Schema) -> None:
         )
 
 
-def train_and_test(train_table: pa.Table, test_table: pa.Table, schema: Schema) -> Scores | None:
-    """Area under the ROC curve and average precision, on `test_table`, of classifiers trained on `train_table`.
+@dataclass(frozen=True)
+class Predictions:
+    """What classifiers that learned from one table say about the label of real test rows.
 
-    Returns {"gb": {"auroc": ..., "ap": ...}, "rf": ..., "lr": ...} for gradient boosting, a random forest and logistic
-    regression with fixed seeds, or None for a schema without a label. More than two classes: the mean over the classes,
-    each against the rest. A training table with one class gives the score of a constant guess, AUROC 0.5 and an average
-    precision equal to the positive rate. At most 50,000 rows are learned from and 100,000 scored.
+    test:          the test rows that were scored, whose label is known
+    truth:         their classes
+    probabilities: by classifier, of each score's class (see `Target`): (rows, names) float64
+    """
+
+    test: pa.Table
+    truth: Target
+    probabilities: Mapping[str, np.ndarray]
+
+    def scores(self) -> Scores:
+        """Area under the ROC curve and average precision of each classifier; of several classes their mean."""
+        judged = judged_classes(self.truth)
+        found = {}
+        for name, probabilities in self.probabilities.items():
+            rows = [(self.truth.is_class(index), probabilities[:, index]) for index in judged]
+            found[name] = {
+                "auroc": float(np.mean([roc_auc_score(*pair) for pair in rows])),
+                "ap": float(np.mean([average_precision_score(*pair) for pair in rows])),
+            }
+        return found
+
+
+def predictions(train_table: pa.Table, test_table: pa.Table, schema: Schema) -> Predictions | None:
+    """The predictions of gradient boosting "gb", a random forest "rf" and logistic regression "lr" with fixed seeds.
+
+    None for a schema without a label. A training table with one class gives a constant guess. At most 50,000 rows are
+    learned from and 100,000 scored.
 
     Raises InputError if the test table is empty or has one class.
     """
@@ -51,15 +77,28 @@ def train_and_test(train_table: pa.Table, test_table: pa.Table, schema: Schema) 
     if truth is None or taught is None:
         return None
     x_train, x_test = (encode(table, schema, label=False).values for table in (train, test))
-    scores = {}
+    found = {}
     for name, make in LEARNERS.items():
         # Columns are classes; a class that was never seen keeps probability 0, and nothing seen, a constant guess.
         probabilities = np.zeros((len(x_test), max(2, len(truth.names))))
         seen = np.unique(taught.classes)
         if len(seen) > 1:
             probabilities[:, seen] = guesses(make(), x_train, taught.classes, x_test)
-        scores[name] = _score(truth, probabilities[:, 1:] if len(truth.names) == 1 else probabilities)
-    return scores
+        found[name] = probabilities[:, 1:] if len(truth.names) == 1 else probabilities
+    return Predictions(test, truth, found)
+
+
+def train_and_test(train_table: pa.Table, test_table: pa.Table, schema: Schema) -> Scores | None:
+    """Area under the ROC curve and average precision, on `test_table`, of classifiers trained on `train_table`.
+
+    Returns {"gb": {"auroc": ..., "ap": ...}, "rf": ..., "lr": ...}, the scores of `predictions`, or None for a schema
+    without a label. More than two classes: the mean over the classes, each against the rest. A training table with one
+    class gives the score of a constant guess, AUROC 0.5 and an average precision equal to the positive rate.
+
+    Raises InputError if the test table is empty or has one class.
+    """
+    found = predictions(train_table, test_table, schema)
+    return None if found is None else found.scores()
 
 
 def training_notes(train_table: pa.Table, schema: Schema, which: str) -> list[str]:
@@ -99,16 +138,7 @@ def _known_rows(table: pa.Table, schema: Schema, rows: int) -> pa.Table:
     return sample_of(table if found is None or found.known.all() else table.filter(pa.array(found.known)), rows)
 
 
-def _judged(truth: Target) -> list[int]:
+def judged_classes(truth: Target) -> list[int]:
     """The scores that the rows can judge: those of classes that some rows have and others have not."""
     members = [truth.is_class(index)[truth.known] for index in range(len(truth.names))]
     return [index for index, member in enumerate(members) if member.any() and not member.all()]
-
-
-def _score(truth: Target, probabilities: np.ndarray) -> Score:
-    judged = _judged(truth)
-    rows = [(truth.is_class(index), probabilities[:, index]) for index in judged]
-    return {
-        "auroc": float(np.mean([roc_auc_score(*pair) for pair in rows])),
-        "ap": float(np.mean([average_precision_score(*pair) for pair in rows])),
-    }

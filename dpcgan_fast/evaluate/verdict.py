@@ -190,14 +190,18 @@ def _codes_sentences(name: str, values: Mapping[str, Any]) -> list[str]:
     measures = (
         ("mae", f"Prevalences of the codes of {name} are off by {{}} on average"),
         ("pairs_mae", f"Shares of rows with both of two codes of {name} are off by {{}} on average"),
+        (
+            "cooccurrence_error",
+            f"Which codes of {name} occur together has a relative error of {{}}, where independent codes have about 1",
+        ),
     )
-    return [_against(text, figures, key, "{:.2g}".format) for key, text in measures if own[key] is not None]
+    return [_against(text, figures, key, "{:.2g}".format) for key, text in measures if own.get(key) is not None]
 
 
 def _against(sentence: str, values: Mapping[str, Any], key: str, written: Callable[[float], str]) -> str:
     others = [
         f"{name} {written(source[key])}"
         for name, source in (("real training rows:", values["floor"]), ("baseline:", values["baseline"]))
-        if source
+        if source and source[key] is not None
     ]
     return sentence.format(written(values[key])) + (f" ({'; '.join(others)})" if others else "") + "."

@@ -21,6 +21,7 @@ from dpcgan_fast.data.public_cells import (
 )
 from dpcgan_fast.data.schema import Column, Schema, Signal
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
+from dpcgan_fast.evaluate.spectra import class_spectra
 from dpcgan_fast.report.plotting import Picture, Theme, picture, plain_axes
 from dpcgan_fast.report.wording import percent, power_of_ten, shown
 
@@ -32,6 +33,7 @@ TICKS_NAMED = 36
 SIGNAL_ROWS = 2_000
 SIGNALS_SHOWN = 4
 TRACES = 3
+SPECTRA_SHOWN = 6  # classes of a signal
 SERIES = (
     ("trtr", "real", "trained on real rows"),
     ("tstr", "synthetic", "trained on synthetic rows"),
@@ -135,14 +137,19 @@ def marginal_overlays(values: dict[str, Any], synthetic: pa.Table, test: pa.Tabl
             axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
             axes.set_ylim(bottom=0)
             plain_axes(axes, grid="y")
-        for axes in grid[len(chosen) :]:
-            axes.set_visible(False)
-        handles, labels = grid[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        _one_legend(figure, grid, len(chosen))
         return figure
 
     names = ", ".join(shown(column.name) for column in chosen)
     return picture(draw, f"Shares of rows by value, real test rows against synthetic rows, for the columns {names}.")
+
+
+def _one_legend(figure: Figure, grid: np.ndarray, used: int) -> None:
+    """Hides the axes of a grid that are not used, and puts the legend of the first one below all."""
+    for axes in grid[used:]:
+        axes.set_visible(False)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
 def _numeric_overlay(axes: Any, column: Column, real: np.ndarray, drawn: np.ndarray, theme: Theme) -> None:
@@ -240,6 +247,34 @@ def signal_traces(signal: Signal, synthetic: pa.Table, test: pa.Table) -> Pictur
         f"Signal {shown(signal.name)}: {TRACES} synthetic traces over the range of the middle 80% of the real test "
         "rows, and the mean power spectra of both.",
     )
+
+
+def signal_spectra(signal: Signal, synthetic: pa.Table, test: pa.Table, schema: Schema) -> Picture:
+    """A signal's mean log power by frequency, a panel for each class that has enough rows in both tables."""
+    real, drawn = (class_spectra(table, signal, schema) for table in (test, synthetic))
+    shared = [name for name in real if name in drawn][:SPECTRA_SHOWN]
+    panels = [(name, real[name].decibels, drawn[name].decibels) for name in shared]
+
+    def draw(theme: Theme) -> Figure:
+        rows = -(-len(panels) // 2)
+        figure = Figure(figsize=(WIDTH, 0.7 + 2.2 * rows), layout="constrained")
+        grid = figure.subplots(rows, min(2, len(panels)), squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, (name, solid, dashed) in zip(grid, panels, strict=False):
+            cycles = np.arange(1, len(solid) + 1)
+            axes.plot(cycles, solid, color=theme.real, label="real test rows")
+            axes.plot(cycles, dashed, color=theme.synthetic, linestyle=(0, (5, 2)), label="synthetic rows")
+            error = np.abs(solid - dashed).mean()
+            axes.set_title(f"{shown(signal.name, 20)}, {shown(name, 20)}  (error {error:.2f} dB)", loc="left")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.set_ylabel("mean log power, dB")
+            axes.set_xlabel("cycles over the signal's length")
+            axes.label_outer()
+            plain_axes(axes, grid="y")
+        _one_legend(figure, grid, len(panels))
+        return figure
+
+    words = ", ".join(shown(name) for name in shared)
+    return picture(draw, f"Mean log power spectra of signal {shown(signal.name)}, real and synthetic, for {words}.")
 
 
 def _signal_values(signal: Signal, table: pa.Table) -> np.ndarray:

@@ -16,7 +16,7 @@ from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import correlations
 from dpcgan_fast.evaluate.metrics import Metrics
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error, write_whole
-from dpcgan_fast.report import figures, tables
+from dpcgan_fast.report import details, figures, tables
 from dpcgan_fast.report.wording import count, not_private_reasons, shown, shown_lines
 
 WARNING = "WARNING: "
@@ -87,6 +87,12 @@ def render(
         scores=tables.score_rows(values) if values["tstr"] else [],
         comparison=tables.comparison(values),
         columns=tables.column_rows(values),
+        subgroups=details.subgroup_rows(values),
+        told_apart=details.told_apart_rows(values),
+        code_measures=details.code_measures(values),
+        spectrum_measures=details.spectrum_measures(values),
+        rules=details.rule_rows(values),
+        disclosure=details.disclosure_rows(values),
         meaning=tables.meaning_of(privacy),
         privacy_facts=tables.privacy_facts(privacy),
         mechanisms=tables.mechanism_rows(privacy),
@@ -114,6 +120,11 @@ def _pictures(values: dict[str, Any], synthetic: pa.Table, test: pa.Table, schem
         "pairs": tables.pair_rows(real, drawn, names),
         "signals": [
             figures.signal_traces(signal, synthetic, test) for signal in schema.signals[: figures.SIGNALS_SHOWN]
+        ],
+        "spectra": [
+            figures.signal_spectra(signal, synthetic, test, schema)
+            for signal in schema.signals[: figures.SIGNALS_SHOWN]
+            if values["spectra"][signal.name]["spectrum_db"] is not None
         ],
     }
 

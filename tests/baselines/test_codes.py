@@ -95,6 +95,21 @@ def test_a_wide_spread_of_sizes_is_kept_and_codes_stay_as_frequent():
     assert error_of(drawn, train, view_of(schema, train)) < 0.05  # numbers are even within their bins
 
 
+def test_codes_that_are_rarer_than_the_records_tried_stay_as_rare():
+    """Most codes of wide tables are: none of the records by which chances are settled may have them."""
+    rng = np.random.default_rng(0)
+    rare = [f"R{i:03}" for i in range(300)]
+    lists = [[*rng.choice(VOCABULARY[:5], rng.integers(1, 4), replace=False)] for _ in range(6000)]
+    for i, code in enumerate(rare):
+        lists[i].append(code)  # one record in 6,000 has each
+    train = pa.table({"dx": lists})
+    columns = [{"name": "dx", "type": "codes", "vocabulary": [*VOCABULARY[:5], *rare], "max_codes": 20}]
+    schema = Schema.from_dict({"unit": None, "columns": columns})
+    drawn = drawn_at(math.inf, train, schema, choice.SIZED)["dx"].to_pylist()
+    share = sum(code.startswith("R") for own in drawn for code in own) / sum(map(len, drawn))
+    assert share == pytest.approx(300 / sum(map(len, lists)), abs=0.01)
+
+
 def test_codes_are_drawn_on_their_own():
     train, schema = codes_table(4000, 0), codes_schema(label=None)
     view = view_of(schema, train, 2)

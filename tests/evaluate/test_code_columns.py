@@ -16,6 +16,7 @@ from dpcgan_fast.data import code_rows
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import Metrics, code_distances, code_view, evaluate
+from dpcgan_fast.evaluate.code_structure import REASONS
 from dpcgan_fast.report import write_report
 from tests.conftest import examples
 from tests.evaluate.tables import COLUMNS, LABEL, patients, schema_of
@@ -149,7 +150,7 @@ def test_an_empty_vocabulary_leaves_the_number_alone():
     view = code_view(schema, table)
     assert view is not None
     assert view.wide(table).to_pydict() == {NUMBER: [0, 0]}
-    assert code_distances(table, table, view) == {"dx": dict.fromkeys(("mae", "max_abs", "r", "pairs_mae"))}
+    assert code_distances(table, table, view) == {"dx": dict.fromkeys(("mae", "max_abs", "r", "pairs_mae", *REASONS))}
 
 
 def test_a_schema_without_codes_columns_has_no_view():

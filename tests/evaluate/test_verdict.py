@@ -139,6 +139,14 @@ def test_errors_of_codes_stand_beside_the_baselines():
     assert "both of two codes of dx are off by 0.2 on average (real training rows: 0.01; baseline: 0.4)." in likeness
 
 
+def test_the_error_of_what_occurs_together_stands_beside_that_of_independent_codes():
+    values = with_codes((0.3, 0.2), (0.1, 0.4))
+    for source, error in ((values, 0.4), (values["baseline"], 1.02), (values["floor"], None)):
+        source["codes"]["dx"]["cooccurrence_error"] = error
+    said = "a relative error of 0.4, where independent codes have about 1 (baseline: 1)."
+    assert said in " ".join(judge(values).likeness)
+
+
 def test_without_a_baseline_codes_are_not_compared():
     verdict = judge(with_codes((0.3, None), None))
     assert "codes of" not in verdict.headline
