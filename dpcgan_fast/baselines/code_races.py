@@ -10,11 +10,11 @@ from torch import Tensor
 from dpcgan_fast.baselines.histograms import drawn_cells
 from dpcgan_fast.privacy.releases import code_weights, number_edges
 
-_CELLS = 1 << 24  # of records by codes that are drawn at a time
+_TURNS, _SPARE_DRAWS = 6, 4
 _ROUNDS = 16
 _NEWTON_STEPS = 6
 _LARGEST_STEP = 2.0  # of a logarithm in one round
-_RACED_ROUNDS, _FEWEST_RACED, _MOST_RACED = 3, 2000, 16384  # and records of each
+_RACED_ROUNDS, _RACED = 3, 16384  # and records of each
 _CLEAR_COUNT = 400.0  # of which half of what a count is off by is believed
 _MOST_SCALED = 2.0
 _RARE_KIND = 1e-5  # a smaller share of a class's records is left out while chances are settled
@@ -135,11 +135,10 @@ def _raced_step(
     kinds: CodeKinds, chances: np.ndarray, wanted: WantedCodes, index: int, rng: np.random.Generator
 ) -> np.ndarray:  # fmt: skip
     """By how much each code's chance is to rise, of which the less is believed the rarer it was: (vocabulary,)."""
-    count = min(_MOST_RACED, max(_FEWEST_RACED, _CELLS // chances.shape[1]))
-    drawn = raced(kinds, chances, np.full(count, index), rng)
-    weights = code_weights(np.bincount(drawn.rows, minlength=count), wanted.full)
+    drawn = raced(kinds, chances, np.full(_RACED, index), rng)
+    weights = code_weights(np.bincount(drawn.rows, minlength=_RACED), wanted.full)
     found = np.bincount(drawn.positions, weights[drawn.rows], minlength=chances.shape[1])
-    goal = wanted.of_class(index, found.sum() / count) * count
+    goal = wanted.of_class(index, found.sum() / _RACED) * _RACED
     return np.log((goal + _SMALLEST_SHARE) / (found + _SMALLEST_SHARE)) * found / (found + _CLEAR_COUNT)
 
 
@@ -155,31 +154,70 @@ class DrawnCodes:
 def raced(kinds: CodeKinds, chances: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> DrawnCodes:
     """Clusters, numbers and codes of new records of these classes, (rows,) int64.
 
-    Each code arrives at an exponential time of its own rate, and the first ones are taken. Source: sampling without
-    replacement by exponential clocks, Efraimidis and Spirakis 2006.
+    A record's codes are drawn one after another, in proportion to their weights in its class and cluster, until it has
+    as many different ones as it should: what is drawn again does not count.
     """
-    bins = kinds.sizes.shape[2]
     kind = drawn_cells(kinds.sizes.reshape(len(kinds.sizes), -1), classes, rng)
-    clusters, found = np.divmod(kind, bins)
+    clusters, found = np.divmod(kind, kinds.sizes.shape[2])
     possible = np.isfinite(chances).sum(1)
     numbers = np.minimum(_numbers(kinds, classes, found, rng), possible[classes])
-    randomness = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    logits, ratios = torch.from_numpy(chances).float(), torch.from_numpy(kinds.ratios).log()
-    order = np.argsort(numbers, kind="stable")  # records of a block need about as many codes
-    block = max(1, _CELLS // max(1, chances.shape[1]))
+    order = np.lexsort((clusters, classes))
+    same = classes[order] * len(kinds.ratios) + clusters[order]
     rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for first in range(0, len(order), block):
-        own = order[first : first + block]
-        count = torch.from_numpy(numbers[own])
-        most = int(count.max())
-        times = torch.empty(len(own), chances.shape[1]).exponential_(generator=randomness).log_()
-        times -= logits[classes[own]]
-        times -= ratios[clusters[own]]
-        codes = times.topk(most, dim=1, largest=False).indices
-        taken = torch.arange(most) < count[:, None]
-        rows.append(own[taken.nonzero()[:, 0].numpy()])
-        positions.append(codes[taken].numpy())
+    for own in np.split(order, np.flatnonzero(np.diff(same)) + 1):
+        if len(own):
+            weights = np.exp(chances[classes[own[0]]]) * kinds.ratios[clusters[own[0]]]
+            records, codes = _different(weights, numbers[own], rng)
+            rows.append(own[records])
+            positions.append(codes)
     return DrawnCodes(np.concatenate(rows), np.concatenate(positions), clusters)
+
+
+def _different(weights: np.ndarray, numbers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """So many different codes of each record: records and codes, (entries,) int64 each.
+
+    weights: (vocabulary,), at least as many positive ones as the largest of numbers, (records,)
+    """
+    ends, width = np.cumsum(weights), len(weights)
+    keys, missing = np.empty(0, np.int64), numbers  # keys: record * width + code, of what was found
+    if not numbers.any():
+        return keys, keys
+    for _ in range(_TURNS):
+        count = np.where(missing > 0, 2 * missing + _SPARE_DRAWS, 0)
+        records = np.repeat(np.arange(len(numbers)), count)
+        codes = np.searchsorted(ends, rng.random(len(records)) * ends[-1], side="right")
+        keys = _first_ones(np.concatenate([keys, records * width + np.minimum(codes, width - 1)]), numbers, width)
+        missing = numbers - np.bincount(keys // width, minlength=len(numbers))
+        if not missing.any():
+            return np.divmod(keys, width)
+    return np.divmod(np.concatenate([keys, _others(weights, keys, missing, rng)]), width)
+
+
+def _first_ones(keys: np.ndarray, numbers: np.ndarray, width: int) -> np.ndarray:
+    """The first so many different keys of each record, in the order in which they were drawn."""
+    _, first = np.unique(keys, return_index=True)
+    keys = keys[np.sort(first)]
+    records = keys // width
+    keys = keys[np.argsort(records, kind="stable")]
+    counts = np.bincount(records, minlength=len(numbers))
+    place = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return keys[place < np.repeat(numbers, counts)]
+
+
+def _others(weights: np.ndarray, keys: np.ndarray, missing: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keys of the codes that records still miss, where those that they have are nearly all that is ever drawn.
+
+    Each of the others arrives at an exponential time of its own rate, and the first ones are taken, which is the same
+    as drawing them in turn. Source: Efraimidis and Spirakis 2006.
+    """
+    width, found = len(weights), [np.empty(0, np.int64)]
+    records, codes = np.divmod(keys, width)
+    with np.errstate(divide="ignore"):
+        for record in np.flatnonzero(missing):
+            times = rng.exponential(size=width) / weights
+            times[codes[records == record]] = np.inf
+            found.append(record * width + np.argsort(times)[: missing[record]])
+    return np.concatenate(found)
 
 
 def _numbers(kinds: CodeKinds, classes: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 _GRID = 90  # counts that a true one may be, evenly spaced in their logarithm, and none
 _SMALLEST = 0.02
 _ROUNDS = 80
-_RATIOS, _RATIO_ROUNDS = 41, 25
+_RATIOS, _RATIO_ROUNDS, _BLOCK = 41, 25, 1 << 16
 CLEAR = 0.06  # counts whose noise is a smaller share of them stay as they are: the grid is coarser
 
 
@@ -47,10 +47,14 @@ def denoised_ratios(noisy: np.ndarray, expected: np.ndarray, std: float, largest
         return np.ones(noisy.shape)
     grid = np.exp(np.linspace(-np.log(largest), np.log(largest), _RATIOS)).astype(np.float32)
     expected = np.maximum(expected, _SMALLEST)
-    observed, mean = noisy.reshape(-1, 1).astype(np.float32), expected.reshape(-1, 1).astype(np.float32)
-    variance = np.float32(std**2) + mean * grid
-    exponents = -0.5 * (observed - mean * grid) ** 2 / variance - 0.5 * np.log(variance)
-    likelihood = np.exp(exponents - exponents.max(1, keepdims=True))
+    likelihood = np.empty((noisy.size, _RATIOS), np.float32)
+    for first in range(0, noisy.size, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        mean = expected.ravel()[block, None].astype(np.float32) * grid
+        variance = np.float32(std**2) + mean
+        exponents = -0.5 * (noisy.ravel()[block, None].astype(np.float32) - mean) ** 2 / variance
+        exponents -= 0.5 * np.log(variance)
+        likelihood[block] = np.exp(exponents - exponents.max(1, keepdims=True))
     share = np.full(len(grid), 1 / len(grid), np.float32)
     for _ in range(_RATIO_ROUNDS):
         share *= likelihood.T @ (1 / (likelihood @ share)) / np.float32(len(likelihood))

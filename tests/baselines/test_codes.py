@@ -119,7 +119,7 @@ def test_codes_are_drawn_on_their_own():
     assert abs(found[["dx: C00", "dx: C01"]].corr().iloc[0, 1]) < 0.08
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ALL)
 def test_an_empty_vocabulary_gives_empty_records(name):
     schema = codes_schema()
     columns = [c.model_copy(update={"vocabulary": ()}) if c.type == "codes" else c for c in schema.columns]

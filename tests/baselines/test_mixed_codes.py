@@ -203,6 +203,22 @@ def test_chances_make_codes_as_frequent_as_is_wanted(classes):
         assert np.bincount(drawn.rows).max() <= most
 
 
+def test_codes_of_a_record_are_drawn_in_proportion_to_their_weights_and_never_twice():
+    """Against all orders in which two of three may come, also where one code has nearly all the weight."""
+    rng = np.random.default_rng(0)
+    for weights in (np.array([1.0, 2.0, 3.0]), np.array([1e-9, 1.0, 1e-9])):
+        kinds = CodeKinds(np.ones((1, 1, 3)) * [0, 0, 1], np.ones((1, 3), np.float32), np.array([[1.0, 1.0, 1.0]]))
+        drawn = raced(kinds, np.log(weights)[None], np.zeros(20_000, np.int64), rng)
+        assert (np.bincount(drawn.rows) == 2).all()
+        assert len(np.unique(drawn.rows * 3 + drawn.positions)) == 40_000
+        share = weights / weights.sum()
+        left_out = [
+            sum(share[a] * share[b] / (1 - share[a]) for a, b in ((i, j), (j, i))) for i, j in ((1, 2), (0, 2), (0, 1))
+        ]
+        found = np.bincount(drawn.positions, minlength=3) / 20_000
+        assert found == pytest.approx(1 - np.array(left_out), abs=0.02)
+
+
 @pytest.mark.parametrize("most", [1, 2, 7, 30, 180])
 def test_numbers_within_a_bin_add_up_and_fall_with_the_bins_around(most):
     edges = np.append(number_edges(most), most + 1)
