@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import dp_accounting
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from dpcgan_fast.bench.paper import systems
+from dpcgan_fast.bench.paper import summary, systems
 from dpcgan_fast.bench.paper.code_world import code_schema, code_table
 from dpcgan_fast.bench.paper.dense import DenseNetworks
 from dpcgan_fast.bench.paper.pate import LABELS, VOTES, fit_pate_gan
@@ -20,6 +21,7 @@ from dpcgan_fast.bench.paper.systems import AUTO, DELTA, SYSTEMS, YARDSTICK, Syn
 from dpcgan_fast.bench.paper.tables import CODES, PaperTable
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.train import default_settings
 from dpcgan_fast.train.plan import AUTOENCODER, CRITIC
 
 ROWS, EPSILON = 300, 4.0
@@ -130,6 +132,14 @@ def test_published_networks_stand_where_a_record_has_their_length():
     assert not SYSTEMS["rdpcgan"].fits(replace(waves(), schema=schema))
     assert stands["conv"] == [True, False], "on codes it is auto"
     assert all(all(fits) for name, fits in stands.items() if name not in ("rdpcgan", "rdpcgan-no-ae", "conv"))
+
+
+def test_with_as_many_steps_as_is_said_the_published_system_is_its_preset():
+    task = Task(waves(), EPSILON, 0, Path(), steps=summary._PUBLISHED_STEPS)
+    schema = task.table.schema
+    assert systems._settings("rdpcgan-uci", schema, task, {}) == default_settings(
+        "rdpcgan-uci", EPSILON, DELTA, ROWS, seed=0
+    )
 
 
 def test_a_yardstick_is_all_baselines_each_with_the_whole_epsilon(tmp_path):

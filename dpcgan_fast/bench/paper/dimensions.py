@@ -123,7 +123,7 @@ def mmd(drawn: Matrix, test: Matrix) -> float:
 
 
 def ks(drawn: Matrix, test: Matrix) -> float:
-    """Mean over the dimensions of the Kolmogorov-Smirnov distance, in [0, 1]; of flags it is the difference of rates."""
+    """Mean over the dimensions of the Kolmogorov-Smirnov distance, in [0, 1]; of flags that of their rates."""
     distances = []
     for own, real in zip(drawn.values.T, test.values.T, strict=True):
         places = np.unique(np.concatenate([own, real]))

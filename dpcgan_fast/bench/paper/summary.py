@@ -13,6 +13,8 @@ from dpcgan_fast.bench.paper.systems import SYSTEMS
 from dpcgan_fast.bench.table import machine_text, table
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
 
+_PUBLISHED_STEPS = 4000  # see `dpcgan_fast.train.default_settings`
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -143,7 +145,8 @@ def paper_markdown(results: dict[str, Any]) -> str:
         "\n".join(
             [
                 f"Delta {settings['delta']:g}; every mechanism is composed. Published and fully connected networks "
-                f"take {settings['steps']:,} steps of the critic and half as many of the autoencoder, PATE-GAN "
+                f"take {settings['steps']:,} steps of the critic and half as many of the autoencoder (by default the "
+                f"published presets take {_PUBLISHED_STEPS:,}, as with `--steps {_PUBLISHED_STEPS}`), PATE-GAN "
                 f"{settings['pate_gan_rounds']:,} rounds.",
                 f"At most {settings['drawn_rows']:,} rows are drawn, and classifiers learn from at most "
                 f"{settings['learned_rows']:,}; they see at most {settings['seen_codes']:,} codes.",
