@@ -20,7 +20,8 @@ _OP_COLOURS = ("#1d6b3f", "#3b6ea5", "#c46a1b", "#7b4ea3", "#a11d1d", "#7a7a7a",
 _LEAST_SHARE = 0.02  # of a step's time that an op must take to be drawn
 
 
-def _svg(figure: Figure) -> bytes:
+def as_svg(figure: Figure) -> bytes:
+    """An SVG file that is the same for the same figure."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "dpcgan_fast", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -58,7 +59,7 @@ def step_figure(results: dict[str, Any], jax: dict[str, Any] | None = None) -> b
     axes.set_xlabel("time of a step / PyTorch's plain eager step (dashed: equal; further left is faster)")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def roofline_figure(results: dict[str, Any]) -> bytes:
@@ -90,4 +91,4 @@ def roofline_figure(results: dict[str, Any]) -> bytes:
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title="op", title_fontsize=8)
     axes.text(1.02, 0.0, "\n".join(names), transform=axes.transAxes, fontsize=7, va="bottom")
     axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+    return as_svg(figure)

@@ -6,6 +6,7 @@ from typing import Any
 
 from dpcgan_fast.bench.compare import train_markdown
 from dpcgan_fast.bench.figures import roofline_figure, step_figure
+from dpcgan_fast.bench.paper import paper_figure, paper_markdown
 from dpcgan_fast.bench.scale_table import scale_markdown
 from dpcgan_fast.bench.table import step_markdown
 from dpcgan_fast.files import write_whole
@@ -28,7 +29,7 @@ def write_results(results: dict[str, Any], out: Path) -> None:
     """Writes FILE.json and what can be made of it. Raises MachineError if the machine cannot write.
 
     Suite step: FILE.md, FILE.svg and FILE_roofline.svg, with the column of jax-privacy if its file lies in the folder;
-    suites train and scale: FILE.md.
+    suites train and scale: FILE.md; suite paper: FILE.md and FILE_DATA.svg for each table.
     """
     write_whole(out, json.dumps(results, indent=1) + "\n")
     if results["suite"] == "step":
@@ -40,3 +41,7 @@ def write_results(results: dict[str, Any], out: Path) -> None:
         write_whole(out.with_suffix(".md"), train_markdown(results))
     if results["suite"] == "scale":
         write_whole(out.with_suffix(".md"), scale_markdown(results))
+    if results["suite"] == "paper":
+        write_whole(out.with_suffix(".md"), paper_markdown(results))
+        for name in {cell["data"] for cell in results["cells"]}:
+            write_whole(out.with_name(f"{out.stem}_{name}.svg"), paper_figure(results["cells"], name))

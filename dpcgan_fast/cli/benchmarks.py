@@ -6,14 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from dpcgan_fast.bench import (
+    EPSILONS,
     SIZES,
+    STEPS,
+    SYSTEMS,
+    TABLES,
     WIDTHS,
+    Grid,
+    bench_paper,
     bench_sample,
     bench_scale,
     bench_step,
     bench_train,
     chosen_nets,
     describe,
+    read_results,
     write_results,
 )
 from dpcgan_fast.cli.console import result, say
@@ -21,16 +28,22 @@ from dpcgan_fast.cli.training import Device
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis.fitting import pick_device
 
-SUITES = ("step", "train", "sample", "scale")
+SUITES = ("step", "train", "sample", "scale", "paper")
 _OF_SUITES = {  # parameter -> its option, and the suites that have a use for it
     "repeat": ("--repeat", ("step", "train")),
     "nets": ("--nets", ("step",)),
     "calls": ("--calls", ("step", "scale")),
     "compiled": ("--compile", ("step",)),
-    "steps": ("--steps", ("train",)),
+    "steps": ("--steps", ("train", "paper")),
     "sizes": ("--sizes", ("scale",)),
     "widths": ("--widths", ("scale",)),
     "work": ("--work", ("scale",)),
+    "device": ("--device", ("step", "train", "sample", "scale")),
+    "data": ("--data", ("paper",)),
+    "systems": ("--systems", ("paper",)),
+    "epsilons": ("--epsilons", ("paper",)),
+    "seeds": ("--seeds", ("paper",)),
+    "splits": ("--splits", ("paper",)),
 }
 
 
@@ -48,6 +61,38 @@ def _numbers(text: str, option: str, most: int) -> list[int]:
         how = f"Give rising numbers from 100 to {most:,}, such as 1e3,1e4."
         raise InputError("These are no sizes of tables", f"{option} {text}", how)
     return numbers
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _epsilons(text: str) -> tuple[float, ...]:
+    """Positive numbers that are parted by commas, such as 1,10,inf."""
+    try:
+        numbers = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(number > 0 for number in numbers):
+        raise InputError("These are no epsilons", f"--epsilons {text}", "Give positive numbers, such as 1,10,inf.")
+    return numbers
+
+
+def _earlier(out: Path) -> dict[str, Any]:
+    try:
+        return read_results(out)
+    except (OSError, ValueError):
+        raise InputError("The file is there and cannot be read", f"--out {out}", "Give another name.") from None
+
+
+def _paper(grid: Grid, out: Path, machine: dict[str, Any]) -> None:
+    """Runs what is missing and writes after each cell."""
+    before = _earlier(out) if out.exists() else None
+
+    def keep(results: dict[str, Any]) -> None:
+        write_results({"suite": "paper", "machine": machine, **results}, out)
+
+    keep(bench_paper(grid, before, keep, say))
 
 
 def bench(
@@ -68,7 +113,12 @@ def bench(
         bool, typer.Option("--compile", help="Also time torch.compile's plain step, which compiles for minutes.")
     ] = False,
     steps: Annotated[
-        int | None, typer.Option(help="Steps of autoencoder and critic each (suite train).", min=1)
+        int | None,
+        typer.Option(
+            help="Steps of autoencoder and critic each (suite train), or of the critic of published and fully "
+            f"connected networks (suite paper, by default {STEPS}).",
+            min=1,
+        ),
     ] = None,
     sizes: Annotated[
         str, typer.Option(help="Numbers of patients, rising: 1e5,1e6,1e7 is the whole range (suite scale).")
@@ -78,15 +128,24 @@ def bench(
         Path | None,
         typer.Option(help="Folder for files that are removed at the end; else TMPDIR's. 1e7 takes 4 GB (suite scale)."),
     ] = None,
+    data: Annotated[str, typer.Option(help="Tables to compare on (suite paper).")] = ",".join(TABLES),
+    systems: Annotated[str, typer.Option(help="Systems to compare (suite paper).")] = ",".join(SYSTEMS),
+    epsilons: Annotated[str, typer.Option(help="Privacy levels; inf is no privacy (suite paper).")] = ",".join(
+        f"{epsilon:g}" for epsilon in EPSILONS
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of each system on a split (suite paper).", min=1)] = 1,
+    splits: Annotated[int, typer.Option(help="Splits into training and test rows (suite paper).", min=1)] = 1,
 ) -> None:
-    """Time private steps against plain ones (interleaved, as ratios), whole trainings, sampling, or tables of any size.
+    """Time private steps, whole trainings, sampling, or tables of any size; or compare what synthetic rows are worth.
 
-    Suite step: our clipped sum is compared with torch.func's before anything is timed; contenders of Opacus run where
-    it is installed; with --repeat, each run is a process of its own. Beside FILE.json it writes tables (.md), with the
-    targets and the roofline of each op, and two figures (.svg). Suite train: SUPPORT2, and the epileptic seizure table
-    where its file is here, private and not, with the seconds of each phase. Suite sample: rows a second to Parquet and
-    CSV, of the same two tables. Suite scale: what the size of made-up tables of codes costs to prepare, train on and
-    sample. See bench/README.md.
+    Suite step: private steps against plain ones, interleaved, as ratios. Our clipped sum is compared with torch.func's
+    before anything is timed; contenders of Opacus run where it is installed; with --repeat, each run is a process of
+    its own. Beside FILE.json it writes tables (.md), with the targets and the roofline of each op, and two figures
+    (.svg). Suite train: SUPPORT2, and the epileptic seizure table where its file is here, private and not, with the
+    seconds of each phase. Suite sample: rows a second to Parquet and CSV, of the same two tables. Suite scale: what the
+    size of made-up tables of codes costs to prepare, train on and
+    sample. Suite paper: the published system beside its rivals, its ablations and the best of our baselines, with the
+    paper's measures; it writes after each run, and the same command goes on where it stopped. See bench/README.md.
     """
     if suite not in SUITES:
         raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")
@@ -98,6 +157,11 @@ def bench(
     if out.suffix != ".json" or not out.parent.is_dir():
         how = "Use a name that ends in .json, in a folder that exists."
         raise InputError("The results cannot be written there", f"--out {out}", how)
+    if suite == "paper":
+        grid = Grid(_names(data), _names(systems), _epsilons(epsilons), seeds, splits, steps or STEPS)
+        _paper(grid, out, describe(pick_device("cpu")))
+        result(str(out))
+        return
     target = pick_device(device)
     results: dict[str, Any] = {"suite": suite, "machine": describe(target)}
     if suite == "step":

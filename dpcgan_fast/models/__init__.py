@@ -1,7 +1,7 @@
 """Networks: the published presets, and nets for any table. No module here knows of privacy."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,6 +11,8 @@ from dpcgan_fast.models.auto import AutoNetworks as AutoNetworks
 from dpcgan_fast.models.networks import Networks as Networks
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
 from dpcgan_fast.models.sampling import sample_records as sample_records
+
+MakeNetworks = Callable[[str, Sequence[Block], int, int | None], Networks]  # as `make_networks`
 
 _PUBLISHED = {"rdpcgan-uci": UCI, "rdpcgan-mimic": MIMIC}
 

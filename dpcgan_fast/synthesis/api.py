@@ -17,7 +17,7 @@ from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error
-from dpcgan_fast.models import is_conditional, make_networks
+from dpcgan_fast.models import MakeNetworks, is_conditional, make_networks
 from dpcgan_fast.synthesis import fitting
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.synthesis.run_folder import RunFolder
@@ -110,7 +110,7 @@ class DPCGAN:
                 out = Path(self._temporary.name) / "run"
             folder = fitting.start(data, self.schema, self.settings, out, device, hooks, self._remember)
         self._folder = folder
-        self._sampler = _load_sampler(folder, self.settings, device)
+        self._sampler = load_sampler(folder, self.settings, device)
         return self
 
     def _remember(self, folder: RunFolder) -> None:
@@ -204,7 +204,7 @@ class DPCGAN:
         model = cls.__new__(cls)
         model.schema, model.settings = schema, settings
         model._device_name, model._begun, model._folder, model._temporary = device, folder, folder, None
-        model._sampler = _load_sampler(folder, settings, fitting.pick_device(device))
+        model._sampler = load_sampler(folder, settings, fitting.pick_device(device))
         return model
 
     def _fitted(self) -> RunFolder:
@@ -213,7 +213,10 @@ class DPCGAN:
         return self._folder
 
 
-def _load_sampler(folder: RunFolder, settings: TrainSettings, device: torch.device) -> Sampler:
+def load_sampler(
+    folder: RunFolder, settings: TrainSettings, device: torch.device, make: MakeNetworks = make_networks
+) -> Sampler:
+    """The sampler of a finished run. make: as in `fitting.start`. Raises InputError if a file of it is damaged."""
     try:
         content = folder.model.read_bytes()
     except OSError as error:
@@ -227,7 +230,7 @@ def _load_sampler(folder: RunFolder, settings: TrainSettings, device: torch.devi
     conditional = is_conditional(settings.preset)
     schema = Schema.from_json(folder.schema)
     codec = RecordCodec(schema.as_records(), joint=not conditional)
-    networks = make_networks(settings.preset, codec.blocks, codec.n_classes)
+    networks = make(settings.preset, codec.blocks, codec.n_classes, None)
     try:
         networks.load_state_dict({n: t for n, t in loaded.tensors.items() if not n.startswith(RELEASED)})
     except RuntimeError:

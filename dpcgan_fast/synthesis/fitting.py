@@ -18,7 +18,7 @@ from dpcgan_fast.data.records import read_records
 from dpcgan_fast.data.schema import PRIVATE, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError, MachineError, PrivacyError
-from dpcgan_fast.models import Networks, is_conditional, make_networks
+from dpcgan_fast.models import MakeNetworks, Networks, is_conditional, make_networks
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
 from dpcgan_fast.privacy.accountant import refuse_overspending
@@ -87,10 +87,12 @@ def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
     return RawTable(table, ids, where)
 
 
-def _networks(schema: Schema, settings: TrainSettings, device: torch.device) -> tuple[RecordCodec, Networks]:
+def _networks(
+    schema: Schema, settings: TrainSettings, device: torch.device, make: MakeNetworks
+) -> tuple[RecordCodec, Networks]:
     """The codec of a complete schema of records and fresh networks for it."""
     codec = RecordCodec(schema, joint=not is_conditional(settings.preset))
-    return codec, make_networks(settings.preset, codec.blocks, codec.n_classes, settings.seed).to(device)
+    return codec, make(settings.preset, codec.blocks, codec.n_classes, settings.seed).to(device)
 
 
 def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, float]:
@@ -150,16 +152,17 @@ def _refuse_idle_constraints(schema: Schema) -> None:
 
 def start(
     source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device,
-    hooks: FitHooks, begun: Callable[[RunFolder], None],
+    hooks: FitHooks, begun: Callable[[RunFolder], None], make: MakeNetworks = make_networks,
 ) -> RunFolder:  # fmt: skip
     """Trains in a new run folder. If something fails before the first mechanism, no folder is left behind.
 
     begun: called as soon as there is a ledger, after which the run may have spent something, whatever happens to it
+    make:  what makes the networks; a comparison may train others by the same steps
     """
     plan = check_before_reading(schema, settings)
     records = schema.as_records()
     if not records.has_private_lists():
-        _dry_networks(records, settings)
+        _dry_networks(records, settings, make)
     raw = read_raw(source, schema, hooks)
     _dry_encoding(raw, records)
     if draws_from_statistics(records, settings):
@@ -190,7 +193,7 @@ def start(
         if draws_from_statistics(records, settings):
             statistics = release_statistics(raw.table, complete, plan, ledger, key, raw.where)
             released.statistics = statistics_for(complete).name
-        codec, networks = _networks(complete, settings, device)
+        codec, networks = _networks(complete, settings, device, make)
         state = _state(records, settings, released, networks, codec, device)
         state.released = statistics
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
@@ -205,9 +208,9 @@ def _with_released(schema: Schema, released: ReleasedFacts) -> Schema:
     return schema.with_released(released.bounds, released.categories, released.vocabularies, released.quantiles)
 
 
-def _dry_networks(schema: Schema, settings: TrainSettings) -> None:
+def _dry_networks(schema: Schema, settings: TrainSettings, make: MakeNetworks) -> None:
     """Refuses a preset that does not fit the schema before anything touches the data."""
-    _networks(_with_stand_ins(schema), settings, torch.device("cpu"))
+    _networks(_with_stand_ins(schema), settings, torch.device("cpu"), make)
 
 
 def _dry_encoding(raw: RawTable, schema: Schema) -> None:
@@ -273,7 +276,7 @@ def resume(
         _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
         released = ReleasedFacts.from_dict(config["released"])
         complete = _with_released(schema, released)
-        codec, networks = _networks(complete.as_records(), settings, device)
+        codec, networks = _networks(complete.as_records(), settings, device, make_networks)
         state = _state(schema.as_records(), settings, released, networks, codec, device)
         state.restore(checkpoint.tensors, checkpoint.values)
         key = noise_key(settings.seed, checkpoint.values["noise_position"] or 0)

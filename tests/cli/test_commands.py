@@ -244,7 +244,14 @@ def test_bench_repeats_runs_in_processes_of_their_own(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("suite", "option"), [("train", ["--nets", "1"]), ("sample", ["--repeat", "2"]), ("step", ["--steps", "3"])]
+    ("suite", "option"),
+    [
+        ("train", ["--nets", "1"]),
+        ("sample", ["--repeat", "2"]),
+        ("step", ["--steps", "3"]),
+        ("train", ["--systems", "auto"]),
+        ("scale", ["--epsilons", "1"]),
+    ],
 )
 def test_bench_refuses_options_of_another_suite(tmp_path, capsys, suite, option):
     assert run(["bench", "--out", str(tmp_path / "b.json"), "--suite", suite, *option]) == 2

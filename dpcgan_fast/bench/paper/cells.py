@@ -1,0 +1,143 @@
+"""The cells of the paper's comparison: each is one run, kept in the results and not repeated."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dpcgan_fast.bench.paper import pate
+from dpcgan_fast.bench.paper.protocol import LEARNED_ROWS, SEEN_CODES, judged, judged_real
+from dpcgan_fast.bench.paper.systems import DELTA, DRAWN_ROWS, STEPS, SYSTEMS, Task
+from dpcgan_fast.bench.paper.tables import TABLES, PaperTable, paper_table
+from dpcgan_fast.errors import InputError
+
+EPSILONS = (1.0, 10.0, 100.0, math.inf)
+REAL = "real"  # the training rows themselves
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. epsilon and seed are None for the real rows."""
+
+    data: str
+    system: str
+    epsilon: float | None
+    seed: int | None
+    split: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; infinity is the string "inf"."""
+        return {**asdict(self), "epsilon": "inf" if self.epsilon == math.inf else self.epsilon}
+
+    @property
+    def name(self) -> str:
+        """For a person to read."""
+        if self.epsilon is None:
+            return f"{self.data}, {self.system}, split {self.split}"
+        return f"{self.data}, {self.system}, epsilon {self.epsilon:g}, seed {self.seed}, split {self.split}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is asked for. Raises InputError for a table or a system that there is not.
+
+    steps: of the critic, for published and fully connected networks
+    """
+
+    data: Sequence[str] = TABLES
+    systems: Sequence[str] = tuple(SYSTEMS)
+    epsilons: Sequence[float] = EPSILONS
+    seeds: int = 1
+    splits: int = 1
+    steps: int = STEPS
+
+    def __post_init__(self) -> None:
+        for option, asked, known in (("--data", self.data, TABLES), ("--systems", self.systems, tuple(SYSTEMS))):
+            for name in asked:
+                if name not in known:
+                    raise InputError("There is no such name", f"{option} {name}", f"Choose from {', '.join(known)}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What every cell of a file has in common; a file of others is refused."""
+        return {
+            "delta": DELTA,
+            "steps": self.steps,
+            "pate_gan_rounds": pate.ROUNDS,
+            "drawn_rows": DRAWN_ROWS,
+            "learned_rows": LEARNED_ROWS,
+            "seen_codes": SEEN_CODES,
+        }
+
+    def cells(self, table: PaperTable, split: int) -> Iterator[Cell]:
+        """Of a table: first its real rows, then each system that can take it, seed by seed."""
+        yield Cell(table.name, REAL, None, None, split)
+        for seed in range(self.seeds):
+            for epsilon in self.epsilons:
+                for system in self.systems:
+                    if SYSTEMS[system].fits(table):
+                        yield Cell(table.name, system, epsilon, seed, split)
+
+
+def run_cell(cell: Cell, table: PaperTable, steps: int) -> dict[str, Any]:
+    """The figures of a cell, and the seconds that it took, on the clock and of processors."""
+    begin, processor = time.perf_counter(), time.process_time()
+    if cell.epsilon is None or cell.seed is None:
+        found, fitted = judged_real(table), begin
+    else:
+        with tempfile.TemporaryDirectory(prefix="dpcgan-") as folder:
+            synthetic = SYSTEMS[cell.system].fit(Task(table, cell.epsilon, cell.seed, Path(folder), steps))
+        fitted = time.perf_counter()
+        found = judged(table, synthetic, cell.epsilon)
+    end = time.perf_counter()
+    seconds = {"fit": fitted - begin, "judge": end - fitted, "processor": time.process_time() - processor}
+    return {**cell.to_dict(), "figures": found, "seconds": seconds}
+
+
+def bench_paper(
+    grid: Grid, before: dict[str, Any] | None, keep: Callable[[dict[str, Any]], None], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Runs the cells of a grid that are not there yet.
+
+    before: results of an earlier run, which are added to
+    keep:   called with all results after each cell
+    say:    told of each cell, and of what is left out
+
+    Returns {"settings": ..., "cells": [...], "left_out": {data: why}}.
+    Raises InputError if `before` was made with other settings.
+    """
+    results = {"settings": grid.settings(), "cells": [], "left_out": {}}
+    if before is not None:
+        _refuse_other_settings(before, grid.settings())
+        results |= {"cells": list(before["cells"]), "left_out": dict(before["left_out"])}
+    done = {tuple(cell[key] for key in _KEYS) for cell in results["cells"]}
+    for split in range(grid.splits):
+        for name in grid.data:
+            try:
+                table = paper_table(name, split)
+            except InputError as error:
+                results["left_out"][name] = f"{error.what} ({error.where})"
+                say(f"left out: {name}. {error}")
+                continue
+            results["left_out"].pop(name, None)
+            for cell in grid.cells(table, split):
+                values = cell.to_dict()
+                if tuple(values[key] for key in _KEYS) in done:
+                    continue
+                results["cells"].append(run_cell(cell, table, grid.steps))
+                seconds = results["cells"][-1]["seconds"]
+                say(f"{cell.name}: {seconds['fit']:.0f} s to fit, {seconds['judge']:.0f} s to judge")
+                keep(results)
+    return results
+
+
+_KEYS = ("data", "system", "epsilon", "seed", "split")
+
+
+def _refuse_other_settings(before: dict[str, Any], settings: dict[str, Any]) -> None:
+    changed = sorted(name for name, value in settings.items() if before.get("settings", {}).get(name) != value)
+    if changed or before.get("suite") != "paper":
+        what = f"The file is of another run: {', '.join(changed) or 'suite'}"
+        raise InputError(what, "--out", "Give another name, or remove the file.")

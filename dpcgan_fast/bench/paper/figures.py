@@ -1,0 +1,53 @@
+"""The comparison as figures: utility against epsilon."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dpcgan_fast.bench.figures import as_svg
+from dpcgan_fast.bench.paper.cells import REAL
+from dpcgan_fast.bench.paper.summary import order_of, runs_of, spread_of
+from dpcgan_fast.bench.paper.systems import AUTO, SYSTEMS, YARDSTICK
+
+_COLOURS = ("#a11d1d", "#d98a8a", "#7a7a7a", "#b5b5b5", "#c46a1b", "#3b6ea5", "#9dbbdb", "#1d6b3f", "#1c2330")
+_AUROC, _AP, _APART = ("tstr", "gb", "auroc"), ("tstr", "gb", "ap"), ("c2st",)
+_PANELS = {
+    "AUROC on real rows, gradient boosting": _AUROC,
+    "average precision": _AP,
+    "told apart from real rows (0.5: not at all)": _APART,
+}
+
+
+def paper_figure(cells: Sequence[dict[str, Any]], data: str) -> bytes:
+    """A panel for each measure, a line for each system, with 95 % intervals where there are several runs; as SVG."""
+    own = [cell for cell in cells if cell["data"] == data]
+    epsilons = sorted({cell["epsilon"] for cell in own if cell["epsilon"] is not None}, key=order_of)
+    figure = Figure(figsize=(4.2 * len(_PANELS) + 1.6, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(_PANELS), squeeze=False)[0]
+    for axes, (title, path) in zip(panels, _PANELS.items(), strict=True):
+        for number, (system, colour) in enumerate(zip(SYSTEMS, _COLOURS, strict=True)):
+            points = [
+                (place + 0.03 * (number - len(SYSTEMS) / 2), found)
+                for place, epsilon in enumerate(epsilons)
+                if (found := spread_of(runs_of(own, data, system, epsilon), path)) is not None
+            ]
+            if points:
+                places, found = zip(*points, strict=True)
+                heavy = system in (AUTO, YARDSTICK)
+                axes.errorbar(
+                    places, [one.mean for one in found], [one.half or 0.0 for one in found], label=system,
+                    color=colour, marker="o", markersize=4, linewidth=2 if heavy else 1.2,
+                    linestyle="--" if system == YARDSTICK else "-", capsize=2,
+                )  # fmt: skip
+        real = spread_of(runs_of(own, data, REAL, None), path)
+        if real is not None:
+            axes.axhline(real.mean, color="#1c2330", linewidth=1, linestyle=":", label="real rows")
+        axes.set_xticks(range(len(epsilons)), [str(e) if e == "inf" else f"{e:g}" for e in epsilons])
+        axes.set_xlim(-0.4, len(epsilons) - 0.6)
+        axes.set_xlabel("epsilon")
+        axes.set_title(title, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.suptitle(data, fontsize=10)
+    return as_svg(figure)

@@ -1,0 +1,169 @@
+"""The comparison as a table: means over the runs of each system, with intervals where there are several."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from dpcgan_fast.bench.paper.cells import REAL
+from dpcgan_fast.bench.paper.systems import SYSTEMS
+from dpcgan_fast.bench.table import machine_text, table
+from dpcgan_fast.evaluate.learners import LEARNER_NAMES
+
+_PUBLISHED_STEPS = 4000  # see `dpcgan_fast.train.default_settings`
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over runs, and half the width of its 95 % interval by Student's t; None for a single run."""
+
+    mean: float
+    half: float | None
+
+    def text(self, digits: int) -> str:
+        """As it stands in a table."""
+        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
+        return f"{self.mean:.{digits}f}{half}"
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Of the runs of one cell of the table; None without any."""
+    if not values:
+        return None
+    mean, count = float(np.mean(values)), len(values)
+    if count == 1:
+        return Spread(mean, None)
+    return Spread(mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count)))
+
+
+def figure_of(cell: dict[str, Any], path: Sequence[str]) -> float | None:
+    """A figure of a cell by its path; None where there is none."""
+    value = cell["figures"]
+    for key in path:
+        value = None if value is None else value.get(key)
+    return value
+
+
+def runs_of(cells: Sequence[dict[str, Any]], data: str, system: str, epsilon: Any) -> list[dict[str, Any]]:
+    """All runs of a system. epsilon: as in a file, "inf" for infinity, None for the real rows"""
+    return [c for c in cells if (c["data"], c["system"], c["epsilon"]) == (data, system, epsilon)]
+
+
+def spread_of(runs: Sequence[dict[str, Any]], path: Sequence[str]) -> Spread | None:
+    """The spread of a figure over runs."""
+    values = [figure_of(run, path) for run in runs]
+    return spread([value for value in values if value is not None])
+
+
+def order_of(epsilon: Any) -> float:
+    """Rising epsilons, the real rows last."""
+    return math.inf if epsilon is None else float(epsilon)
+
+
+def groups(cells: Sequence[dict[str, Any]], data: str) -> Iterator[tuple[Any, str, list[dict[str, Any]]]]:
+    """Epsilon, system and runs of each row of a table: by epsilon, then in the order of the systems; real rows last."""
+    own = [cell for cell in cells if cell["data"] == data]
+    finite = sorted({cell["epsilon"] for cell in own if cell["epsilon"] is not None}, key=order_of)
+    for epsilon in finite:
+        for system in SYSTEMS:
+            if runs := runs_of(own, data, system, epsilon):
+                yield epsilon, system, runs
+    if runs := runs_of(own, data, REAL, None):
+        yield None, REAL, runs
+
+
+def _text(found: Spread | None, digits: int = 3) -> str:
+    return "-" if found is None else found.text(digits)
+
+
+def _pair(runs: Sequence[dict[str, Any]], kind: str, learner: str) -> str:
+    """AUROC / average precision."""
+    found = [spread_of(runs, (kind, learner, score)) for score in ("auroc", "ap")]
+    return "-" if None in found else " / ".join(_text(one) for one in found)
+
+
+def supervised(cells: Sequence[dict[str, Any]], data: str) -> str:
+    """Synthetic-to-real of the three learners, and synthetic-to-synthetic of gradient boosting."""
+    rows = [
+        [_epsilon(epsilon), _name(system, runs), *(_pair(runs, "tstr", learner) for learner in LEARNER_NAMES),
+         _pair(runs, "sts", "gb"), str(len(runs))]
+        for epsilon, system, runs in groups(cells, data)
+    ]  # fmt: skip
+    return table(["epsilon", "rows of", *LEARNER_NAMES.values(), "within the rows", "runs"], rows)
+
+
+_LIKENESS = {
+    "probability: r": ("dimension_probability", "r"),
+    "probability: error": ("dimension_probability", "mae"),
+    "prediction: score": ("dimension_prediction", "ap"),
+    "prediction / real": ("dimension_prediction", "ratio"),
+    "MMD": ("mmd",),
+    "KS": ("ks",),
+    "told apart": ("c2st",),
+}
+_OF_CODES = {
+    "co-occurrence error": ("co_occurrence_error",),
+    "violated implications": ("violated_implications",),
+}
+
+
+def unsupervised(cells: Sequence[dict[str, Any]], data: str) -> str:
+    """Dimension by dimension, and both tables as wholes."""
+    of_codes = any("co_occurrence_error" in cell["figures"] for cell in cells if cell["data"] == data)
+    columns = _LIKENESS | (_OF_CODES if of_codes else {})
+    rows = [
+        [_epsilon(epsilon), _name(system, runs), *(_text(spread_of(runs, path)) for path in columns.values())]
+        for epsilon, system, runs in groups(cells, data)
+    ]
+    return table(["epsilon", "rows of", *columns], rows)
+
+
+def _epsilon(epsilon: Any) -> str:
+    return "-" if epsilon is None else f"{epsilon:g}" if isinstance(epsilon, float | int) else str(epsilon)
+
+
+def _name(system: str, runs: Sequence[dict[str, Any]]) -> str:
+    """A yardstick goes by what was best in each run."""
+    sources = sorted({run["figures"].get("drawn_from", "") for run in runs} - {""})
+    return f"{system}: {', '.join(sources)}" if sources else system
+
+
+def paper_markdown(results: dict[str, Any]) -> str:
+    """All tables, with what is needed to read them."""
+    cells, settings = results["cells"], results["settings"]
+    data = list(dict.fromkeys(cell["data"] for cell in cells))
+    minutes = [sum(cell["seconds"][key] for cell in cells) / 60 for key in ("fit", "judge", "processor")]
+    left = [f"- left out: {name}: {why}" for name, why in results["left_out"].items()]
+    parts = [
+        "# The published system beside its rivals\n",
+        f"Made by `dpcgan bench --suite paper`: {len(cells)} runs, {minutes[0] + minutes[1]:.0f} minutes, "
+        f"{minutes[2]:.0f} of processors. "
+        f"{machine_text(results['machine'])}.\n",
+        "\n".join(
+            [
+                f"Delta {settings['delta']:g}; every mechanism is composed. Published and fully connected networks "
+                f"take {settings['steps']:,} steps of the critic and half as many of the autoencoder (by default the "
+                f"published presets take {_PUBLISHED_STEPS:,}, as with `--steps {_PUBLISHED_STEPS}`), PATE-GAN "
+                f"{settings['pate_gan_rounds']:,} rounds.",
+                f"At most {settings['drawn_rows']:,} rows are drawn, and classifiers learn from at most "
+                f"{settings['learned_rows']:,}; they see at most {settings['seen_codes']:,} codes.",
+                "Where there are several runs, ± is half a 95 % interval over noise seeds and splits.",
+                "These figures are not differentially private, and noise is seeded: the data are public or made up.",
+                *left,
+            ]
+        )
+        + "\n",
+        table(["system", "is"], [[name, system.about] for name, system in SYSTEMS.items()]),
+    ]
+    for name in data:
+        parts += [
+            f"## {name}\n",
+            "AUROC / average precision of the label on real held-out rows, by what classifiers learned from; and of "
+            "gradient boosting within the synthetic rows.\n",
+            supervised(cells, name),
+            unsupervised(cells, name),
+        ]
+    return "\n".join(parts)

@@ -1,0 +1,187 @@
+"""The systems of the paper's comparison, each with every mechanism that touched the data.
+
+The published system, the ablations of its networks and DP-GAN take the same private steps, with the same records,
+losses and settings; without an autoencoder its steps are none, and the decoder learns as fast as the generator does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dpcgan_fast.baselines import baselines_for
+from dpcgan_fast.bench.paper.code_world import code_schema
+from dpcgan_fast.bench.paper.dense import make_dense
+from dpcgan_fast.bench.paper.pate import fit_pate_gan
+from dpcgan_fast.bench.paper.tables import CODES, PaperTable
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.models import MakeNetworks, make_networks
+from dpcgan_fast.models.published import MIMIC, UCI
+from dpcgan_fast.privacy import Ledger, Mechanism, noise_key
+from dpcgan_fast.privacy.ledger import charged, read_ledger
+from dpcgan_fast.synthesis import fitting
+from dpcgan_fast.synthesis.api import load_sampler
+from dpcgan_fast.synthesis.releases import least_release_share
+from dpcgan_fast.synthesis.statistics import draws_from_statistics
+from dpcgan_fast.train import TrainSettings, default_settings
+
+DELTA = 1e-5
+DRAWN_ROWS = 10_000  # at most, and no more than there are training rows
+STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
+AUTO, YARDSTICK = "auto", "yardstick"
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Synthetic rows of one system.
+
+    tables:     by name; those of a yardstick are several, of which the best is taken
+    schema:     of these rows
+    mechanisms: all that touched the data, together; each yardstick's on its own is (epsilon, delta)-DP
+    """
+
+    tables: dict[str, pa.Table]
+    schema: Schema
+    mechanisms: dict[str, list[Mechanism]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a system is asked for.
+
+    seed:   of noise and of all draws
+    folder: empty, for its ledger and model
+    steps:  of the critic, for published and fully connected networks
+    """
+
+    table: PaperTable
+    epsilon: float
+    seed: int
+    folder: Path
+    steps: int = STEPS
+
+    @property
+    def rows(self) -> int:
+        """Synthetic rows to draw."""
+        return min(DRAWN_ROWS, self.table.train.num_rows)
+
+
+Fit = Callable[[Task], Synthetic]
+
+
+def _settings(preset: str, schema: Schema, task: Task, changes: dict[str, Any]) -> TrainSettings:
+    share = least_release_share(schema, preset)
+    settings = default_settings(preset, task.epsilon, DELTA, schema.n_units, None, task.seed, share)
+    if preset != AUTO:
+        settings = replace(settings, autoencoder_steps=max(1, task.steps // 2), critic_steps=task.steps)
+    elif draws_from_statistics(schema, replace(settings, **changes)):
+        settings = replace(settings, autoencoder_steps=1, critic_steps=1)  # rows do not come from networks
+    return replace(settings, **changes)
+
+
+def _trained(task: Task, preset: str, schema: Schema, make: MakeNetworks, changes: dict[str, Any]) -> Synthetic:
+    """Trains networks as `DPCGAN.fit` does and draws rows from the run."""
+    settings = _settings(preset, schema, task, changes)
+    device = torch.device("cpu")
+    out, hooks = task.folder / "run", fitting.FitHooks()
+    folder = fitting.start(task.table.train, schema, settings, out, device, hooks, lambda _: None, make)
+    sampler = load_sampler(folder, settings, device, make)
+    drawn = pa.concat_tables(sampler.batches(task.rows, {}, torch.Generator().manual_seed(task.seed)))
+    return Synthetic({"": drawn}, schema, {"": charged(read_ledger(folder.ledger)[0])})
+
+
+def _without_autoencoder(settings: TrainSettings) -> dict[str, Any]:
+    return {"autoencoder_steps": 0, "decoder_lr": settings.generator_lr}
+
+
+def _networks(preset: str, make: MakeNetworks, autoencoder: bool, changes: dict[str, Any]) -> Fit:
+    """A system of networks. preset: "" for the published one that the table calls for"""
+
+    def fit(task: Task) -> Synthetic:
+        own, schema = preset or _published(task.table), task.table.schema
+        if make is make_networks and own == "rdpcgan-mimic":
+            assert schema.n_units is not None
+            schema = code_schema(schema.n_units, outcome=False)  # its records have no place for an outcome
+        more = {} if autoencoder else _without_autoencoder(_settings(own, schema, task, changes))
+        return _trained(task, own, schema, make, {**changes, **more})
+
+    return fit
+
+
+def _published(table: PaperTable) -> str:
+    return "rdpcgan-mimic" if table.name == CODES else "rdpcgan-uci"
+
+
+def _pate_gan(task: Task) -> Synthetic:
+    table = task.table
+    path = task.folder / "ledger.jsonl"
+    with Ledger(path, create=True) as ledger:
+        model = fit_pate_gan(table.train, table.schema, task.epsilon, DELTA, ledger, task.seed)
+    drawn = model.sample(task.rows, task.seed)
+    return Synthetic({"": drawn}, table.schema, {"": charged(read_ledger(path)[0])})
+
+
+def _yardstick(task: Task) -> Synthetic:
+    tables, mechanisms = {}, {}
+    for baseline in baselines_for(task.table.schema):
+        fitted = baseline.fit(task.table.train, task.epsilon, DELTA, noise_key(task.seed))
+        tables[baseline.name] = fitted.sample(task.rows, np.random.default_rng(task.seed))
+        mechanisms[baseline.name] = fitted.mechanisms
+    return Synthetic(tables, task.table.schema, mechanisms)
+
+
+@dataclass(frozen=True)
+class System:
+    """A system. about: what it is, for the table; fits: whether it can take a table"""
+
+    about: str
+    fit: Fit
+    fits: Callable[[PaperTable], bool] = lambda _table: True
+
+
+def _has_published_length(table: PaperTable) -> bool:
+    signals = table.schema.signals
+    if not signals:
+        return table.name == CODES
+    lengths = {UCI.record_length, MIMIC.record_length}
+    return len(table.schema.columns) == 1 and len(signals[0].columns) + 1 in lengths
+
+
+def _not_codes(table: PaperTable) -> bool:
+    return table.name != CODES
+
+
+_ONLY_NETWORKS = {"statistics": False}
+SYSTEMS: dict[str, System] = {
+    "rdpcgan": System(
+        "the published networks and settings (`rdpcgan-uci`, or `rdpcgan-mimic` on codes alone), where a record has "
+        "their length",
+        _networks("", make_networks, True, {}),
+        _has_published_length,
+    ),
+    "rdpcgan-no-ae": System(
+        "the same without an autoencoder", _networks("", make_networks, False, {}), _has_published_length
+    ),
+    "dense": System(
+        "fully connected networks with an autoencoder, published settings", _networks("", make_dense, True, {})
+    ),
+    "dp-gan": System("DP-GAN: fully connected networks, no autoencoder", _networks("", make_dense, False, {})),
+    "pate-gan": System("PATE-GAN, its votes accounted without looking at the data", _pate_gan),
+    "conv": System(
+        "the convolutional networks of preset `auto` alone (`--networks-only`); on codes that is `auto`",
+        _networks(AUTO, make_networks, True, _ONLY_NETWORKS),
+        _not_codes,
+    ),
+    "conv-no-ae": System("the same without an autoencoder", _networks(AUTO, make_networks, False, _ONLY_NETWORKS)),
+    AUTO: System(
+        "what `dpcgan train` does by default: statistics, or on codes its networks",
+        _networks(AUTO, make_networks, True, {}),
+    ),
+    YARDSTICK: System(
+        "the best of our baselines, chosen by the AUROC of gradient boosting on the test rows", _yardstick
+    ),
+}
