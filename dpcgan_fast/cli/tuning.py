@@ -34,8 +34,8 @@ def tune(
     public_data: Annotated[
         Path | None,
         typer.Option(
-            help="Search on this table in place of the data, and pay nothing for it. You vouch that it is public, and the "
-            "card says so."
+            help="Search on this table in place of the data, and pay nothing for it. You vouch that it is public, and "
+            "the card says so."
         ),
     ] = None,
     runs: Annotated[

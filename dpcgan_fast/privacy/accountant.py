@@ -29,6 +29,7 @@ _COARSE_ABOVE_EPSILON = 60.0  # the loss distribution is then so wide that the f
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
+_LEAST_DIVERGENCE = 1e-10  # of a run: below, dp-accounting's logarithms of what is nearly 1 lose their digits
 _Event = tuple[float, float, int]  # sample rate, noise multiplier, steps
 Charge = Mechanism | Selection
 
@@ -162,6 +163,7 @@ def _renyi_of_selection(selection: Selection) -> np.ndarray:
     and theorem 6 (Poisson), as dp-accounting has them.
     """
     worst = np.max([_renyi_of(_events(run)) for run in selection.runs], axis=0)
+    worst = np.maximum(worst, _LEAST_DIVERGENCE)
     accountant = _SelectionAccountant(worst)
     with _without_convergence_warnings():
         accountant.compose(RepeatAndSelectDpEvent(_OneRun(), selection.count.mean, selection.count.shape))

@@ -142,6 +142,8 @@ def check_schema(schema: Schema, settings: TrainSettings) -> None:
             f"preset {settings.preset}",
             "Write the lists into the schema, or use --preset auto.",
         )
+    if not schema.has_private_lists():
+        _dry_networks(schema, settings)
 
 
 def _refuse_idle_constraints(schema: Schema) -> None:
@@ -170,8 +172,6 @@ def start(
     else:
         plan = check_before_reading(schema, settings)
     records = schema.as_records()
-    if not records.has_private_lists():
-        _dry_networks(records, settings)
     raw = read_raw(source, schema, hooks)
     _dry_encoding(raw, records)
     if draws_from_statistics(records, settings):

@@ -66,7 +66,7 @@ def search_privately(
             raise PrivacyError(
                 "The number of runs was drawn as 0, so that there is none to release; the budget counts as spent",
                 f"--runs poisson --mean-runs {count.mean:g}",
-                "Search anew with a greater mean, which makes this rarer, or another distribution; what both spend adds up.",
+                "Search anew; what both spend adds up. A greater mean, or another distribution, makes this rarer.",
             )
         publish(best, out)
     return DPCGAN.load(out, device)

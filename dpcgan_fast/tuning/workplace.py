@@ -31,11 +31,15 @@ def workplace(out: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise machine_error(error, out) from error
     try:
-        yield work
+        try:
+            yield work
+        finally:
+            destroy(work)
     except StoppedError as error:
         raise _stopped(error.what, out) from None
     finally:
-        destroy(work)
+        if work.exists():  # a second signal came while the folder was removed; later ones do nothing
+            destroy(work)
 
 
 def destroy(folder: Path) -> None:
