@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import random
 import secrets
 from dataclasses import replace
@@ -48,7 +49,7 @@ def search_privately(
         randomness = secrets.SystemRandom() if seed is None else random.Random(seed)
         raw = fitting.read_raw(source, schema, hooks)
         quiet = FitHooks(stop=hooks.stop)
-        best, best_score = None, -1.0
+        best, best_score = None, -math.inf
         for number in range(count.draw(randomness.random())):
             check_stop(hooks.stop, out)
             pick = randomness.randrange(len(candidates.each))

@@ -34,6 +34,7 @@ BINS = 16  # of the classifier's probabilities; public
 # class aside, and fail where a class has one.
 _LEAST_ROWS, _MOST_ROWS = 2_000, 10_000
 _CHANCE = 0.5
+WORST = -1.0  # score of a run from which no rows can be drawn, such as rows that keep to the schema's constraints
 
 
 def check_label(schema: Schema) -> None:
@@ -101,15 +102,20 @@ def _probabilities(learner: Any, records: np.ndarray, histograms: int) -> np.nda
     return probabilities[list(_told_apart(histograms))]
 
 
-def judge_of(model: DPCGAN, seed: int | None) -> Judge:
-    """The classifier that learns from one draw of a model's synthetic rows, and bins that even out another draw."""
+def judge_of(model: DPCGAN, seed: int | None) -> Judge | None:
+    """The classifier that learns from one draw of a model's synthetic rows, and bins that even out another draw.
+
+    None if no such rows can be drawn: that of a run which is then destroyed must not become known by an error.
+    """
     schema = model.released_schema
     units = schema.n_units or _MOST_ROWS
     rows = min(_MOST_ROWS, max(_LEAST_ROWS, units))
     codec = RecordCodec(schema.as_records())
-    learned, binned = (
-        _encoded(model.sample(rows, seed=None if seed is None else seed + draw), schema, codec) for draw in range(2)
-    )
+    try:
+        drawn = [model.sample(rows, seed=None if seed is None else seed + draw) for draw in range(2)]
+    except InputError:
+        return None
+    learned, binned = (_encoded(table, schema, codec) for table in drawn)
     learner = None
     if len(np.unique(learned[1])) > 1:
         learner = small_booster()
@@ -129,9 +135,9 @@ def _encoded(table: pa.Table, schema: Schema, codec: RecordCodec) -> tuple[np.nd
     return encoded.records, encoded.labels
 
 
-def noisy_score(judge: Judge, raw: RawTable, schema: Schema, mechanism: Mechanism, key: NoiseKey) -> float:
+def noisy_score(judge: Judge | None, raw: RawTable, schema: Schema, mechanism: Mechanism, key: NoiseKey) -> float:
     """Area under the ROC curve on real rows, from noisy counts; over more than two classes the mean of each against the
-    rest. In [0, 1].
+    rest. In [0, 1]; without a judge `WORST`, which reads no real row.
 
     schema:    with released values in place of "private" ones
     mechanism: of `score_mechanism`; the ledger must have it before this is called
@@ -139,6 +145,8 @@ def noisy_score(judge: Judge, raw: RawTable, schema: Schema, mechanism: Mechanis
     Formal guarantee: as private as the mechanism; see `score_mechanism`. It reads all units, also those that the run
     trained on: training and score are composed one after the other, so that nothing rests on how units are split.
     """
+    if judge is None:
+        return WORST
     counts = exact_counts(judge, raw, schema)
     noisy = noisy_release(
         mechanism.mechanism, counts, mechanism.max_grad_norm, mechanism.noise_multiplier, key, mechanism.unit

@@ -11,7 +11,16 @@ from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import releases
 from dpcgan_fast.synthesis.fitting import FitHooks, read_raw
 from dpcgan_fast.tuning import scoring
-from dpcgan_fast.tuning.scoring import BINS, auroc, check_label, exact_counts, judge_of, noisy_score, score_mechanism
+from dpcgan_fast.tuning.scoring import (
+    BINS,
+    WORST,
+    auroc,
+    check_label,
+    exact_counts,
+    judge_of,
+    noisy_score,
+    score_mechanism,
+)
 from tests.synthesis.runs import model_of
 from tests.tables import make_schema, make_table, make_visits, schema_values, visits_values
 
@@ -141,6 +150,20 @@ def test_synthetic_rows_of_one_class_score_like_a_guess(monkeypatch):
     monkeypatch.setattr(type(model), "sample", lambda *_, **__: died)
     raw = read_raw(table, schema, FitHooks())
     assert noisy_score(judge_of(model, 0), raw, schema, score_mechanism(schema, 0.0), NoiseKey(0)) == 0.5
+
+
+def test_a_run_from_which_no_rows_can_be_drawn_is_the_worst_and_no_error(monkeypatch):
+    schema, table = CASES["rows"]
+    model = fitted(schema, table)
+
+    def too_rare(*_, **__):
+        raise InputError("Too rare", "constraints of the schema", "")
+
+    monkeypatch.setattr(type(model), "sample", too_rare)
+    judge = judge_of(model, 0)
+    assert judge is None
+    raw = read_raw(table, schema, FitHooks())
+    assert noisy_score(judge, raw, schema, score_mechanism(schema, 1.0), NoiseKey(0)) == WORST < 0
 
 
 def test_without_a_label_there_is_none():
