@@ -16,6 +16,7 @@ from dpcgan_fast.train.stopping import cleaned_up_on_signals, stop_on_signals
 from dpcgan_fast.tuning import read_candidates, search_on_public, search_privately
 
 _MEAN, _DISTRIBUTION = 10.0, "poisson"
+_RARE = 1e-3
 
 
 def tune(
@@ -75,6 +76,9 @@ def tune(
             )
         else:
             count = _count(runs or _DISTRIBUTION, _MEAN if mean_runs is None else mean_runs)
+            if count.none > _RARE:
+                say(f"WARNING: one search in {1 / count.none:.3g} draws no run at all and spends its budget for nothing; a "
+                    "greater --mean-runs makes that rarer.")  # fmt: skip
             say(f"a secret number of trainings, {count.mean:g} on average; nothing is shown of them")
             model = search_privately(
                 data, wanted, epsilon, delta, known, out, count, device=device, seed=seed, hooks=hooks

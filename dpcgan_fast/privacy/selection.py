@@ -45,6 +45,11 @@ class RunCount:
         """eta of the paper, as dp-accounting names the distributions: 0, 1, or inf for Poisson."""
         return _SHAPES[self.distribution]
 
+    @property
+    def none(self) -> float:
+        """Probability that there is no run."""
+        return math.exp(-self.mean) if self.distribution == "poisson" else 0.0
+
     def draw(self, uniform: float) -> int:
         """K from a uniform number in [0, 1), which must be as secret as noise: K itself is not accounted for.
 
@@ -52,7 +57,7 @@ class RunCount:
         mean^k / k! (Poisson).
         """
         if self.distribution == "poisson":
-            runs, share, more = 0, math.exp(-self.mean), lambda k: self.mean / (k + 1)
+            runs, share, more = 0, self.none, lambda k: self.mean / (k + 1)
         elif self.mean == 1:
             return 1
         elif self.distribution == "geometric":

@@ -75,6 +75,13 @@ def test_a_search_on_public_data_says_so_and_prints_one_json_object(workplace, c
     assert left_in(workplace) == ["run"]
 
 
+@pytest.mark.parametrize(("mean", "warned"), [(4, True), (10, False)])
+def test_searches_that_may_draw_no_run_are_warned_of(workplace, capsys, mean, warned):
+    (workplace / "train.csv").unlink()
+    assert run(arguments_of(workplace, mean_runs=mean)) == 2
+    assert ("WARNING: one search in 54.6 draws no run at all" in capsys.readouterr().err) is warned
+
+
 def test_a_seed_is_loud(workplace, capsys):
     assert run(arguments_of(workplace, runs="geometric", mean_runs=1, seed=4)) == 0
     said = capsys.readouterr()

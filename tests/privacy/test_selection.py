@@ -212,6 +212,7 @@ class TestNumberOfRuns:
             else:
                 gamma = gamma_of(count)
                 share = (1 - gamma) ** runs / (runs * math.log(1 / gamma))
+            assert share == count.none or runs > 0
             assert (drawn == runs).mean() == pytest.approx(share, abs=1.01 / cells)
 
     @pytest.mark.parametrize("mean", [1.001, 2.0, 10.0, 500.0])

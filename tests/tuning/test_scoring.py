@@ -21,6 +21,7 @@ from dpcgan_fast.tuning.scoring import (
     noisy_score,
     score_mechanism,
 )
+from tests.synthesis.code_runs import HEADER, code_schema, events
 from tests.synthesis.runs import model_of
 from tests.tables import make_schema, make_table, make_visits, schema_values, visits_values
 
@@ -44,6 +45,7 @@ CASES = {
         make_schema(unit="patient", n_units=150, max_rows_per_unit=2, columns=three_classes()), classes_table(),
     ),
     "visits": (Schema.from_dict(visits_values()), make_visits()),
+    "codes": (code_schema(), pa.table(list(map(pa.array, zip(*events(), strict=True))), HEADER)),
 }  # fmt: skip
 
 
