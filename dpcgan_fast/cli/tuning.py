@@ -77,8 +77,10 @@ def tune(
         else:
             count = _count(runs or _DISTRIBUTION, _MEAN if mean_runs is None else mean_runs)
             if count.none > _RARE:
-                say(f"WARNING: one search in {1 / count.none:.3g} draws no run at all and spends its budget for nothing; a "
-                    "greater --mean-runs makes that rarer.")  # fmt: skip
+                say(
+                    f"WARNING: one search in {1 / count.none:.3g} draws no run at all and spends its budget for "
+                    "nothing; a greater --mean-runs makes that rarer."
+                )
             say(f"a secret number of trainings, {count.mean:g} on average; nothing is shown of them")
             model = search_privately(
                 data, wanted, epsilon, delta, known, out, count, device=device, seed=seed, hooks=hooks

@@ -60,12 +60,14 @@ class BudgetPlan:
         """The plan of one run of a private selection: the same, with `factor` times the noise, rounded up."""
 
         def noisier(mechanism: Mechanism) -> Mechanism:
-            return replace(mechanism, noise_multiplier=rounded_up(factor * mechanism.noise_multiplier))
+            return replace(mechanism, noise_multiplier=more(mechanism.noise_multiplier))
+
+        def more(noise: float) -> float:
+            return rounded_up(factor * noise) if noise > 0 else 0.0
 
         releases = tuple(noisier(release).inside_selection() for release in self.releases)
         trained = (noisier(mechanism).inside_selection() for mechanism in (self.autoencoder, self.critic))
-        noise = rounded_up(factor * self.release_noise_multiplier) if releases else 0.0
-        return BudgetPlan(noise, rounded_up(factor * self.noise_multiplier), releases, *trained)
+        return BudgetPlan(more(self.release_noise_multiplier), more(self.noise_multiplier), releases, *trained)
 
     def refuse_other(self, reserved: list[Mechanism], where: str) -> None:
         """Raises PrivacyError if something was reserved that the plan does not hold, or more of it.

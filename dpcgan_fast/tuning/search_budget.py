@@ -100,7 +100,7 @@ def _smallest(spent: Callable[[float], float], epsilon: float, where: str) -> fl
         return upper
 
     def excess(log_factor: float) -> float:
-        return math.log(spent(math.exp(log_factor)) / epsilon)
+        return math.log(max(spent(math.exp(log_factor)) / epsilon, _TOLERANCE))  # at a large delta it may be 0
 
     found = float(brentq(excess, math.log(lower), math.log(upper), xtol=_TOLERANCE))  # type: ignore[arg-type]
     factor = math.exp(found)

@@ -2,15 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pyarrow.csv
 import pytest
 
 from dpcgan_fast.cli import run
-from tests.cli.test_errors import check_failure
+from tests.cli.test_errors import check_failure, start
 from tests.tables import ROWS, make_table, schema_values
 from tests.tuning.searches import FILES, QUICK
 
@@ -111,14 +109,6 @@ def test_bad_usage_is_one_line_and_leaves_nothing(workplace, capsys, changes, co
 
 def test_an_output_folder_that_is_not_empty_is_refused(workplace, capsys):
     check_failure(arguments_of(workplace, out=workplace), 2, "something at the output path already", capsys)
-
-
-def start(arguments):
-    # A shell has what it runs in the background ignore SIGINT, and so would its children, these tests among them.
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpcgan_fast", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
 
 
 def wait_for(process, found):

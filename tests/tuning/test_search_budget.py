@@ -61,6 +61,15 @@ def test_a_run_takes_less_than_the_whole_and_its_score_a_small_part_of_that():
     assert squares[-1] / sum(squares) == pytest.approx(SCORE_SHARE, rel=0.2)
 
 
+@pytest.mark.parametrize("changes", [{}, {"statistics": True, "networks_only": None}])
+def test_a_run_may_have_no_release_but_the_statistics_or_none_at_all(changes):
+    columns = schema_values()["columns"]
+    columns[4]["rates"] = [0.6, 0.4]
+    plan = plan_search(make_schema(columns=columns), candidates_of(changes), 3.0, 1e-4, RunCount("poisson", 10.0))
+    assert [m.mechanism for m in plan.run(0)] == [*["statistics"] * bool(changes), "autoencoder", "critic", "score"]
+    assert 0.998 * 3.0 < account([plan.selection], 1e-4).epsilon <= 3.0
+
+
 def test_settings_keep_the_claim_of_the_whole():
     plan = plan_search(make_schema(), candidates_of(), 3.0, 1e-4, RunCount("poisson", 10.0))
     assert (plan.settings[0].epsilon, plan.settings[0].delta) == (3.0, 1e-4)
