@@ -56,7 +56,7 @@ def search_privately(
             settings = replace(plan.settings[pick], seed=_seed_of(seed, f"run {number}"))
             choice = _choice(plan, candidates.each[pick], pick)
             run = work / secrets.token_hex(8)
-            fitting.start(source, schema, settings, run, target, quiet, lambda _: None, choice)
+            fitting.start(source, schema, settings, run, target, quiet, lambda _: None, choice=choice)
             score = _scored(run, raw, plan.score, device, _seed_of(seed, f"score {number}"))
             if score > best_score:
                 run, best, best_score = best, run, score

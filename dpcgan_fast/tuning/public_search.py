@@ -47,7 +47,7 @@ def search_on_public(
         settings = candidates.each[pick].settings(schema, epsilon, delta, seed)
         choice = _choice(Path(public).absolute().name, candidates.each[pick], len(candidates.each))
         run = work / "run"
-        fitting.start(source, schema, settings, run, target, hooks, lambda _: None, choice)
+        fitting.start(source, schema, settings, run, target, hooks, lambda _: None, choice=choice)
         check_stop(hooks.stop, out)
         publish(run, out)
     return DPCGAN.load(out, device)

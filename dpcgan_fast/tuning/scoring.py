@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from dpcgan_fast.data.encoding import RecordCodec
@@ -19,7 +20,6 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.data.visits import schema_of_sample
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate.learners import small_booster
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Mechanism
 from dpcgan_fast.privacy.releases import noisy_release, unit_weights, weighted_histogram
@@ -33,6 +33,7 @@ BINS = 16  # of the classifier's probabilities; public
 # Synthetic rows that the classifier learns from, and as many for the bins. With more, boosting would set rows of each
 # class aside, and fail where a class has one.
 _LEAST_ROWS, _MOST_ROWS = 2_000, 10_000
+_ROUNDS = 50  # of boosting
 _CHANCE = 0.5
 WORST = -1.0  # score of a run from which no rows can be drawn, such as rows that keep to the schema's constraints
 
@@ -118,7 +119,7 @@ def judge_of(model: DPCGAN, seed: int | None) -> Judge | None:
     learned, binned = (_encoded(table, schema, codec) for table in drawn)
     learner = None
     if len(np.unique(learned[1])) > 1:
-        learner = small_booster()
+        learner = HistGradientBoostingClassifier(max_iter=_ROUNDS, random_state=0)
         with threadpool_limits(limits=1):
             learner.fit(*learned)
     levels = np.linspace(0, 1, BINS + 1)[1:-1]

@@ -69,8 +69,8 @@ class TestWhatIsReleased:
         ledgers, alive = [], []
         real = fitting.start
 
-        def spy(*arguments):
-            folder = real(*arguments)
+        def spy(*arguments, **named):
+            folder = real(*arguments, **named)
             ledgers.append(folder.ledger.read_bytes())
             alive.append(len(list(folder.path.parent.iterdir())))
             assert stat.S_IMODE(folder.path.parent.stat().st_mode) == 0o700
@@ -227,8 +227,8 @@ class TestGivingUp:
     def test_an_error_in_a_run_leaves_nothing(self, tmp_path, monkeypatch):
         real, calls = fitting.start, []
 
-        def failing(*arguments):
-            calls.append(real(*arguments))
+        def failing(*arguments, **named):
+            calls.append(real(*arguments, **named))
             if len(calls) == 2:
                 raise CrashError
             return calls[-1]
@@ -245,10 +245,10 @@ class TestGivingUp:
         stop, runs = StopRequest(), []
         real = private_search._scored
 
-        def stopping(*arguments):
+        def stopping(*arguments, **named):
             runs.append(arguments)
             stop.signal_name = "SIGTERM" if len(runs) >= after else None
-            return real(*arguments)
+            return real(*arguments, **named)
 
         monkeypatch.setattr(private_search, "_scored", stopping)
         stop.signal_name = "SIGTERM" if after == 0 else None

@@ -81,9 +81,9 @@ def test_the_search_touches_the_public_table_alone_and_the_run_the_data_alone(tm
     read = []
     real = fitting.start
 
-    def spy(source, *rest):
+    def spy(source, *rest, **named):
         read.append(source.num_rows)
-        return real(source, *rest)
+        return real(source, *rest, **named)
 
     judged = []
     scored = public_search.noisy_score
