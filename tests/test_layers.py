@@ -20,6 +20,7 @@ LAYERS = [
     {"train"},
     {"synthesis"},
     {"evaluate"},
+    {"tuning"},
     {"report", "bench"},
     {"cli"},
 ]

@@ -13,6 +13,7 @@ from dpcgan_fast.cli.accounting import account
 from dpcgan_fast.cli.benchmarks import bench
 from dpcgan_fast.cli.doctor import doctor
 from dpcgan_fast.cli.training import prepare, schema, train
+from dpcgan_fast.cli.tuning import tune
 from dpcgan_fast.cli.using import demo, evaluate, sample
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, schema, prepare, train, sample, evaluate, account, bench, doctor):
+for command in (demo, schema, prepare, train, tune, sample, evaluate, account, bench, doctor):
     app.command()(command)
 
 

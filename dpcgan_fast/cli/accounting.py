@@ -11,6 +11,7 @@ from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier
 from dpcgan_fast.privacy import account as compose
 from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded
+from dpcgan_fast.privacy.selection import SELECTION_EVENT
 from dpcgan_fast.synthesis.privacy_statement import number
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.train.settings import TrainSettings
@@ -114,7 +115,8 @@ def _lines(values: dict[str, Any]) -> list[str]:
     lines = [
         f"epsilon {values['epsilon']} at delta {values['delta']:g} (by {values['accountant']}, the smaller one)",
         f"  by Renyi DP                     {values['epsilon_rdp']}",
-        f"  by privacy loss distributions   {values['epsilon_pld']} (grid {values['pld_interval']:g})",
+        f"  by privacy loss distributions   {values['epsilon_pld']} (grid {values['pld_interval']:g})"
+        + (", which have no bound of a private selection" if _is_selection(values) else ""),
     ]
     if "noise_multiplier" in values:
         lines.append(
@@ -122,11 +124,21 @@ def _lines(values: dict[str, Any]) -> list[str]:
             f"{values['steps']} steps"
         )
     for m in _merged(values.get("mechanisms", [])):
+        if m["event"] == SELECTION_EVENT:
+            lines.append(
+                f"  {m['mechanism']} among {m['candidates']} candidates: the best of a secret number of runs "
+                f"({m['runs_distribution']}, mean {m['runs_mean']:g}); of each run all that it may take is accounted"
+            )
+            continue
         rate = "" if m["event"] == "gaussian" else f", sample rate {m['sample_rate']:.6g}"
         lines.append(f"  {m['mechanism']}: {m['steps']} x Gaussian, noise multiplier {m['noise_multiplier']:g}{rate}")
     if values.get("seeded"):
         lines.append("NOT private: the noise of this run came from a seed")
     return lines
+
+
+def _is_selection(values: dict[str, Any]) -> bool:
+    return any(m["event"] == SELECTION_EVENT for m in values.get("mechanisms", []))
 
 
 def _merged(mechanisms: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.settings import PRESETS
 from dpcgan_fast.train.stopping import stop_on_signals
 
-_DATA = (
+DATA = (
     "Table: CSV (also compressed; separator , ; tab), Parquet, a folder of either or in the MEDS standard, or a CSR "
     "matrix of codes (.npz)."
 )
@@ -30,7 +30,7 @@ Device = Annotated[
 
 
 def schema(
-    data: Annotated[Path, typer.Argument(help=_DATA)],
+    data: Annotated[Path, typer.Argument(help=DATA)],
     out: Annotated[Path, typer.Option(help="Schema file to write.")],
 ) -> None:
     """Draft a schema file: names and types; bounds, lists and the unit are left for you to fill in.
@@ -51,7 +51,7 @@ def schema(
 
 
 def prepare(
-    data: Annotated[Path, typer.Argument(help=_DATA)],
+    data: Annotated[Path, typer.Argument(help=DATA)],
     schema: Annotated[Path, typer.Option(help="Schema file; bounds and categories may still be open.")],
     out: Annotated[Path, typer.Option(help="Folder of the store to make.")],
 ) -> None:
@@ -68,12 +68,12 @@ def prepare(
     with stop_on_signals() as stop, WorkProgress() as progress:
         dropped = make_store(data, wanted, out, progress, lambda: stop.requested)
     if dropped:
-        _say_dropped(dropped)
+        say_dropped(dropped)
     result(f"store: {out}")
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help=f"{_DATA} Or a store that `dpcgan prepare` made.")],
+    data: Annotated[Path, typer.Argument(help=f"{DATA} Or a store that `dpcgan prepare` made.")],
     schema: Annotated[Path, typer.Option(help="Schema file; `dpcgan schema` drafts one.")],
     epsilon: Annotated[float, typer.Option(help="Privacy budget, > 0; inf trains the non-private baseline.")],
     delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],
@@ -130,7 +130,7 @@ def train(
         release_share=release_share, paired_fakes=paired_fakes, statistics=False if networks_only else None,
     )  # fmt: skip
     with stop_on_signals() as stop, TerminalProgress() as progress:
-        model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, _say_dropped))
+        model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, say_dropped))
     for column in model.released_schema.codes_columns():
         if not column.vocabulary:
             say(f"WARNING: No code of {column.name} was frequent enough to be named privately: synthetic records have "
@@ -145,7 +145,8 @@ def train(
     result(f"privacy card: {model.folder / 'privacy_card.md'}")
 
 
-def _say_dropped(names: tuple[str, ...]) -> None:
+def say_dropped(names: tuple[str, ...]) -> None:
+    """Says, once, which columns of the data are left out."""
     say(f"Columns that the schema does not name are left out: {', '.join(names)}")
 
 
@@ -162,6 +163,7 @@ def training_summary(model: DPCGAN) -> dict[str, Any]:
         "accountant",
         "mechanisms",
         "drawn_from",
+        "tuning",
     )
     return {"run": str(model.folder), **{name: privacy[name] for name in kept}}
 
@@ -173,6 +175,11 @@ def privacy_line(privacy: dict[str, Any]) -> str:
         return f"NOT private: {reason}"
     spent = float(privacy["epsilon_spent"])
     assert math.isfinite(spent)
+    if privacy["epsilon_pld"] == "inf":
+        return (
+            f"private: epsilon {privacy['epsilon']:g} at delta {privacy['delta']:g}, the search for settings included; "
+            f"the ledger adds up to {spent:.6f} by Renyi DP"
+        )
     return (
         f"private: epsilon {privacy['epsilon']:g} at delta {privacy['delta']:g}; the ledger adds up to {spent:.6f}, "
         f"the smaller of two bounds (RDP {privacy['epsilon_rdp']:.6f}, PLD {privacy['epsilon_pld']:.6f})"

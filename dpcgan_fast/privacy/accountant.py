@@ -1,7 +1,8 @@
 """Epsilon of a composition of mechanisms, by dp-accounting: Renyi DP and privacy loss distributions.
 
 Both are upper bounds; the smaller one is reported and both are shown. Central-limit and Gaussian-DP approximations,
-which can under-report, are not used.
+which can under-report, are not used. A private selection has a bound by Renyi DP alone, and none by a privacy loss
+distribution, so that whatever holds one is accounted by Renyi DP.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ from functools import lru_cache
 
 import dp_accounting
 import numpy as np
+from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy.mechanism import Mechanism
+from dpcgan_fast.privacy.selection import Selection
 
 FINE_INTERVAL, COARSE_INTERVAL = 1e-4, 1e-3
 _ROUNDING = 1e-9  # relative: the deltas of the thresholds are summed in another order
@@ -26,13 +29,16 @@ _COARSE_ABOVE_EPSILON = 60.0  # the loss distribution is then so wide that the f
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
 
+_LEAST_DIVERGENCE = 1e-10  # of a run: below, dp-accounting's logarithms of what is nearly 1 lose their digits
 _Event = tuple[float, float, int]  # sample rate, noise multiplier, steps
+Charge = Mechanism | Selection
 
 
 @dataclass(frozen=True)
 class PrivacySpent:
     """Epsilon at delta, by each accountant, and the smaller of the two.
 
+    epsilon_pld:  inf where there is a private selection, of which it has no bound
     pld_interval: spacing of the privacy loss grid
     """
 
@@ -73,6 +79,18 @@ def _events(mechanisms: Iterable[Mechanism]) -> tuple[_Event, ...]:
     return tuple(sorted((*event, steps) for event, steps in events.items()))
 
 
+def _parted(charges: Iterable[Charge]) -> tuple[list[Mechanism], list[Selection]]:
+    """Mechanisms and selections.
+
+    Raises ValueError for a mechanism inside a selection: what one run cost is not what its selection costs.
+    """
+    charges = list(charges)
+    mechanisms = [charge for charge in charges if isinstance(charge, Mechanism)]
+    if any(mechanism.selected for mechanism in mechanisms):
+        raise ValueError("Expected the selection in place of the mechanisms inside it, which have no epsilon alone.")
+    return mechanisms, [charge for charge in charges if isinstance(charge, Selection)]
+
+
 def _dp_event(sample_rate: float, noise_multiplier: float) -> dp_accounting.DpEvent:
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)
     return gaussian if sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(sample_rate, gaussian)
@@ -90,18 +108,66 @@ def _thresholds(mechanisms: list[Mechanism], delta: float) -> tuple[float, float
     return rest, -sum(math.log1p(-mechanism.delta) * mechanism.steps for mechanism in mechanisms)
 
 
-def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
+def rdp_epsilon(charges: Iterable[Charge], delta: float) -> float:
     """Epsilon by Renyi DP with dp-accounting's default orders; cheap enough for a progress bar."""
-    mechanisms = list(mechanisms)
+    mechanisms, selections = _parted(charges)
     rest, added = _thresholds(mechanisms, delta)
     events = _events(mechanisms)
     if rest <= 0 or any(noise == 0 for _, noise, _ in events):
         return math.inf
     accountant = RdpAccountant(neighboring_relation=NEIGHBORING_RELATION)
+    accountant._rdp = _renyi_of(events)  # as `compose` does, every time anew
+    for selection in selections:
+        accountant._rdp += _renyi_of_selection(selection)
+    with _without_convergence_warnings():
+        return float(accountant.get_epsilon(rest)) + added
+
+
+def _renyi_of(events: tuple[_Event, ...]) -> np.ndarray:
+    """Renyi divergence of a composition at dp-accounting's default orders; infinite without noise."""
+    total = np.zeros_like(RdpAccountant().orders)
     with _without_convergence_warnings():
         for sample_rate, noise, steps in events:
-            accountant._rdp += steps * _renyi_of_one_step(sample_rate, noise)  # as `compose` does, every time anew
-        return float(accountant.get_epsilon(rest)) + added
+            total += steps * _renyi_of_one_step(sample_rate, noise) if noise > 0 else np.inf
+    return total
+
+
+class _OneRun(dp_accounting.DpEvent):
+    """One run of a selection."""
+
+
+class _SelectionAccountant(RdpAccountant):
+    """dp-accounting's accountant, told the Renyi divergences of one run at its default orders."""
+
+    def __init__(self, one_run: np.ndarray):
+        super().__init__(neighboring_relation=NEIGHBORING_RELATION)
+        self._one_run = one_run
+
+    def _maybe_compose(
+        self, event: dp_accounting.DpEvent, count: int, do_compose: bool
+    ) -> RdpAccountant.CompositionErrorDetails | None:
+        if not isinstance(event, _OneRun):
+            return super()._maybe_compose(event, count, do_compose)
+        if do_compose:
+            self._rdp = self._rdp + count * self._one_run
+        return None
+
+
+@lru_cache(maxsize=16)
+def _renyi_of_selection(selection: Selection) -> np.ndarray:
+    """Renyi divergence of a private selection at dp-accounting's default orders.
+
+    A run picks its candidate without the data, so that it diverges at each order by no more than the worst candidate
+    does (quasi-convexity); the bound of a selection is then that of runs with the pointwise maximum of the curves.
+    Source: Papernot and Steinke, arXiv 2110.03620, theorem 2 (truncated negative binomial: logarithmic and geometric)
+    and theorem 6 (Poisson), as dp-accounting has them.
+    """
+    worst = np.max([_renyi_of(_events(run)) for run in selection.runs], axis=0)
+    worst = np.maximum(worst, _LEAST_DIVERGENCE)
+    accountant = _SelectionAccountant(worst)
+    with _without_convergence_warnings():
+        accountant.compose(RepeatAndSelectDpEvent(_OneRun(), selection.count.mean, selection.count.shape))
+    return accountant.rdp
 
 
 @lru_cache(maxsize=64)
@@ -114,12 +180,15 @@ def _renyi_of_one_step(sample_rate: float, noise_multiplier: float) -> np.ndarra
     return accountant._rdp
 
 
-def pld_epsilon(mechanisms: Iterable[Mechanism], delta: float, interval: float = FINE_INTERVAL) -> float:
-    """Epsilon by privacy loss distributions on a grid of the given spacing, rounded pessimistically."""
-    mechanisms = list(mechanisms)
+def pld_epsilon(charges: Iterable[Charge], delta: float, interval: float = FINE_INTERVAL) -> float:
+    """Epsilon by privacy loss distributions on a grid of the given spacing, rounded pessimistically.
+
+    Infinite with a private selection, whose bound is one of Renyi divergences.
+    """
+    mechanisms, selections = _parted(charges)
     rest, added = _thresholds(mechanisms, delta)
     events = _events(mechanisms)
-    if rest <= 0 or any(noise == 0 for _, noise, _ in events):
+    if rest <= 0 or selections or any(noise == 0 for _, noise, _ in events):
         return math.inf
     return _pld_epsilon(events, rest, interval) + added
 
@@ -133,32 +202,32 @@ def _pld_epsilon(events: tuple[_Event, ...], delta: float, interval: float) -> f
     return float(accountant.get_epsilon(delta))
 
 
-def account(mechanisms: Iterable[Mechanism], delta: float) -> PrivacySpent:
-    """Epsilon of everything in `mechanisms` together, under adding or removing one unit.
+def account(charges: Iterable[Charge], delta: float) -> PrivacySpent:
+    """Epsilon of everything in `charges` together, under adding or removing one unit.
 
     delta: in (0, 1); what thresholds spend is deducted before the rest is composed, and -log(1 - it) added to epsilon
 
-    Raises ValueError for a delta out of range.
+    Raises ValueError for a delta out of range, or for a mechanism inside a selection without the selection.
     """
-    mechanisms = list(mechanisms)
-    rdp = rdp_epsilon(mechanisms, delta)
+    charges = list(charges)
+    rdp = rdp_epsilon(charges, delta)
     if math.isinf(rdp):
         return PrivacySpent(math.inf, math.inf, delta, FINE_INTERVAL)
     interval = FINE_INTERVAL if rdp <= _COARSE_ABOVE_EPSILON else COARSE_INTERVAL
-    return PrivacySpent(rdp, pld_epsilon(mechanisms, delta, interval), delta, interval)
+    return PrivacySpent(rdp, pld_epsilon(charges, delta, interval), delta, interval)
 
 
-def refuse_overspending(mechanisms: Iterable[Mechanism], epsilon: float, delta: float, where: str) -> None:
-    """Raises PrivacyError if the mechanisms compose to more than epsilon at delta.
+def refuse_overspending(charges: Iterable[Charge], epsilon: float, delta: float, where: str) -> None:
+    """Raises PrivacyError if the charges compose to more than epsilon at delta.
 
     where: the ledger, for the error
     The smallest of all bounds counts; the slower ones are asked only where the quicker ones do not settle it.
     """
-    mechanisms = list(mechanisms)
+    charges = list(charges)
     limit = epsilon * (1 + _ROUNDING)
-    if rdp_epsilon(mechanisms, delta) <= limit or pld_epsilon(mechanisms, delta, COARSE_INTERVAL) <= limit:
+    if rdp_epsilon(charges, delta) <= limit or pld_epsilon(charges, delta, COARSE_INTERVAL) <= limit:
         return
-    spent = account(mechanisms, delta).epsilon
+    spent = account(charges, delta).epsilon
     if spent > limit:
         raise PrivacyError(
             f"What the ledger charges composes to epsilon {spent:.6g}, more than the {epsilon:g} that the run claims",

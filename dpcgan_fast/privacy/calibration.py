@@ -52,14 +52,14 @@ def calibrate_noise_multiplier(composition: Composition, epsilon: float, delta: 
         log_sigma = float(brentq(coarse_excess, lower, upper, xtol=1e-4))  # type: ignore[arg-type]  no full_output
     slope = (coarse_excess(log_sigma + 0.05) - coarse_excess(log_sigma - 0.05)) / 0.1
     for _ in range(_FINE_ROUNDS):
-        excess = math.log(account(composition(_rounded_up(math.exp(log_sigma))), delta).epsilon / epsilon)
+        excess = math.log(account(composition(rounded_up(math.exp(log_sigma))), delta).epsilon / epsilon)
         if -_TOLERANCE <= excess <= 0 or slope >= 0:
             break
         log_sigma -= (excess + 0.5 * _TOLERANCE) / slope
-    sigma = _rounded_up(math.exp(log_sigma))
+    sigma = rounded_up(math.exp(log_sigma))
     step = 1e-4
     while account(composition(sigma), delta).epsilon > epsilon:
-        sigma, step = _rounded_up(sigma * (1 + step)), 2 * step
+        sigma, step = rounded_up(sigma * (1 + step)), 2 * step
     return sigma
 
 
@@ -122,7 +122,7 @@ def _rdp_multiplier(composition: Composition, epsilon: float, delta: float) -> f
     return upper
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """Up to the next number of `_DIGITS` significant digits: a multiplier is never rounded down."""
     scale = 10.0 ** (_DIGITS - 1 - math.floor(math.log10(value)))
     return math.ceil(value * scale - 1e-9) / scale

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from dpcgan_fast.privacy.accountant import PrivacySpent
 from dpcgan_fast.privacy.mechanism import Mechanism
+from dpcgan_fast.privacy.selection import Selection
+
+SETTINGS_ASSUMPTION = "The schema, the settings and the number of steps were chosen without looking at the data."
 
 
 @dataclass(frozen=True)
@@ -14,31 +17,40 @@ class CardFacts:
     planned:     epsilon and delta that were asked for: the claim
     spent:       what the ledger composes to
     unit:        what one unit of privacy is, in words
-    mechanisms:  from the ledger
+    mechanisms:  from the ledger; a private selection, and beneath it what its chosen run took
     public:      facts that were given, such as bounds in the schema
     paid:        facts that were estimated from the data under the budget
     settings:    preset, budget shares, batch sizes, steps: chosen without the data
     seeded:      the noise can be reproduced, so nobody is protected
     stopped:     why fewer steps than planned were taken, or ""
     warnings:    what weakens the claim, a sentence each
+    chosen:      how the settings were chosen, a sentence each, where a search chose them
+    settings_assumption: what must be true of the settings
     """
 
     planned_epsilon: float
     delta: float
     spent: PrivacySpent
     unit: str
-    mechanisms: list[Mechanism]
+    mechanisms: list[Mechanism | Selection]
     public: list[str]
     paid: list[str]
     settings: list[str]
     seeded: bool = False
     stopped: str = ""
     warnings: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
+    settings_assumption: str = SETTINGS_ASSUMPTION
 
     @property
     def private(self) -> bool:
         """Whether there is a guarantee at all."""
         return not self.seeded and math.isfinite(self.planned_epsilon)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the claim rests on and nothing proves."""
+        return (*ASSUMPTIONS, self.settings_assumption)
 
 
 ASSUMPTIONS = (
@@ -50,7 +62,6 @@ ASSUMPTIONS = (
     "What a row's loss draws for itself, such as the noise of its code, comes from torch's generator, seeded anew in "
     "each step by the operating system; that it is independent from row to row is an assumption.",
     "Running time and memory are not covered.",
-    "The schema, the settings and the number of steps were chosen without looking at the data.",
 )
 
 
@@ -58,7 +69,7 @@ def _number(value: float) -> str:
     return "inf" if math.isinf(value) else f"{value:.6g}"
 
 
-def _mechanism_table(mechanisms: list[Mechanism]) -> list[str]:
+def _mechanism_table(mechanisms: list[Mechanism | Selection]) -> list[str]:
     merged: dict[tuple, int] = {}
     for m in mechanisms:
         key = (m.mechanism, m.event, m.sample_rate, m.noise_multiplier, m.max_grad_norm, m.delta)
@@ -67,6 +78,8 @@ def _mechanism_table(mechanisms: list[Mechanism]) -> list[str]:
         f"| {name} | {event} | {_number(rate)} | {_number(noise)} | {steps} | {_number(clip)} | {_number(delta)} |"
         for (name, event, rate, noise, clip, delta), steps in merged.items()
     ]
+    if any(isinstance(m, Selection) for m in mechanisms):
+        rows += ["", "The private selection is what is accounted; the others ran inside it and cost nothing beyond it."]
     head = "| mechanism | event | sample rate | noise multiplier | steps | sensitivity | delta of a threshold |"
     return [head, "|---|---|---|---|---|---|---|", *rows]
 
@@ -104,14 +117,18 @@ def privacy_card(facts: CardFacts) -> str:
         "",
         "Both accountants give upper bounds (dp-accounting); `dpcgan account` on the run folder computes them again.",
     ]
+    if any(isinstance(m, Selection) for m in facts.mechanisms):
+        lines += ["", "Of a private selection Renyi DP has a bound; privacy loss distributions have none (inf)."]
+    if facts.chosen:
+        lines += ["", "## How the settings were chosen", "", *(f"- {sentence}" for sentence in facts.chosen)]
     if facts.stopped:
         lines += ["", f"Training ended before all planned steps: {facts.stopped}"]
     lines += ["", "## Mechanisms that touched the data", "", *_mechanism_table(facts.mechanisms)]
     for title, entries in (
         ("Public facts, given in the schema or on the command line", facts.public),
         ("Facts estimated from the data, and paid for above", facts.paid),
-        ("Settings, chosen without the data", facts.settings),
-        ("Assumptions", list(ASSUMPTIONS)),
+        ("Settings" if facts.chosen else "Settings, chosen without the data", facts.settings),
+        ("Assumptions", list(facts.assumptions)),
     ):
         lines += ["", f"## {title}", "", *(f"- {entry}" for entry in entries or ["none"])]
     lines += [

@@ -4,6 +4,10 @@ A line that reserves a block of steps is on disk before the noise of those steps
 how many were done. A block without a closing line, as a crash leaves it, counts in full. To recompute epsilon from a
 ledger, take each line whose event is `gaussian` or `poisson_gaussian`, with the steps of the line that closes it if
 there is one, and compose at what their deltas leave of delta; then add -log(1 - delta) for each of these.
+
+Where the first line's event is `repeat_and_select`, the run was chosen by a private selection among others. That line
+alone is what counts: it states the distribution of the number of runs, and what each of them takes from the data at
+most. The lines after it, whose events begin with `selected_`, say what the chosen run took, and cost nothing beyond it.
 """
 
 import contextlib
@@ -20,6 +24,7 @@ from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.files import PRIVATE_FILE, machine_error, sync_folder
 from dpcgan_fast.ops import SEEDED_KEY_ID
 from dpcgan_fast.privacy.mechanism import Mechanism
+from dpcgan_fast.privacy.selection import SELECTION_EVENT, Selection
 
 FIRST_PREV = "0" * 64
 CLOSE_EVENT = "close"
@@ -33,7 +38,7 @@ class LedgerLine:
     """One line; `closes` is the seq of the line that a closing line belongs to, else None."""
 
     seq: int
-    mechanism: Mechanism
+    mechanism: Mechanism | Selection
     key_id: str
     closes: int | None
     hash: str
@@ -65,7 +70,8 @@ def _parse_line(text: str, seq: int, prev: str, where: str) -> LedgerLine:
             raise broken("its hash does not match its content, so it was edited")
         closes = values.get("closes")
         event = values["reserved_event"] if closes is not None else values["event"]
-        mechanism = Mechanism.from_dict({**values, "event": event})
+        known = {**values, "event": event}
+        mechanism = Selection.from_dict(known) if event == SELECTION_EVENT else Mechanism.from_dict(known)
         return LedgerLine(seq, mechanism, values["key_id"], closes, stated)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise broken(f"it cannot be read ({type(error).__name__})") from None
@@ -91,6 +97,7 @@ def read_ledger(path: str | Path) -> tuple[list[LedgerLine], bool]:
         line = _parse_line(line_text, seq, prev, str(path))
         if line.closes is not None:
             _check_closing(lines, line, str(path))
+        _check_selection(lines, line, str(path))
         lines.append(line)
         prev = line.hash
     return lines, torn != ""
@@ -107,21 +114,51 @@ def _check_closing(lines: list[LedgerLine], closing: LedgerLine, where: str) -> 
         )
 
 
+def _check_selection(lines: list[LedgerLine], line: LedgerLine, where: str) -> None:
+    """A selection is the first line; inside it is what one of its runs may take, and outside of it nothing of the kind.
+
+    Raises PrivacyError otherwise: what such a ledger spent could not be told.
+    """
+    if isinstance(line.mechanism, Selection):
+        fits = not lines and line.closes is None
+    else:
+        selection = selection_of(lines)
+        fits = line.mechanism.selected == (selection is not None)
+        fits = fits and (selection is None or selection.holds(taken_by_run([*lines, line])))
+    if not fits:
+        what = "The ledger is broken: a line does not fit the private selection that it is part of"
+        raise PrivacyError(what, f"{where}, line {line.seq + 1}", _REFUSED)
+
+
+def selection_of(lines: list[LedgerLine]) -> Selection | None:
+    """The private selection that chose the run, None if there was none."""
+    first = lines[0].mechanism if lines else None
+    return first if isinstance(first, Selection) else None
+
+
 def seeded(lines: list[LedgerLine]) -> bool:
     """Whether any noise came from a seed, so that whoever knows the seed can subtract it."""
     return any(line.key_id == SEEDED_KEY_ID for line in lines)
 
 
-def charged(lines: list[LedgerLine], taken: Mapping[int, int] | None = None) -> list[Mechanism]:
-    """The mechanisms that count: what was reserved, with the steps done where a closing line states them.
+def taken_by_run(lines: list[LedgerLine], taken: Mapping[int, int] | None = None) -> list[Mechanism]:
+    """What the run itself reserved, with the steps done where a closing line states them.
 
     taken: by seq, steps taken so far of blocks that are still at work; other open blocks count in full
     """
     done = {line.closes: line.mechanism.steps for line in lines if line.closes is not None}
     done = {**(taken or {}), **done}
     return [
-        line.mechanism.with_steps(done.get(line.seq, line.mechanism.steps)) for line in lines if line.closes is None
+        line.mechanism.with_steps(done.get(line.seq, line.mechanism.steps))
+        for line in lines
+        if line.closes is None and isinstance(line.mechanism, Mechanism)
     ]
+
+
+def charged(lines: list[LedgerLine], taken: Mapping[int, int] | None = None) -> list[Mechanism | Selection]:
+    """What counts: the private selection that chose the run, or else what the run reserved; see `taken_by_run`."""
+    selection = selection_of(lines)
+    return [*taken_by_run(lines, taken)] if selection is None else [selection]
 
 
 class Ledger:
@@ -187,20 +224,29 @@ class Ledger:
         return own[-1] if own and own[-1].seq not in closed else None
 
     def charged_steps(self, mechanism: str) -> int:
-        """Steps of a mechanism that count so far."""
-        return sum(m.steps for m in charged(self.lines) if m.mechanism == mechanism)
+        """Steps of a mechanism that the run has reserved so far, those that were never taken left out."""
+        return sum(m.steps for m in taken_by_run(self.lines) if m.mechanism == mechanism)
 
-    def reserve(self, mechanism: Mechanism, key_id: str) -> int:
-        """Writes, durably, that a block of steps is about to be taken; only then may its noise be drawn. Its seq."""
+    def charged_with(self, block: Mechanism) -> list[Mechanism | Selection]:
+        """What will count once a block is reserved; a private selection counts whole from the start."""
+        return charged(self.lines) if selection_of(self.lines) is not None else [*charged(self.lines), block]
+
+    def reserve(self, mechanism: Mechanism | Selection, key_id: str) -> int:
+        """Writes, durably, that a block of steps is about to be taken; only then may its noise be drawn. Its seq.
+
+        A private selection is reserved first of all, and stays open: it counts whole.
+        """
         return self._append(mechanism, mechanism.event, key_id, {})
 
     def close(self, seq: int, steps_done: int) -> None:
         """Writes, durably, how many of a reserved block's steps were taken."""
         line = self.lines[seq]
+        if isinstance(line.mechanism, Selection):
+            raise ValueError("Expected a block of steps: a private selection is never closed.")
         extra = {"closes": seq, "reserved_event": line.mechanism.event}
         self._append(line.mechanism.with_steps(steps_done), CLOSE_EVENT, line.key_id, extra)
 
-    def _append(self, mechanism: Mechanism, event: str, key_id: str, extra: dict[str, Any]) -> int:
+    def _append(self, mechanism: Mechanism | Selection, event: str, key_id: str, extra: dict[str, Any]) -> int:
         values: dict[str, Any] = {
             "seq": len(self.lines),
             "prev": self.head,
@@ -213,6 +259,7 @@ class Ledger:
         line = _parse_line(text, len(self.lines), self.head, str(self.path))
         if line.closes is not None:
             _check_closing(self.lines, line, str(self.path))
+        _check_selection(self.lines, line, str(self.path))
         size = os.fstat(self._descriptor).st_size
         try:
             _write_all(self._descriptor, f"{text}\n".encode())

@@ -4,7 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-EventKind = Literal["gaussian", "poisson_gaussian"]
+EventKind = Literal["gaussian", "poisson_gaussian", "selected_gaussian", "selected_poisson_gaussian"]
+SELECTED = "selected_"  # how the event of a mechanism begins that runs inside a private selection
 
 
 @dataclass(frozen=True)
@@ -12,6 +13,8 @@ class Mechanism:
     """A Gaussian mechanism, taken `steps` times, each time on a Poisson sample where the event says so.
 
     mechanism:        name, such as "critic"
+    event:            begins with "selected_" inside a private selection, which is accounted as a whole: such a
+                      mechanism has no epsilon of its own
     sample_rate:      q in (0, 1]; 1 for event "gaussian"
     noise_multiplier: noise standard deviation over the L2 sensitivity; 0 means no noise
     steps:            number of times
@@ -31,12 +34,12 @@ class Mechanism:
     unit: str = "row"
 
     def __post_init__(self) -> None:
-        if self.event not in ("gaussian", "poisson_gaussian"):
+        if self.event.removeprefix(SELECTED) not in ("gaussian", "poisson_gaussian"):
             raise ValueError(f"Expected event gaussian or poisson_gaussian, got {self.event!r}.")
         if not 0 < self.sample_rate <= 1:
             raise ValueError(f"Expected sample_rate={self.sample_rate} in (0, 1].")
-        if self.event == "gaussian" and self.sample_rate != 1:
-            raise ValueError(f"Expected sample_rate=1 for event gaussian, got {self.sample_rate}.")
+        if self.event.removeprefix(SELECTED) == "gaussian" and self.sample_rate != 1:
+            raise ValueError(f"Expected sample_rate=1 for event {self.event}, got {self.sample_rate}.")
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
             raise ValueError(f"Expected a finite noise_multiplier={self.noise_multiplier} >= 0.")
         if not self.max_grad_norm > 0:
@@ -51,6 +54,18 @@ class Mechanism:
     def with_steps(self, steps: int) -> "Mechanism":
         """The same mechanism, taken another number of times."""
         return replace(self, steps=steps)
+
+    @property
+    def selected(self) -> bool:
+        """Whether it runs inside a private selection."""
+        return self.event.startswith(SELECTED)
+
+    def inside_selection(self) -> "Mechanism":
+        """The same mechanism as part of a run that a private selection may choose."""
+        events: dict[EventKind, EventKind] = {
+            "gaussian": "selected_gaussian", "poisson_gaussian": "selected_poisson_gaussian"
+        }  # fmt: skip
+        return replace(self, event=events[self.event])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; infinity is the string "inf"."""

@@ -22,7 +22,8 @@ from dpcgan_fast.models import MakeNetworks, Networks, is_conditional, make_netw
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
 from dpcgan_fast.privacy.accountant import refuse_overspending
-from dpcgan_fast.privacy.ledger import charged
+from dpcgan_fast.privacy.ledger import charged, taken_by_run
+from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
@@ -125,8 +126,17 @@ def _state(
     )
 
 
-def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
+def check_before_reading(
+    schema: Schema, settings: TrainSettings, make: MakeNetworks = make_networks
+) -> BudgetPlan:  # fmt: skip
     """Everything that can be refused without the data, and the budget plan. Raises InputError or PrivacyError."""
+    check_schema(schema, settings, make)
+    schema = schema.as_records()
+    return make_plan(settings, planned_releases(schema, settings), unit_name(schema))
+
+
+def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = make_networks) -> None:
+    """Everything that can be refused without the data and the plan. Raises InputError."""
     schema.require_complete()
     _refuse_idle_constraints(schema)
     schema = schema.as_records()
@@ -136,8 +146,8 @@ def check_before_reading(schema: Schema, settings: TrainSettings) -> BudgetPlan:
             f"preset {settings.preset}",
             "Write the lists into the schema, or use --preset auto.",
         )
-    releases = planned_releases(schema, settings)
-    return make_plan(settings, releases, unit_name(schema))
+    if not schema.has_private_lists():
+        _dry_networks(schema, settings, make)
 
 
 def _refuse_idle_constraints(schema: Schema) -> None:
@@ -153,16 +163,21 @@ def _refuse_idle_constraints(schema: Schema) -> None:
 def start(
     source: TableSource, schema: Schema, settings: TrainSettings, out: str | Path, device: torch.device,
     hooks: FitHooks, begun: Callable[[RunFolder], None], make: MakeNetworks = make_networks,
+    choice: Choice | None = None,
 ) -> RunFolder:  # fmt: skip
     """Trains in a new run folder. If something fails before the first mechanism, no folder is left behind.
 
-    begun: called as soon as there is a ledger, after which the run may have spent something, whatever happens to it
-    make:  what makes the networks; a comparison may train others by the same steps
+    begun:  called as soon as there is a ledger, after which the run may have spent something, whatever happens to it
+    make:   what makes the networks; a comparison may train others by the same steps
+    choice: of the search that chose the settings. Inside a private selection epsilon and delta of the settings are
+            those of the selection as a whole, and so is every epsilon that the run's files state
     """
-    plan = check_before_reading(schema, settings)
+    if choice is not None and choice.plan is not None:
+        check_schema(schema, settings, make)
+        plan = choice.plan
+    else:
+        plan = check_before_reading(schema, settings, make)
     records = schema.as_records()
-    if not records.has_private_lists():
-        _dry_networks(records, settings, make)
     raw = read_raw(source, schema, hooks)
     _dry_encoding(raw, records)
     if draws_from_statistics(records, settings):
@@ -185,6 +200,8 @@ def start(
     begun(folder)
     with ledger:
         key = noise_key(settings.seed)
+        if choice is not None:
+            ledger.reserve(choice.opening, key.key_id)
         released = make_releases(raw.table, raw.ids, records, plan, ledger, key, raw.where)
         complete = _with_released(schema, released)
         folder.write(folder.schema, complete.to_json())
@@ -200,7 +217,7 @@ def start(
         folder.write_config({**folder.read_config(), "released": released.to_dict(), "device": str(device.type)})
         session.save()
         _train(session)
-        finish(folder, session, schema, released, stopped="")
+        finish(folder, session, schema, released, stopped="", choice=choice)
     return folder
 
 
@@ -264,7 +281,7 @@ def resume(
         if config["finished"]:
             raise PrivacyError("The run is finished and its budget is spent", str(out), "Start a new run.")
         plan = BudgetPlan.from_dict(config.get("plan"), str(folder.config))
-        plan.refuse_other(charged(ledger.lines), str(ledger.path))
+        plan.refuse_other(taken_by_run(ledger.lines), str(ledger.path))
         paths = checkpoint_paths(folder.checkpoints)
         if not paths:
             raise PrivacyError(
@@ -339,7 +356,10 @@ def _check_ledger_is_as_new(ledger: Ledger, values: dict[str, Any], path: Path) 
         )
 
 
-def finish(folder: RunFolder, session: Session, schema: Schema, released: ReleasedFacts, stopped: str) -> None:
+def finish(
+    folder: RunFolder, session: Session, schema: Schema, released: ReleasedFacts, stopped: str,
+    choice: Choice | None = None,
+) -> None:  # fmt: skip
     """Writes the model, the privacy card and the final configuration.
 
     Raises PrivacyError, before it writes anything, if the ledger charges more than the run claims.
@@ -347,7 +367,7 @@ def finish(folder: RunFolder, session: Session, schema: Schema, released: Releas
     settings, state, lines = session.settings, session.state, session.ledger.lines
     refuse_overspending(charged(lines), settings.epsilon, settings.delta, str(session.ledger.path))
     spent = account(charged(lines), settings.delta)
-    privacy = statement(settings, schema, session.plan, released, lines, spent, stopped)
+    privacy = statement(settings, schema, session.plan, released, lines, spent, stopped, choice)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}
     tensors |= state.released_named()
     content = pack(tensors, {"rates": state.rates.tolist()})

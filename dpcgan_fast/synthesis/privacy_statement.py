@@ -5,8 +5,9 @@ from typing import Any
 
 from dpcgan_fast.data.schema import PRIVATE, Column, Schema
 from dpcgan_fast.privacy import PrivacySpent
-from dpcgan_fast.privacy.card import ASSUMPTIONS, CardFacts, privacy_card
+from dpcgan_fast.privacy.card import SETTINGS_ASSUMPTION, CardFacts, privacy_card
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
+from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.releases import ReleasedFacts
 from dpcgan_fast.synthesis.statistics import STATISTICS
 from dpcgan_fast.train.plan import TRAINING_SHARE, BudgetPlan
@@ -88,7 +89,9 @@ def drawn_from(released: ReleasedFacts) -> str:
     return f"{STATISTICS}: {released.statistics}" if released.statistics else "networks"
 
 
-def _setting_lines(settings: TrainSettings, plan: BudgetPlan, released: ReleasedFacts) -> list[str]:
+def _setting_lines(
+    settings: TrainSettings, plan: BudgetPlan, released: ReleasedFacts, choice: Choice | None
+) -> list[str]:
     lines = [f"preset {settings.preset}", f"max_grad_norm {plan.critic.max_grad_norm:g}"]
     for mechanism, batch in (
         (plan.autoencoder, settings.autoencoder_batch),
@@ -105,7 +108,7 @@ def _setting_lines(settings: TrainSettings, plan: BudgetPlan, released: Released
     if own:
         lines.append(
             f"{'releases' if len(own) > 1 else own[0].mechanism} before training: {settings.release_share:.3g} "
-            "of epsilon"
+            + ("of epsilon" if choice is None or choice.plan is None else "of what a run was planned with")
         )
     if len(own) < len(plan.releases):
         lines.append(
@@ -129,10 +132,13 @@ def _warnings(settings: TrainSettings, released: ReleasedFacts) -> tuple[str, ..
 
 def statement(
     settings: TrainSettings, schema: Schema, plan: BudgetPlan, released: ReleasedFacts, lines: list[LedgerLine],
-    spent: PrivacySpent, stopped: str,
+    spent: PrivacySpent, stopped: str, choice: Choice | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The privacy of a run as JSON values; `lines` are the ledger's, `schema` is the user's."""
-    mechanisms = charged(lines)
+    """The privacy of a run as JSON values; `lines` are the ledger's, `schema` is the user's.
+
+    Of a private selection the whole is stated, and what the run itself took is listed beneath it.
+    """
+    mechanisms = charged(lines) + ([] if choice is None else [*choice.run])
     facts = CardFacts(
         planned_epsilon=settings.epsilon,
         delta=settings.delta,
@@ -141,10 +147,12 @@ def statement(
         mechanisms=mechanisms,
         public=_public_facts(schema),
         paid=released.sentences(),
-        settings=_setting_lines(settings, plan, released),
+        settings=_setting_lines(settings, plan, released, choice),
         seeded=settings.seed is not None or seeded(lines),
         stopped=stopped,
         warnings=_warnings(settings, released),
+        chosen=() if choice is None else choice.sentences,
+        settings_assumption=SETTINGS_ASSUMPTION if choice is None else choice.assumption,
     )
     return {
         "private": facts.private,
@@ -162,7 +170,8 @@ def statement(
         "public": facts.public,
         "paid": facts.paid,
         "settings": facts.settings,
-        "notes": [*facts.warnings, *ASSUMPTIONS, *([stopped] if stopped else [])],
+        "tuning": None if choice is None else choice.facts,
+        "notes": [*facts.warnings, *facts.assumptions, *facts.chosen, *([stopped] if stopped else [])],
         "card": privacy_card(facts),
     }
 

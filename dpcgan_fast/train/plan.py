@@ -1,7 +1,7 @@
 """The budget plan: every mechanism of a run with its noise, fixed from public values before the first one runs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +9,7 @@ import dp_accounting
 
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, account, calibrate_noise_multiplier
+from dpcgan_fast.privacy.calibration import rounded_up
 from dpcgan_fast.train.settings import TrainSettings
 
 AUTOENCODER, CRITIC = "autoencoder", "critic"
@@ -54,6 +55,19 @@ class BudgetPlan:
     def mechanism(self, name: str) -> Mechanism:
         """The planned mechanism of this name."""
         return next(m for m in self.mechanisms if m.mechanism == name)
+
+    def inside_selection(self, factor: float) -> "BudgetPlan":
+        """The plan of one run of a private selection: the same, with `factor` times the noise, rounded up."""
+
+        def noisier(mechanism: Mechanism) -> Mechanism:
+            return replace(mechanism, noise_multiplier=more(mechanism.noise_multiplier))
+
+        def more(noise: float) -> float:
+            return rounded_up(factor * noise) if noise > 0 else 0.0
+
+        releases = tuple(noisier(release).inside_selection() for release in self.releases)
+        trained = (noisier(mechanism).inside_selection() for mechanism in (self.autoencoder, self.critic))
+        return BudgetPlan(more(self.release_noise_multiplier), more(self.noise_multiplier), releases, *trained)
 
     def refuse_other(self, reserved: list[Mechanism], where: str) -> None:
         """Raises PrivacyError if something was reserved that the plan does not hold, or more of it.

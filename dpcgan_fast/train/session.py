@@ -158,7 +158,7 @@ class Session:
         if left <= 0:
             return None
         block = mechanism.with_steps(min(left, self.settings.checkpoint_interval))
-        total = [*charged(self.ledger.lines), block]
+        total = self.ledger.charged_with(block)
         refuse_overspending(total, self.settings.epsilon, self.settings.delta, str(self.ledger.path))
         return self.ledger.reserve(block, self.noise_key.key_id), block.steps, 0
 
