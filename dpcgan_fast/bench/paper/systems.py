@@ -4,7 +4,7 @@ The published system, the ablations of its networks and DP-GAN take the same pri
 losses and settings; without an autoencoder its steps are none, and the decoder learns as fast as the generator does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from dpcgan_fast.bench.paper.tables import CODES, PaperTable
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.models import MakeNetworks, make_networks
 from dpcgan_fast.models.published import MIMIC, UCI
-from dpcgan_fast.privacy import Ledger, Mechanism, noise_key
+from dpcgan_fast.privacy import Ledger, noise_key
+from dpcgan_fast.privacy.accountant import Charge
 from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import fitting
 from dpcgan_fast.synthesis.api import load_sampler
@@ -46,7 +47,7 @@ class Synthetic:
 
     tables: dict[str, pa.Table]
     schema: Schema
-    mechanisms: dict[str, list[Mechanism]]
+    mechanisms: Mapping[str, Sequence[Charge]]
 
 
 @dataclass(frozen=True)
