@@ -157,7 +157,8 @@ def some_results() -> dict:
     found = [
         cell("auto", 1.0, 0.70), cell("auto", 1.0, 0.80, seed=1), cell("auto", "inf", 0.90),
         cell("yardstick", 1.0, 0.60, drawn_from="a tree of columns"), cell("real", None, 0.95),
-        cell("rdpcgan", 1.0, 0.5, data="codes", tstr=None, co_occurrence_error=0.875, violated_implications=None),
+        cell("rdpcgan", 1.0, 0.5, data="codes", tstr=None, cooccurrence_error=0.875, rare_recall=0.5, sizes_ks=0.25,
+             violated_implications=None),
     ]  # fmt: skip
     return {"suite": "paper", "machine": MACHINE, "settings": Grid().settings(), "cells": found, "left_out": {}}
 
@@ -171,7 +172,7 @@ def test_the_table_shows_means_with_intervals_and_the_real_rows_last():
     assert "6 runs, 12 minutes, 6 of processors" in text
     of_codes = text[text.index("## codes") :]
     assert "| 1 | rdpcgan | - | - | - | - | 1 |" in of_codes
-    assert "| 0.875 | - |" in of_codes
+    assert "| 0.875 | - | 0.500 | 0.250 |" in of_codes
     assert "co-occurrence" not in text[: text.index("## codes")]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dpcgan_fast.bench.paper import pate
 from dpcgan_fast.bench.paper.protocol import LEARNED_ROWS, SEEN_CODES, judged, judged_real
-from dpcgan_fast.bench.paper.systems import DELTA, DRAWN_ROWS, STEPS, SYSTEMS, Task
+from dpcgan_fast.bench.paper.systems import DELTA, DRAWN_CODES, DRAWN_ROWS, STEPS, SYSTEMS, Task
 from dpcgan_fast.bench.paper.tables import TABLES, PaperTable, paper_table
 from dpcgan_fast.errors import InputError
 
@@ -67,6 +67,7 @@ class Grid:
             "steps": self.steps,
             "pate_gan_rounds": pate.ROUNDS,
             "drawn_rows": DRAWN_ROWS,
+            "drawn_codes": DRAWN_CODES,
             "learned_rows": LEARNED_ROWS,
             "seen_codes": SEEN_CODES,
         }

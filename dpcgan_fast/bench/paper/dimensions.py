@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.metrics import average_precision_score
 
@@ -12,10 +13,8 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.features import encode
 
 MMD_ROWS = 1000
-PAIR_CODES = 300  # of which co-occurrence is looked at, the most frequent ones
 _RIDGE = 1e-2  # on correlations
 _LEAST_SHARE = 0.002  # of test rows on either side for a dimension to be predicted
-_MID_RANKS = slice(60, 260, 4)  # of codes by frequency, those that are predicted
 _PREDICTED = 200  # dimensions at most, evenly spaced
 
 
@@ -62,7 +61,7 @@ def dimension_prediction(drawn: Matrix, train: Matrix, test: Matrix) -> dict[str
 
     Scores are average precisions on the test rows; a dimension that is no flag counts as one where it lies above the
     median of the real training rows. Ridge regressions stand for the logistic ones of arXiv 1703.06490: those of all
-    dimensions follow from one inverse. Of codes, 50 of middle frequency are predicted.
+    dimensions follow from one inverse. Codes are predicted by `evaluate.code_structure`.
 
     Returns the mean score, the same after real rows, and their ratio; None where no dimension can be judged.
     """
@@ -72,10 +71,7 @@ def dimension_prediction(drawn: Matrix, train: Matrix, test: Matrix) -> dict[str
     truth = test.values > thresholds
     shares = truth.mean(axis=0)
     chosen = np.flatnonzero((shares >= _LEAST_SHARE) & (shares <= 1 - _LEAST_SHARE))
-    if test.codes:
-        middle = np.argsort(-test.values[:, : test.codes].mean(axis=0), kind="stable")[_MID_RANKS]
-        chosen = chosen[np.isin(chosen, middle)]
-    elif len(chosen) > _PREDICTED:
+    if len(chosen) > _PREDICTED:
         chosen = chosen[np.linspace(0, len(chosen) - 1, _PREDICTED).astype(int)]
     if not len(chosen):
         return {"ap": None, "real_ap": None, "ratio": None}
@@ -132,17 +128,13 @@ def ks(drawn: Matrix, test: Matrix) -> float:
     return float(np.mean(distances))
 
 
-def co_occurrence_error(drawn: Matrix, test: Matrix) -> float:
-    """Relative error of how codes go together: off-diagonal covariances, in Frobenius norm; 1 for independent codes."""
-    frequent = np.argsort(-test.values[:, : test.codes].mean(axis=0), kind="stable")[:PAIR_CODES]
-    own, real = (np.cov(side.values[:, frequent], rowvar=False) for side in (drawn, test))
-    apart = ~np.eye(len(real), dtype=bool)
-    return float(np.linalg.norm((own - real)[apart]) / np.linalg.norm(real[apart]))
+def violated(has: sparse.csr_array, implications: tuple[tuple[int, int], ...]) -> float | None:
+    """Share of the occurrences of codes that imply another where that one is missing; None if there are none.
 
-
-def violated(drawn: Matrix, implications: tuple[tuple[int, int], ...]) -> float | None:
-    """Share of the occurrences of codes that imply another where that one is missing; None if there are none."""
-    has = drawn.values[:, : drawn.codes] > 0.5
-    cases = sum(int(has[:, code].sum()) for code, _ in implications)
-    broken = sum(int((has[:, code] & ~has[:, implied]).sum()) for code, implied in implications)
-    return broken / cases if cases else None
+    has: (rows, vocabulary) 0 or 1
+    """
+    if not implications:
+        return None
+    first, implied = np.array(implications).T
+    cases = has[:, first].sum()
+    return float(1 - has[:, first].multiply(has[:, implied]).sum() / cases) if cases else None

@@ -7,12 +7,13 @@ import pyarrow as pa
 
 from dpcgan_fast.bench.paper import dimensions
 from dpcgan_fast.bench.paper.dimensions import Matrix, matrix_of
-from dpcgan_fast.bench.paper.systems import DELTA, Synthetic
+from dpcgan_fast.bench.paper.systems import DELTA, DRAWN_ROWS, Synthetic
 from dpcgan_fast.bench.paper.tables import PaperTable
 from dpcgan_fast.data.public_cells import sample_of, typed_table
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import code_view, train_and_test
+from dpcgan_fast.evaluate.code_structure import code_flags, code_structure
 from dpcgan_fast.evaluate.fidelity import c2st
 from dpcgan_fast.evaluate.utility import Scores
 from dpcgan_fast.privacy import account
@@ -33,7 +34,8 @@ class Judge:
         self._view = code_view(schema, table.test, SEEN_CODES)
         self._wide_schema = schema if self._view is None else self._view.schema
         self._test = self._wide(table.test)
-        self._test_matrix, self._train_matrix = (matrix_of(side, schema) for side in (table.test, table.train))
+        self._test_matrix, self._train_matrix = (self._matrix(side) for side in (table.test, table.train))
+        self._real_codes = self._code_figures(table.train)
 
     def _wide(self, table: pa.Table) -> pa.Table:
         names = list(self._schema.column_names())
@@ -59,21 +61,36 @@ class Judge:
 
     def likeness(self, drawn: pa.Table) -> dict[str, Any]:
         """Unsupervised measures."""
-        own, test = matrix_of(drawn, self._schema), self._test_matrix
+        own, test, codes = self._matrix(drawn), self._test_matrix, self._code_figures(drawn)
         found = {
             "dimension_probability": dimensions.dimension_probability(own, test),
-            "dimension_prediction": dimensions.dimension_prediction(own, self._train_matrix, test),
+            "dimension_prediction": self._prediction(codes, own),
             "mmd": dimensions.mmd(own, test),
             "ks": dimensions.ks(own, test),
             "c2st": c2st(self._wide(drawn), self._test, self._wide_schema),
         }
-        return found | (self._of_codes(own) if own.codes else {})
+        return found | ({**codes, "violated_implications": self._violated(drawn)} if codes else {})
 
-    def _of_codes(self, own: Matrix) -> dict[str, float | None]:
+    def _matrix(self, table: pa.Table) -> Matrix:
+        return matrix_of(sample_of(table, DRAWN_ROWS), self._schema)
+
+    def _code_figures(self, table: pa.Table) -> dict[str, float | None]:
+        """See `code_structure`; nothing without codes."""
         return {
-            "co_occurrence_error": dimensions.co_occurrence_error(own, self._test_matrix),
-            "violated_implications": dimensions.violated(own, self._table.implications),
+            name: value
+            for column in self._schema.codes_columns()
+            for name, value in code_structure(table, self._table.test, column).items()
         }
+
+    def _prediction(self, codes: dict[str, float | None], own: Matrix) -> dict[str, float | None]:
+        if not own.codes:
+            return dimensions.dimension_prediction(own, self._train_matrix, self._test_matrix)
+        score, real = codes["prediction_ap"], self._real_codes["prediction_ap"]
+        return {"ap": score, "real_ap": real, "ratio": score / real if score is not None and real else None}
+
+    def _violated(self, drawn: pa.Table) -> float | None:
+        (column,) = self._schema.codes_columns()
+        return dimensions.violated(code_flags(drawn, column), self._table.implications)
 
     def everything(self, drawn: pa.Table, scores: Scores | None) -> dict[str, Any]:
         """All figures of a table. scores: from `scores`"""

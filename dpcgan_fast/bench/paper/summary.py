@@ -105,14 +105,16 @@ _LIKENESS = {
     "told apart": ("c2st",),
 }
 _OF_CODES = {
-    "co-occurrence error": ("co_occurrence_error",),
+    "co-occurrence error": ("cooccurrence_error",),
     "violated implications": ("violated_implications",),
+    "rare codes right": ("rare_recall",),
+    "numbers of codes: KS": ("sizes_ks",),
 }
 
 
 def unsupervised(cells: Sequence[dict[str, Any]], data: str) -> str:
     """Dimension by dimension, and both tables as wholes."""
-    of_codes = any("co_occurrence_error" in cell["figures"] for cell in cells if cell["data"] == data)
+    of_codes = any("cooccurrence_error" in cell["figures"] for cell in cells if cell["data"] == data)
     columns = _LIKENESS | (_OF_CODES if of_codes else {})
     rows = [
         [_epsilon(epsilon), _name(system, runs), *(_text(spread_of(runs, path)) for path in columns.values())]

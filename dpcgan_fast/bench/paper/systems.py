@@ -31,7 +31,7 @@ from dpcgan_fast.synthesis.statistics import draws_from_statistics
 from dpcgan_fast.train import TrainSettings, default_settings
 
 DELTA = 1e-5
-DRAWN_ROWS = 10_000  # at most, and no more than there are training rows
+DRAWN_ROWS, DRAWN_CODES = 10_000, 40_000  # at most, the latter of codes; no more than there are training rows
 STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
 AUTO, YARDSTICK = "auto", "yardstick"
 
@@ -68,14 +68,14 @@ class Task:
     @property
     def rows(self) -> int:
         """Synthetic rows to draw."""
-        return min(DRAWN_ROWS, self.table.train.num_rows)
+        return min(DRAWN_CODES if self.table.name == CODES else DRAWN_ROWS, self.table.train.num_rows)
 
 
 Fit = Callable[[Task], Synthetic]
 
 
 def _settings(preset: str, schema: Schema, task: Task, changes: dict[str, Any]) -> TrainSettings:
-    share = least_release_share(schema, preset)
+    share = least_release_share(schema, preset, changes.get("statistics") is not False)
     settings = default_settings(preset, task.epsilon, DELTA, schema.n_units, None, task.seed, share)
     if preset != AUTO:
         settings = replace(settings, autoencoder_steps=max(1, task.steps // 2), critic_steps=task.steps)
