@@ -88,7 +88,7 @@ void swap_codes(Contiguous<uint8_t>& has, const Contiguous<int64_t>& classes, co
                                      weights.data(),     sizes.data(), ratios.data(), ratios.shape(0)};
   const dpcgan::cpu::CodePairs wanted_pairs{first.data(), second.data(), wanted.data(), pairs, wanted.shape(1)};
   const py::gil_scoped_release others_go_on;
-  dpcgan::cpu::check_indices(block, wanted_pairs);
+  dpcgan::cpu::check_values(block, wanted_pairs);
   dpcgan::cpu::CodeSwaps swaps(block, wanted_pairs.class_count, seed);
   for (int64_t sweep = 0; sweep < sweeps; ++sweep) swaps.sweep(wanted_pairs);
 }

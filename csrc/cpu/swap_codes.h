@@ -16,8 +16,9 @@ constexpr double kHoldSizes = 1.5;        // how strongly a record that gained c
 constexpr double kSmallestChance = 1e-3;  // of a record to gain a code that its cluster next to never has
 constexpr double kSmallestRatio = 0.05;   // of a record to keep a code that its cluster next to never has
 
-constexpr size_t kCandidates = 8;  // for each record that is to gain a code that fits it
-constexpr size_t kTries = 4;       // for each candidate
+constexpr double kLeastWeight = 1e-300;  // so that a clock is a number
+constexpr size_t kCandidates = 8;        // for each record that is to gain a code that fits it
+constexpr size_t kTries = 4;             // for each candidate
 
 // The records of a block, and the pairs that they are to have.
 struct CodeBlock {
@@ -38,8 +39,8 @@ struct CodePairs {
   int64_t pairs, class_count;
 };
 
-// Throws std::invalid_argument for a class, cluster or code that is not there.
-inline void check_indices(const CodeBlock& block, const CodePairs& pairs) {
+// Throws std::invalid_argument for a class, cluster or code that is not there, and weights that are no counts.
+inline void check_values(const CodeBlock& block, const CodePairs& pairs) {
   const auto within = [](const int64_t* values, int64_t count, int64_t end, const char* what) {
     for (int64_t i = 0; i < count; ++i)
       if (values[i] < 0 || values[i] >= end) throw std::invalid_argument(what);
@@ -48,6 +49,9 @@ inline void check_indices(const CodeBlock& block, const CodePairs& pairs) {
   within(block.clusters, block.records, block.cluster_count, "swap_codes: expected clusters in [0, clusters)");
   within(pairs.first, pairs.pairs, block.codes, "swap_codes: expected codes in [0, codes)");
   within(pairs.second, pairs.pairs, block.codes, "swap_codes: expected codes in [0, codes)");
+  for (int64_t i = 0; i < pairs.pairs * pairs.class_count; ++i)
+    if (!(std::isfinite(pairs.wanted[i]) && pairs.wanted[i] >= 0))
+      throw std::invalid_argument("swap_codes: expected finite weights of pairs that are not negative");
 }
 
 class CodeSwaps {
@@ -147,7 +151,8 @@ class CodeSwaps {
   template <class Weight>
   void pick(Records& records, size_t count, Weight weight) {
     clocks_.clear();
-    for (const int64_t record : records) clocks_.emplace_back(-std::log(1.0 - uniform()) / weight(record), record);
+    for (const int64_t record : records)
+      clocks_.emplace_back(-std::log(1.0 - uniform()) / std::max(weight(record), kLeastWeight), record);
     if (count < clocks_.size())
       std::nth_element(clocks_.begin(), clocks_.begin() + static_cast<std::ptrdiff_t>(count), clocks_.end());
     records.clear();

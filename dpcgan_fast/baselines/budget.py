@@ -13,7 +13,8 @@ from dpcgan_fast.privacy import releases
 from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.releases import Release
 
-# Covers the rounding of counts that are sums of 1/rows, and that of shares.
+# Covers the rounding of sums of 1/rows and of memberships in clusters (at most 1e-11 of a sensitivity at 300,000 rows),
+# and that of shares.
 _SAFETY = 1 + 1e-6
 _ROUNDING = 1e-9  # of shares, and of the solver, whose tolerance is 1e-12
 
@@ -70,8 +71,11 @@ class Budget:
     def some_of(self, count: int, rate: float) -> np.ndarray | None:
         """Which of so many things are looked at if each is with a chance of its own, rising; None for all of them.
 
-        rate: above 0; from 1 on all are. The draws come from the noise's own stream. No privacy is claimed for them:
-        whatever is released of those that are drawn is as private as without the draw.
+        rate: above 0; from 1 on all are. The draws come from the noise's own stream.
+        Formal guarantee: what is released of those that are drawn is as private as without the draw, and no more is
+        claimed. Draws are independent of each other and of the rows, so that given the draws of all other rows
+        neighbouring tables give neighbouring or equal ones; a bound on the trade-off of each such pair holds for
+        their mixture, since it is convex.
         """
         if rate >= 1:
             return None

@@ -55,6 +55,9 @@ class CodeDrawing:
 
         vocabulary: its number of codes; most: codes that a record has at most
         """
+        _refuse_other_types(
+            arrays, {"ratios": np.float32, "sizes": np.float64, "within": np.float64, "chances": np.float64}
+        )
         kinds, chances = CodeKinds(arrays["sizes"], arrays["ratios"], arrays["within"]), arrays["chances"]
         classes, clusters = len(chances), len(kinds.ratios)
         shapes = {
@@ -66,11 +69,22 @@ class CodeDrawing:
         wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape]
         if wrong:
             raise ValueError(f"Expected other shapes of {', '.join(wrong)}.")
+        shares = (kinds.sizes, kinds.within, kinds.ratios)
+        if not all(np.isfinite(own).all() and (own >= 0).all() for own in shares) or not (chances < np.inf).all():
+            raise ValueError("Expected finite shares and ratios that are not negative.")
         repair = None
         if "repair.codes" in arrays:
             counted, codes, first, second, wanted = (
                 arrays[f"repair.{name}"] for name in ("counted", "codes", "first", "second", "wanted")
             )
             repair = PairRepair(counted, codes, first, second, wanted, int(arrays["repair.full"][0]))
+            _refuse_other_types(vars(repair), {"first": np.int64, "second": np.int64, "wanted": np.float64})
             repair.check(classes, vocabulary)
         return cls(kinds, chances, repair)
+
+
+def _refuse_other_types(arrays: Mapping[str, np.ndarray], types: Mapping[str, type]) -> None:
+    """Raises KeyError or ValueError unless arrays of these names are there, have these types and a dimension."""
+    for name, kind in types.items():
+        if arrays[name].dtype != kind or arrays[name].ndim == 0:
+            raise ValueError(f"Expected {name} of another type.")

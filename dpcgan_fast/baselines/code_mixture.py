@@ -76,12 +76,16 @@ class Mixture:
     numbers: np.ndarray
 
     def members(self, matrix: sparse.csr_array, classes: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """How likely each record is in each cluster: (rows, clusters) float64, rows sum to 1."""
+        """How likely each record is in each cluster: (rows, clusters) float64, rows sum to 1, or less.
+
+        Formal guarantee: finite and at most 1, whatever the clusters are: a cell that is not a number would tell who
+        has which code, noise or not.
+        """
         likely = self.ratios * shares
         logs = np.log(likely / likely.sum(1, keepdims=True)) - np.log(shares / shares.sum())
         found = _SHARPER * (matrix @ logs.T) + np.log(self.rates.T[:, classes].T + 1e-9)
         found = np.exp(found - found.max(1, keepdims=True))
-        return found / found.sum(1, keepdims=True)
+        return np.nan_to_num(found / found.sum(1, keepdims=True), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def release_mixture(

@@ -51,6 +51,8 @@ class PairRepair:
             raise ValueError("Expected positions of codes that there are.")
         if self.wanted.shape != (len(self.first), class_count) or len(self.first) != len(self.second):
             raise ValueError("Expected two codes, and a weight in each class, of each pair.")
+        if not (np.isfinite(self.wanted).all() and (self.wanted >= 0).all() and self.full >= 1):
+            raise ValueError("Expected weights of pairs that are not negative.")
 
     def mended(self, drawn: ModelRecords, seed: int, sweeps: int = _SWEEPS) -> CodeRows:
         """The records with codes moved between those of a class, so that the pairs come as often as they should.

@@ -68,10 +68,13 @@ def arrays_of(fitted: FittedBaseline) -> dict[str, np.ndarray]:
 
 def restored(statistics: Baseline, arrays: Mapping[str, np.ndarray], seeded: bool) -> FittedBaseline:
     """What `arrays_of` took apart; its mechanisms stand in the ledger. Raises KeyError or ValueError if it is not."""
+    rates = arrays[_RATES]
+    if rates.ndim != 1 or not (rates >= 0).all() or not np.isclose(rates.sum(), 1.0):
+        raise ValueError("Expected rates of the classes that add up to 1.")
     parts = []
     for place, part in enumerate(statistics.parts):
         assert isinstance(part, KeptPart)
         first = f"{place}."
         own = {name.removeprefix(first): values for name, values in arrays.items() if name.startswith(first)}
         parts.append(part.restored(own))
-    return FittedBaseline(statistics.name, statistics.schema, tuple(parts), arrays[_RATES], [], seeded)
+    return FittedBaseline(statistics.name, statistics.schema, tuple(parts), rates, [], seeded)

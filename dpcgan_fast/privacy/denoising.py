@@ -7,7 +7,7 @@ add up to many times what the data hold.
 import numpy as np
 
 _GRID = 90  # counts that a true one may be, evenly spaced in their logarithm, and none
-_SMALLEST = 0.02
+_SMALLEST, _LARGEST = 0.02, 1e15  # the latter can be squared in single precision, and is no count
 _ROUNDS = 80
 _RATIOS, _RATIO_ROUNDS, _BLOCK = 41, 25, 1 << 16
 CLEAR = 0.06  # counts whose noise is a smaller share of them stay as they are: the grid is coarser
@@ -46,13 +46,13 @@ def denoised_ratios(noisy: np.ndarray, expected: np.ndarray, std: float, largest
     if noisy.size == 0:
         return np.ones(noisy.shape)
     grid = np.exp(np.linspace(-np.log(largest), np.log(largest), _RATIOS)).astype(np.float32)
-    expected = np.maximum(expected, _SMALLEST)
+    observed, expected = np.clip(noisy, -_LARGEST, _LARGEST).ravel(), np.clip(expected, _SMALLEST, _LARGEST)
     likelihood = np.empty((noisy.size, _RATIOS), np.float32)
     for first in range(0, noisy.size, _BLOCK):
         block = slice(first, first + _BLOCK)
         mean = expected.ravel()[block, None].astype(np.float32) * grid
         variance = np.float32(std**2) + mean
-        exponents = -0.5 * (noisy.ravel()[block, None].astype(np.float32) - mean) ** 2 / variance
+        exponents = -0.5 * (observed[block, None].astype(np.float32) - mean) ** 2 / variance
         exponents -= 0.5 * np.log(variance)
         likelihood[block] = np.exp(exponents - exponents.max(1, keepdims=True))
     share = np.full(len(grid), 1 / len(grid), np.float32)

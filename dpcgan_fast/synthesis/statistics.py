@@ -63,7 +63,7 @@ def statistics_of(tensors: Mapping[str, Tensor], schema: Schema, seeded: bool, w
         return restored(
             statistics_for(_of_places(schema)), {name: own.numpy() for name, own in tensors.items()}, seeded
         )
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError, IndexError, TypeError):
         what = "The statistics do not fit the schema"
         raise InputError(what, where, "Restore the run from a copy.") from None
 

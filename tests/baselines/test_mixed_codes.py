@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import sparse
 
 from dpcgan_fast.baselines import Baseline, baselines_for, choice, mixed_codes
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.code_mixture import MixturePlan
+from dpcgan_fast.baselines.code_mixture import Mixture, MixturePlan
 from dpcgan_fast.baselines.code_pairs import pair_counts, pair_weights
 from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, raced, settled_chances, within_bins
 from dpcgan_fast.baselines.code_repair import ModelRecords, PairRepair
@@ -62,9 +63,23 @@ def held_codes(table: pa.Table) -> np.ndarray:
 # ---- privacy
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+def cauchy(values: np.ndarray) -> np.ndarray:
+    return values + 100 * np.random.default_rng(0).standard_cauchy(values.shape)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "spoil"),
+    [
+        (1.0, lambda values: values),
+        (300.0, lambda values: values),
+        (1.0, cauchy),
+        (1.0, lambda values: np.where(np.arange(values.size).reshape(values.shape) % 3, values, -1e9)),
+        (1.0, lambda values: np.where(np.arange(values.size).reshape(values.shape) % 3, values, 1e22)),
+    ],
+    ids=["1", "300", "heavy tails", "far below none", "beyond single precision"],
+)
 @pytest.mark.parametrize("label", [True, False])
-def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity(monkeypatch, epsilon, label):
+def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity(monkeypatch, epsilon, spoil, label):
     plan_always(monkeypatch)
     monkeypatch.setattr(mixed_codes, "_SIMULATED", 50)
     monkeypatch.setattr(mixed_codes, "settled_chances", lambda _, wanted, __: np.zeros(wanted.shares.shape))
@@ -73,9 +88,23 @@ def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity
         schema = codes_schema() if label else codes_schema((), None)
         return mixed_of(schema.model_copy(update=more))
 
-    releases = refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of)
+    releases = refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil)
     of_codes = ["numbers", "counts", *["a round"] * 3, "numbers of clusters", "pairs"]
     assert releases == len(of_codes) + label  # and the histogram of the column
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_memberships_are_numbers_whatever_the_clusters(bad):
+    """A cell that is not a number would show through any noise who has a code."""
+    ratios = np.ones((2, WIDTH))
+    ratios[0, 0] = bad
+    mixture = Mixture(ratios, np.ones((1, 2)) / 2, np.ones((2, 3)))
+    records = CodeRows.from_entries(np.array([0, 1, 1]), np.array([0, 1, 2]), 3)
+    matrix = sparse.csr_array((np.ones(3), records.positions, records.starts), shape=(3, WIDTH))
+    with np.errstate(all="ignore"):
+        members = mixture.members(matrix, np.zeros(3, np.int64), np.full(WIDTH, 0.1))
+    assert np.isfinite(members).all()
+    assert (members.sum(1) <= 1 + 1e-12).all()
 
 
 def test_a_record_of_many_codes_moves_a_round_and_the_pairs_by_their_whole_sensitivity(monkeypatch):
@@ -93,6 +122,15 @@ def test_a_record_of_many_codes_moves_a_round_and_the_pairs_by_their_whole_sensi
     for name in ("clusters of codes", "pairs of codes", "numbers of codes of clusters"):
         values, sensitivity = asked[name]
         assert np.linalg.norm(values) == pytest.approx(sensitivity, rel=1e-5)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_all_releases_together_cost_the_whole_and_no_more(monkeypatch, label):
+    plan_always(monkeypatch)
+    schema = codes_schema() if label else codes_schema((), None)
+    fitted = mixed_of(schema).release(codes_table(300, 0), 0.7, NoiseKey())
+    assert len(fitted.mechanisms) == 7 + label
+    assert 1 - 1e-5 < 0.7**2 * sum(1 / one.noise_multiplier**2 for one in fitted.mechanisms) < 1
 
 
 @pytest.mark.parametrize("full", [1, 20, 300])
@@ -249,6 +287,10 @@ def test_kept_numbers_draw_the_same_rows_and_damaged_ones_are_refused():
         "repair.first": arrays["repair.first"] + WIDTH,
         "repair.wanted": arrays["repair.wanted"][1:],
         "repair.counted": arrays["repair.counted"] - 1000,
+        "repair.second": arrays["repair.second"].astype(np.int32),
+        "within": arrays["within"] * math.nan,
+        "ratios": arrays["ratios"].astype(np.float64),
+        "repair.full": np.zeros(1, np.int64),
     }.items():
         with pytest.raises(ValueError, match="Expected"):
             part.restored({**arrays, name: values})
