@@ -71,8 +71,10 @@ py::tuple take_texts(const Contiguous<uint8_t>& bytes, const Contiguous<int32_t>
   return py::make_tuple(taken, taken_starts);
 }
 
-// has: (codes, records) uint8, changed in place  classes, clusters: (records,) int64  weights, sizes: (records,)
-// float64 ratios: (clusters, codes) float32  first, second: (pairs,) int64  wanted: (pairs, classes) float64
+// Moves codes between records of a class, see cpu/swap_codes.h.
+//   has: (codes, records) uint8, changed in place   classes, clusters: (records,) int64
+//   weights, sizes: (records,) float64              ratios: (clusters, codes) float32
+//   first, second: (pairs,) int64                   wanted: (pairs, classes) float64
 void swap_codes(Contiguous<uint8_t>& has, const Contiguous<int64_t>& classes, const Contiguous<int64_t>& clusters,
                 const Contiguous<double>& weights, const Contiguous<double>& sizes, const Contiguous<float>& ratios,
                 const Contiguous<int64_t>& first, const Contiguous<int64_t>& second, const Contiguous<double>& wanted,

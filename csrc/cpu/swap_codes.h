@@ -20,7 +20,7 @@ constexpr double kLeastWeight = 1e-300;  // so that a clock is a number
 constexpr size_t kCandidates = 8;        // for each record that is to gain a code that fits it
 constexpr size_t kTries = 4;             // for each candidate
 
-// The records of a block, and the pairs that they are to have.
+// Records, and which codes each has.
 struct CodeBlock {
   uint8_t* has;  // (codes, records): whether a record has a code
   int64_t codes, records;
@@ -32,6 +32,7 @@ struct CodeBlock {
   int64_t cluster_count;
 };
 
+// Pairs of codes, and how often each is to come.
 struct CodePairs {
   const int64_t* first;   // (pairs,): the rarer code
   const int64_t* second;  // (pairs,): the code that is moved
@@ -39,7 +40,8 @@ struct CodePairs {
   int64_t pairs, class_count;
 };
 
-// Throws std::invalid_argument for a class, cluster or code that is not there, and weights that are no counts.
+// Throws std::invalid_argument for a class, cluster or code that is not there, and wanted weights that are negative or
+// not finite.
 inline void check_values(const CodeBlock& block, const CodePairs& pairs) {
   const auto within = [](const int64_t* values, int64_t count, int64_t end, const char* what) {
     for (int64_t i = 0; i < count; ++i)
@@ -54,6 +56,7 @@ inline void check_values(const CodeBlock& block, const CodePairs& pairs) {
       throw std::invalid_argument("swap_codes: expected finite weights of pairs that are not negative");
 }
 
+// Moves codes between the records of each class, and keeps account of what each record gained.
 class CodeSwaps {
  public:
   CodeSwaps(const CodeBlock& block, int64_t class_count, uint64_t seed)

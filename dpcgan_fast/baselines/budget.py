@@ -63,13 +63,14 @@ class Budget:
         if not (share > 0 and self._spent + share <= 1 + _ROUNDING):
             raise ValueError(f"Expected a share in (0, {1 - self._spent}] of the budget, got {share}.")
         self._spent += share
-        multiplier = self.noise_multiplier / math.sqrt(share)
+        multiplier = self.std(1.0, share)
         noisy = releases.noisy_release(name, values.ravel(), sensitivity, multiplier, self._key, self._unit)
         self.mechanisms.append(noisy.mechanism)
         return Release(noisy.values.reshape(values.shape), noisy.std, noisy.mechanism)
 
     def some_of(self, count: int, rate: float) -> np.ndarray | None:
-        """Which of so many things are looked at if each is with a chance of its own, rising; None for all of them.
+        """Places of those that are looked at, rising, if each of `count` things is with the same chance, independently;
+        None for all of them.
 
         rate: above 0; from 1 on all are. The draws come from the noise's own stream.
         Formal guarantee: what is released of those that are drawn is as private as without the draw, and no more is

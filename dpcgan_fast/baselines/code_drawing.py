@@ -55,9 +55,8 @@ class CodeDrawing:
 
         vocabulary: its number of codes; most: codes that a record has at most
         """
-        _refuse_other_types(
-            arrays, {"ratios": np.float32, "sizes": np.float64, "within": np.float64, "chances": np.float64}
-        )
+        real = dict.fromkeys(("sizes", "within", "chances"), np.float64)
+        _refuse_other_types(arrays, {"ratios": np.float32, **real})
         kinds, chances = CodeKinds(arrays["sizes"], arrays["ratios"], arrays["within"]), arrays["chances"]
         classes, clusters = len(chances), len(kinds.ratios)
         shapes = {
@@ -71,14 +70,17 @@ class CodeDrawing:
             raise ValueError(f"Expected other shapes of {', '.join(wrong)}.")
         shares = (kinds.sizes, kinds.within, kinds.ratios)
         if not all(np.isfinite(own).all() and (own >= 0).all() for own in shares) or not (chances < np.inf).all():
-            raise ValueError("Expected finite shares and ratios that are not negative.")
+            raise ValueError("Expected finite shares that are not negative.")
+        if not (kinds.ratios > 0).all():
+            raise ValueError("Expected positive ratios.")
         repair = None
-        if "repair.codes" in arrays:
+        if any(name.startswith("repair.") for name in arrays):
             counted, codes, first, second, wanted = (
                 arrays[f"repair.{name}"] for name in ("counted", "codes", "first", "second", "wanted")
             )
-            repair = PairRepair(counted, codes, first, second, wanted, int(arrays["repair.full"][0]))
-            _refuse_other_types(vars(repair), {"first": np.int64, "second": np.int64, "wanted": np.float64})
+            repair = PairRepair(counted, codes, first, second, wanted, int(arrays["repair.full"].item()))
+            whole = dict.fromkeys(("counted", "codes", "first", "second"), np.int64)
+            _refuse_other_types(vars(repair), {**whole, "wanted": np.float64})
             repair.check(classes, vocabulary)
         return cls(kinds, chances, repair)
 

@@ -13,14 +13,14 @@ from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.privacy.denoising import denoised_ratios
 from dpcgan_fast.privacy.releases import code_weights, number_bins, number_edges
 
-# Source of all: measured on a table of 40,000 x 1,071 codes.
+# Source of all: measured on the made-up table of `bench/paper/code_world.py`, 40,000 x 1,071, which suits mixtures.
 _CLASS_WEIGHT = 1.5  # of a record's class, beside its codes, in what a round releases
 _SHARPER = 1.5  # power of the likelihood: codes of a record come together, and are less than so many observations
 _ANCHOR = 30.0  # how many times as likely its own code is in a cluster at first
-_LAST_SHARE, _NUMBERS_SHARE = 0.35, 0.05  # of the last round, and of the numbers of codes of each cluster
+_LAST_SHARE, _CLUSTER_NUMBERS_SHARE = 0.35, 0.05  # of the last round, and of the numbers of codes of each cluster
 _LARGEST_RATIO = float(np.exp(4.0))
 _FEWEST = 20.0  # records that a cluster counts as having
-_BLOCK_ROWS = 1 << 14
+BLOCK_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ class CodeRecords:
     def blocks(self, width: int) -> "list[tuple[sparse.csr_array, slice]]":
         """Codes as (rows, width) matrices of ones, and which rows they are."""
         found, first = [], 0
-        for block in self.sets.blocks(_BLOCK_ROWS):
-            ones = np.ones(len(block.positions))
-            matrix = sparse.csr_array((ones, block.positions, block.starts), shape=(len(block), width))
-            found.append((matrix, slice(first, first + len(block))))
+        for block in self.sets.blocks(BLOCK_ROWS):
+            found.append((block.matrix(width), slice(first, first + len(block))))
             first += len(block)
         return found
 
@@ -78,8 +76,8 @@ class Mixture:
     def members(self, matrix: sparse.csr_array, classes: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """How likely each record is in each cluster: (rows, clusters) float64, rows sum to 1, or less.
 
-        Formal guarantee: finite and at most 1, whatever the clusters are: a cell that is not a number would tell who
-        has which code, noise or not.
+        Formal guarantee: finite, and a record's sum to at most 1, whatever the clusters are: a cell that is not a
+        number would tell who has which code, noise or not.
         """
         likely = self.ratios * shares
         logs = np.log(likely / likely.sum(1, keepdims=True)) - np.log(shares / shares.sum())
@@ -94,9 +92,10 @@ def release_mixture(
     """Spends a share of the budget on a mixture.
 
     shares: (vocabulary,) positive, released: how frequent each code is
-    Formal guarantee: a round releases, of each record, its membership times its codes and its class. A unit's
-    memberships are shares that sum to 1, and times 1 or less; so it moves a round by at most the norm of its codes, by
-    their weights at most sqrt(full), and of its class. That holds whatever clusters the rounds before gave.
+    Formal guarantee: a round releases, of each record, its memberships times its weighted codes and its class. A
+    record's memberships sum to at most 1 and a unit's weights to at most 1, so that a unit moves a round by at most
+    sqrt(full + _CLASS_WEIGHT^2) in L2 norm, and the numbers of codes of the clusters by at most 1, whatever clusters
+    the rounds before gave.
     """
     width, clusters = len(shares), plan.clusters
     ratios = np.ones((clusters, width))
@@ -104,11 +103,11 @@ def release_mixture(
     bins = len(number_edges(records.most))
     mixture = Mixture(ratios, np.full((records.class_count, clusters), 1 / clusters), np.ones((clusters, bins)))
     blocks = records.blocks(width)
-    of_round = (1 - _LAST_SHARE - _NUMBERS_SHARE) / max(1, plan.rounds - 1)
+    of_round = (1 - _LAST_SHARE - _CLUSTER_NUMBERS_SHARE) / max(1, plan.rounds - 1)
     for number in range(plan.rounds):
         own = share * (of_round if number < plan.rounds - 1 else _LAST_SHARE)
         mixture = _round(mixture, records, blocks, shares, plan.full, budget, own)
-    return _with_numbers(mixture, records, blocks, shares, budget, share * _NUMBERS_SHARE)
+    return _with_numbers(mixture, records, blocks, shares, budget, share * _CLUSTER_NUMBERS_SHARE)
 
 
 def _round(

@@ -6,10 +6,9 @@ import numpy as np
 from scipy import sparse
 
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.code_mixture import CodeRecords
+from dpcgan_fast.baselines.code_mixture import BLOCK_ROWS, CodeRecords
 from dpcgan_fast.data.code_rows import CodeRows
-
-_BLOCK_ROWS = 1 << 14
+from dpcgan_fast.privacy.releases import code_weights
 
 
 def pair_weights(counts: np.ndarray, full: int) -> np.ndarray:
@@ -17,10 +16,9 @@ def pair_weights(counts: np.ndarray, full: int) -> np.ndarray:
 
     counts: (N,) codes of each record
     Formal guarantee: a record's weighted pairs, each in a cell of its own, have an L2 norm of at most sqrt(full).
-    Weights are whole multiples of 2^-20, so that sums of up to 2^33 of them are exact.
+    Weights are those of `code_weights`, of pairs in the place of codes.
     """
-    pairs = np.maximum(counts * (counts - 1.0) / 2, 1.0)
-    return np.minimum(1.0, np.floor(np.sqrt(full / pairs) * 2**20) / 2**20)
+    return code_weights(counts * (counts - 1.0) / 2, full)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def pair_counts(sets: CodeRows, codes: np.ndarray, weights: np.ndarray, full: in
     weights: (rows,); a record's pairs weigh by `pair_weights` of how many of the codes it has
     """
     counts, first = np.zeros((len(codes), len(codes))), 0
-    for block in sets.blocks(_BLOCK_ROWS):
+    for block in sets.blocks(BLOCK_ROWS):
         own = code_matrix(block, codes)
         weighted = pair_weights(np.diff(own.indptr), full) * weights[first : first + len(block)]
         counts += (own.T @ (own.multiply(weighted[:, None])).tocsr()).toarray()
@@ -67,5 +65,4 @@ def pair_counts(sets: CodeRows, codes: np.ndarray, weights: np.ndarray, full: in
 def code_matrix(sets: CodeRows, codes: np.ndarray) -> sparse.csr_array:
     """Which of the codes each record has: (rows, d) of ones. codes: (d,) int64, positions in the vocabulary"""
     width = int(max(codes.max(initial=0), sets.positions.max(initial=0))) + 1
-    ones = np.ones(len(sets.positions))
-    return sparse.csr_array((ones, sets.positions, sets.starts), shape=(len(sets), width))[:, codes]
+    return sets.matrix(width)[:, codes]

@@ -10,15 +10,15 @@ from torch import Tensor
 from dpcgan_fast.baselines.histograms import drawn_cells
 from dpcgan_fast.privacy.releases import code_weights, number_edges
 
-_TURNS, _SPARE_DRAWS = 6, 4
-_ROUNDS = 16
+_TURNS, _SPARE_DRAWS = 6, 4  # of draws for all records, and draws more than twice as many as are missing
+_ROUNDS = 16  # by what a race gives on average
 _NEWTON_STEPS = 6
 _LARGEST_STEP = 2.0  # of a logarithm in one round
 _RACED_ROUNDS, _RACED = 3, 16384  # and records of each
-_CLEAR_COUNT = 400.0  # of which half of what a count is off by is believed
+_CLEAR_COUNT = 400.0  # raced: of a count so large, half of what it is off by is believed
 _MOST_SCALED = 2.0
 _RARE_KIND = 1e-5  # a smaller share of a class's records is left out while chances are settled
-_SMALLEST_SHARE = 1e-12
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def within_bins(shares: np.ndarray, most: int) -> np.ndarray:
     """
     edges, numbers = np.append(number_edges(most), most + 1), np.arange(most + 1)
     middles, widths = (edges[1:] + edges[:-1] - 1) / 2, np.diff(edges)
-    logs = np.interp(numbers, middles, np.log(np.maximum(shares / widths, _SMALLEST_SHARE)))
+    logs = np.interp(numbers, middles, np.log(np.maximum(shares / widths, _TINY)))
     dense = np.exp(logs - logs.max())
     return dense / np.repeat(np.add.reduceat(dense, edges[:-1]), widths)
 
@@ -103,7 +103,7 @@ class WantedCodes:
         """Shares that add up to a total, but where sure ones alone are more or much less than that."""
         own, sure = self.shares[index], self.sure[index]
         sure = sure if (own[~sure] > 0).any() else np.zeros_like(sure)
-        scale = (total - own[sure].sum()) / max(own[~sure].sum(), _SMALLEST_SHARE)
+        scale = (total - own[sure].sum()) / max(own[~sure].sum(), _TINY)
         return np.minimum(np.where(sure, own, own * np.clip(scale, 1 / _MOST_SCALED, _MOST_SCALED)), 1.0)
 
 
@@ -114,7 +114,7 @@ def settled_chances(kinds: CodeKinds, wanted: WantedCodes, rng: np.random.Genera
     """
     chances = np.full(wanted.shares.shape, -np.inf)
     for index, own in enumerate(wanted.shares):
-        possible = own > _SMALLEST_SHARE
+        possible = own > _TINY
         if not possible.any():
             continue
         chances[index, possible] = np.log(own[possible])
@@ -123,7 +123,7 @@ def settled_chances(kinds: CodeKinds, wanted: WantedCodes, rng: np.random.Genera
             for mean, of_clusters, included in kinds.inclusions(index, chances[index]):
                 found += code_weights(np.array([mean]), wanted.full) * (of_clusters @ included.double().numpy())
             goal = wanted.of_class(index, found.sum())
-            step = np.log(goal[possible] / np.maximum(found[possible], _SMALLEST_SHARE))
+            step = np.log(goal[possible] / np.maximum(found[possible], _TINY))
             chances[index, possible] += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
         for turn in range(_RACED_ROUNDS):
             step = _raced_step(kinds, chances, wanted, index, rng)[possible] / (1 + turn)
@@ -139,7 +139,7 @@ def _raced_step(
     weights = code_weights(np.bincount(drawn.rows, minlength=_RACED), wanted.full)
     found = np.bincount(drawn.positions, weights[drawn.rows], minlength=chances.shape[1])
     goal = wanted.of_class(index, found.sum() / _RACED) * _RACED
-    return np.log((goal + _SMALLEST_SHARE) / (found + _SMALLEST_SHARE)) * found / (found + _CLEAR_COUNT)
+    return np.log((goal + _TINY) / (found + _TINY)) * found / (found + _CLEAR_COUNT)
 
 
 @dataclass(frozen=True)

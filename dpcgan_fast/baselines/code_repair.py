@@ -1,6 +1,6 @@
 """What a model of records does not explain of the pairs of codes, mended by moving codes between records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,10 +9,11 @@ from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.ops import native_module
 
 _CLEAR = 4.5  # standard deviations of its noise that a pair must be off by to be mended
-_WORTH = 2.0  # ... and of its noise and of what drawing varies it
+_WORTH = 2.0  # standard deviations of its noise and of how drawing varies it, together, that it must be off by too
 _LEAST_STD = 1.0  # records: without noise, what is less is chance
 _MOST_PAIRS = 8000  # that are found at a time
-_SWEEPS = 3
+_SWEEPS = 3  # over all pairs, each time that records are mended
+_LOOKS = 3  # at the pairs, with those mended that were found
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ def find_repair(counts: PairCounts, units: float, drawn: ModelRecords, class_cou
     found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
     members = np.maximum(np.bincount(drawn.classes, minlength=class_count), 1)
     sets = drawn.sets
-    for turn in range(_SWEEPS):
-        of_class = [_class_pairs(sets, codes, drawn.classes == index, counts.full) for index in range(class_count)]
-        held = np.array([code_matrix(_only(sets, drawn.classes == c), codes).sum(0) for c in range(class_count)])
+    for turn in range(_LOOKS):
+        parts = [sets.take(np.flatnonzero(drawn.classes == index)) for index in range(class_count)]
+        of_class = [pair_counts(part, codes, np.ones(len(part)), counts.full) for part in parts]
+        held = np.array([code_matrix(part, codes).sum(0) for part in parts])
         current = np.sum(of_class, axis=0)
         off = (counts.values - scale * current)[upper]
         chance = np.sqrt(std**2 + scale**2 * current[upper] / 2)
@@ -114,10 +116,8 @@ def find_repair(counts: PairCounts, units: float, drawn: ModelRecords, class_cou
             found[first, second] = abs(off[place]), wanted
         if not new:
             break
-        if turn < _SWEEPS - 1:
-            repair = _repair_of(found, counts, class_count)
-            mended = repair.mended(ModelRecords(sets, drawn.classes, drawn.clusters, drawn.ratios), turn, 1)
-            sets = mended
+        if turn < _LOOKS - 1:
+            sets = _repair_of(found, counts, class_count).mended(replace(drawn, sets=sets), turn, 1)
     return _repair_of(found, counts, class_count)
 
 
@@ -131,12 +131,3 @@ def _repair_of(
     used, renamed = np.unique(places, return_inverse=True)
     first, second = np.ascontiguousarray(renamed.reshape(-1, 2).T)
     return PairRepair(counts.codes, counts.codes[used], first, second, wanted, counts.full)
-
-
-def _only(sets: CodeRows, kept: np.ndarray) -> CodeRows:
-    return sets.take(np.flatnonzero(kept))
-
-
-def _class_pairs(sets: CodeRows, codes: np.ndarray, kept: np.ndarray, full: int) -> np.ndarray:
-    own = _only(sets, kept)
-    return pair_counts(own, codes, np.ones(len(own)), full)

@@ -15,7 +15,7 @@ from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.public_cells import code_sets, vocabulary_of
 from dpcgan_fast.data.schema import Column
-from dpcgan_fast.privacy.denoising import CLEAR, denoised_counts, denoised_ratios
+from dpcgan_fast.privacy.denoising import CLEAR_SHARE, denoised_counts, denoised_ratios
 from dpcgan_fast.privacy.releases import (
     FULL_WEIGHT_CODES,
     Release,
@@ -23,6 +23,7 @@ from dpcgan_fast.privacy.releases import (
     lost_to_weights,
     number_bins,
     number_edges,
+    number_middles,
 )
 
 _LARGEST_RATIO = math.exp(3.0)  # of the prevalence in a class to that in all
@@ -95,20 +96,18 @@ class CodeCounts:
 
     def sure(self) -> np.ndarray:
         """Which counts stand so clear of their noise that they are taken as they are: (class_count, vocabulary)."""
-        return self.std < CLEAR * self.counts
+        return self.std < CLEAR_SHARE * self.counts
 
     def prevalences(self, totals: np.ndarray) -> np.ndarray:
         """Share of the rows of each class that have each code: (class_count, vocabulary) in [0, 1]."""
-        edges, most = number_edges(self.column.max_codes), self.column.max_codes
-        lost = [lost_to_weights(own, edges, most, FULL_WEIGHT_CODES) for own in self.numbers]
+        most = self.column.max_codes
+        lost = [lost_to_weights(own, most, FULL_WEIGHT_CODES) for own in self.numbers]
         return np.minimum(1.0, self.weighted_shares(totals) * np.array(lost)[:, None])
 
 
 def entries_of(numbers: np.ndarray, column: Column) -> float:
     """How many codes all records have together, about, and at least 1. numbers: (class_count, bins) noisy"""
-    edges = number_edges(column.max_codes)
-    middles = (edges + np.append(edges[1:] - 1, column.max_codes)) / 2
-    return max(1.0, float((np.maximum(numbers.sum(0), 0.0) * middles).sum()))
+    return max(1.0, float((np.maximum(numbers.sum(0), 0.0) * number_middles(column.max_codes)).sum()))
 
 
 def release_numbers(rows: Rows, sets: CodeRows, column: Column, budget: Budget, share: float) -> Release:

@@ -22,14 +22,15 @@ from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.code_rows import CodeRows, CodeSets
 from dpcgan_fast.data.public_cells import vocabulary_of
 from dpcgan_fast.data.schema import Column
+from dpcgan_fast.ops import native_module
 from dpcgan_fast.privacy.releases import FULL_WEIGHT_CODES
 
 _NUMBERS_SHARE = 0.03  # of how many codes a record has
-_SMALLEST_SHARE = 2e-5  # of records, that a code counts as having while clusters are looked for
+_LEAST_PREVALENCE = 2e-5  # of records, that a code counts as having while clusters are looked for
 _MOST_PAIRED = 1500  # codes, the most frequent ones, whose pairs are counted
 _SIMULATED = 50_000  # records by which a model's pairs are found
 _ENTRIES = 1 << 22  # codes in all records that clusters and pairs are looked for in; of more records some are drawn
-_FITTING_ROUNDS, _SMALLEST = 10, 1e-30
+_FITTING_ROUNDS, _TINY = 10, 1e-30
 _LEAST, _MEASURED = 6_000.0, 10_000.0  # strength below which counts take all; that of 40,000 units at epsilon 1
 
 
@@ -49,8 +50,8 @@ class CodesPlan:
     def of(cls, units: float, noise_multiplier: float, vocabulary: int) -> "CodesPlan | None":
         """By the strength of what can be found: released units over the noise of a count of sensitivity 1.
 
-        None where it is too weak for anything but counts. Source: fitted to what was best on a table of 40,000 x 1,071
-        codes at four epsilons, and of 10,000.
+        None where it is too weak for anything but counts. Source: fitted to what was best on the made-up table of
+        `bench/paper/code_world.py`, 40,000 x 1,071 codes at four epsilons, and on 10,000 of its rows.
         """
         strength = min(units / max(noise_multiplier, 1e-9), 40 * _MEASURED)
         if strength < _LEAST or vocabulary < 2:
@@ -73,6 +74,8 @@ class MixedCodes:
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnMixedCodes":
         """Numbers of codes first, for by them is chosen what the rest is spent on."""
+        if self.mixed:
+            native_module()  # which moves codes: refused before anything is paid for
         column, sets = self.column, capped_codes(rows, self.column)
         numbers = release_numbers(rows, sets, column, budget, share * _NUMBERS_SHARE)
         left, rate = share * (1 - _NUMBERS_SHARE), min(1.0, _ENTRIES / entries_of(numbers.values, column))
@@ -85,7 +88,7 @@ class MixedCodes:
             return _DrawnMixedCodes(column, found)
         records = _looked_at(rows, sets, column, budget.some_of(len(sets), rate))
         totals = np.maximum(found.totals.values, 1.0)
-        shares = np.maximum(totals / totals.sum() @ found.prevalences(totals), _SMALLEST_SHARE)
+        shares = np.maximum(totals / totals.sum() @ found.prevalences(totals), _LEAST_PREVALENCE)
         of_pairs = left * plan.pairs
         mixture = release_mixture(records, shares, plan.mixture, budget, left - of_counts - of_pairs)
         codes = np.sort(np.argsort(-shares, kind="stable")[:_MOST_PAIRED])
@@ -152,6 +155,6 @@ class _DrawnMixedCodes:
         rates = self.mixture.rates[:, :, None]
         sizes = rates * self.mixture.numbers * numbers[:, None]
         for _ in range(_FITTING_ROUNDS):  # to both margins; the numbers of codes, which are surer, last
-            sizes *= rates / np.maximum(sizes.sum(2, keepdims=True), _SMALLEST)
-            sizes *= numbers[:, None] / np.maximum(sizes.sum(1, keepdims=True), _SMALLEST)
+            sizes *= rates / np.maximum(sizes.sum(2, keepdims=True), _TINY)
+            sizes *= numbers[:, None] / np.maximum(sizes.sum(1, keepdims=True), _TINY)
         return CodeKinds(sizes, self.mixture.ratios.astype(np.float32), within)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy import sparse
 
 from dpcgan_fast.data import cells
 from dpcgan_fast.data.hashing import mixed
@@ -84,6 +85,10 @@ class CodeRows:
         of_row = np.zeros(len(self), np.uint64)
         np.add.at(of_row, self.row_of_entry(), _keys(names)[self.positions])
         return of_row
+
+    def matrix(self, width: int) -> sparse.csr_array:
+        """Which positions each record has: (N, width) float64, 1 where it does."""
+        return sparse.csr_array((np.ones(len(self.positions)), self.positions, self.starts), (len(self), width))
 
     def row_of_entry(self) -> np.ndarray:
         """Record of each entry, int64 (E,)."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy import sparse
 from sklearn.metrics import average_precision_score
 
 from dpcgan_fast.data.public_cells import code_sets, sample_of, vocabulary_of
@@ -81,9 +80,7 @@ def code_structure(table: pa.Table, real: pa.Table, column: Column) -> dict[str,
 
 def code_flags(table: pa.Table, column: Column) -> Flags:
     """Which rows have which codes of the vocabulary: (rows, vocabulary) float64, 1 where they do."""
-    sets = code_sets(table, column)
-    values = np.ones(len(sets.positions))
-    return sparse.csr_array((values, sets.positions, sets.starts), (len(sets), len(vocabulary_of(column))))
+    return code_sets(table, column).matrix(len(vocabulary_of(column)))
 
 
 def cooccurrence(flags: Flags, real_flags: Flags) -> tuple[float | None, float | None]:

@@ -85,7 +85,8 @@ def native_module() -> Any:
         raise ImportError(
             f"The native extension of dpcgan_fast cannot be loaded: {_import_error}. Build it from its sources against "
             "this torch, with `pip install --no-build-isolation .`, or install a wheel for it; "
-            "DPCGAN_BACKEND=reference has the slow reference ops run without it."
+            "DPCGAN_BACKEND=reference has the slow reference ops run without it, but stores and statistics of codes "
+            "need it."
         ) from _import_error
     return native
 

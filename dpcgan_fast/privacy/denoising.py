@@ -10,7 +10,7 @@ _GRID = 90  # counts that a true one may be, evenly spaced in their logarithm, a
 _SMALLEST, _LARGEST = 0.02, 1e15  # the latter can be squared in single precision, and is no count
 _ROUNDS = 80
 _RATIOS, _RATIO_ROUNDS, _BLOCK = 41, 25, 1 << 16
-CLEAR = 0.06  # counts whose noise is a smaller share of them stay as they are: the grid is coarser
+CLEAR_SHARE = 0.06  # counts whose noise is a smaller share of them stay as they are: the grid is coarser
 
 
 def denoised_counts(noisy: np.ndarray, std: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def denoised_counts(noisy: np.ndarray, std: float) -> np.ndarray:
         chances = likelihood * share
         chances /= chances.sum(1, keepdims=True)
         share = chances.mean(0)
-    return np.where(std < CLEAR * noisy, noisy, chances @ grid)
+    return np.where(std < CLEAR_SHARE * noisy, noisy, chances @ grid)
 
 
 def denoised_ratios(noisy: np.ndarray, expected: np.ndarray, std: float, largest: float) -> np.ndarray:
@@ -39,7 +39,8 @@ def denoised_ratios(noisy: np.ndarray, expected: np.ndarray, std: float, largest
 
     noisy:    counts with N(0, std^2) added to each
     expected: of the same shape, positive: the counts if all ratios were 1
-    largest:  ratios lie between 1 / largest and largest
+    largest:  ratios lie between 1 / largest and largest, but for those of counts that stand clear of the noise (see
+              `CLEAR_SHARE`), which are taken as they are
     The ratios' own distribution is estimated from all of them, as in `denoised_counts`. What a count varies by itself,
     by its mean as a Poisson count, is taken for noise as well.
     """
@@ -59,7 +60,7 @@ def denoised_ratios(noisy: np.ndarray, expected: np.ndarray, std: float, largest
     for _ in range(_RATIO_ROUNDS):
         share *= likelihood.T @ (1 / (likelihood @ share)) / np.float32(len(likelihood))
     found = (likelihood @ (share * grid)) / (likelihood @ share)
-    return np.where(std < CLEAR * noisy, noisy / expected, found.reshape(noisy.shape).astype(np.float64))
+    return np.where(std < CLEAR_SHARE * noisy, noisy / expected, found.reshape(noisy.shape).astype(np.float64))
 
 
 def closest_histogram(noisy: np.ndarray, total: float) -> np.ndarray:

@@ -68,14 +68,20 @@ def number_bins(counts: np.ndarray, most: int) -> np.ndarray:
     return np.searchsorted(number_edges(most), counts, side="right") - 1
 
 
-def lost_to_weights(noisy: np.ndarray, edges: np.ndarray, most: int, full: int) -> float:
+def number_middles(most: int) -> np.ndarray:
+    """Middle number of codes of each bin of `number_edges`, (bins,) float64."""
+    edges = number_edges(most)
+    return (edges + np.append(edges[1:] - 1, most)) / 2
+
+
+def lost_to_weights(noisy: np.ndarray, most: int, full: int) -> float:
     """By how much weighted counts of codes fall short of the counts, at least 1, from a noisy histogram of numbers.
 
-    noisy: (bins,) records that have so many codes; edges: from `number_edges(most)`; full: as for `code_weights`
+    noisy: (bins,) records that have so many codes, in the bins of `number_edges(most)`; full: as for `code_weights`
     The codes of records with many are taken to be as frequent among these as among all.
     """
     records = closest_histogram(noisy, max(1.0, noisy.sum()))
-    middle = (edges + np.append(edges[1:] - 1, most)) / 2
+    middle = number_middles(most)
     weighed = (records * middle * code_weights(middle, full)).sum()
     return float((records * middle).sum() / weighed) if weighed > 0 else 1.0
 

@@ -313,7 +313,7 @@ def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: 
         facts.vocabularies[column.name] = tuple(kept)
     edges, bins = gaussian.number_edges(column.max_codes), gaussian.number_bins(numbers, column.max_codes)
     histogram = releaser.release(CODE_NUMBERS + column.name, np.bincount(bins, minlength=len(edges)).astype(float))
-    lost = gaussian.lost_to_weights(histogram.values, edges, column.max_codes, gaussian.FULL_WEIGHT_CODES)
+    lost = gaussian.lost_to_weights(histogram.values, column.max_codes, gaussian.FULL_WEIGHT_CODES)
     facts.code_counts[column.name] = (found * lost).tolist()
 
 

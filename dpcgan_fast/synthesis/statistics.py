@@ -88,11 +88,13 @@ def _scaled(schema: Schema) -> dict[str, NumericCodec]:
 
 
 def _of_places(schema: Schema) -> Schema:
-    """The schema with places in [0, 1] on its own scale for each number of `_scaled`."""
+    """The schema with places in [0, 1] on its own scale for each number of `_scaled`, of records that are units if a
+    unit's rows are one: a store has no column of units.
+    """
     scaled = _scaled(schema)
     place = {"bounds": (0.0, 1.0), "scale": "linear", "quantiles": None, "integer": False}
     columns = tuple(c.model_copy(update=place) if c.name in scaled else c for c in schema.columns)
-    return schema.model_copy(update={"columns": columns})
+    return schema.model_copy(update={"columns": columns, "unit": None if schema.merges_rows else schema.unit})
 
 
 def _placed(table: pa.Table, schema: Schema, where: str) -> pa.Table:

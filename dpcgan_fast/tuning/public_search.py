@@ -88,10 +88,10 @@ def _split(public: str | Path, schema: Schema) -> tuple[pa.Table, pa.Table]:
 
 def _schema_of(train: pa.Table, schema: Schema, delta: float, hooks: FitHooks) -> tuple[Schema, float]:
     """The schema with the number of people of the public table, if any is stated, and a delta that suits them."""
-    raw = fitting.read_raw(train, schema, hooks)
-    units = raw.table.num_rows if raw.ids is None else int(raw.ids.max()) + 1
     if schema.n_units is None:
         return schema, delta
+    raw = fitting.read_raw(train, schema, hooks)
+    units = raw.table.num_rows if raw.ids is None else int(raw.ids.max()) + 1
     return schema.model_copy(update={"n_units": units}), min(delta, 1 / units)
 
 

@@ -30,8 +30,8 @@ from dpcgan_fast.train.data import TrainingData
 
 SCORE = "score"
 BINS = 16  # of the classifier's probabilities; public
-# Synthetic rows that the classifier learns from, and as many for the bins. With more, boosting would set rows of each
-# class aside, and fail where a class has one.
+# Synthetic rows that the classifier learns from, and as many for the bins. Above 10,000, scikit-learn's boosting stops
+# early by rows of each class that it sets aside, and fails where a class has one.
 _LEAST_ROWS, _MOST_ROWS = 2_000, 10_000
 _ROUNDS = 50  # of boosting
 _CHANCE = 0.5

@@ -47,8 +47,8 @@ class SearchPlan:
 
 
 def plan_search(schema: Schema, candidates: Candidates, epsilon: float, delta: float, count: RunCount) -> SearchPlan:
-    """Plans all runs alike, training and score composed, and finds by bisection how much noise all of them need, by one
-    common factor, for the selection to meet epsilon.
+    """Plans all runs alike, training and score composed, and finds how much noise all of them need, by one common
+    factor, for the selection to meet epsilon.
 
     The selection is accounted with the pointwise maximum of the candidates' Renyi divergences, so that neither which
     candidates there are nor how many changes the guarantee.

@@ -278,20 +278,21 @@ def test_kept_numbers_draw_the_same_rows_and_damaged_ones_are_refused():
     assert first.equals(again)
     for name in arrays:
         with pytest.raises(KeyError):
-            part.restored(
-                {other: values for other, values in arrays.items() if other != name and name != "repair.codes"}
-            )
-    for name, values in {
-        "chances": arrays["chances"][:, 1:],
-        "sizes": arrays["sizes"][:, :, 1:],
-        "repair.first": arrays["repair.first"] + WIDTH,
-        "repair.wanted": arrays["repair.wanted"][1:],
-        "repair.counted": arrays["repair.counted"] - 1000,
-        "repair.second": arrays["repair.second"].astype(np.int32),
-        "within": arrays["within"] * math.nan,
-        "ratios": arrays["ratios"].astype(np.float64),
-        "repair.full": np.zeros(1, np.int64),
-    }.items():
+            part.restored({other: values for other, values in arrays.items() if other != name})
+    for name, values in (
+        ("chances", arrays["chances"][:, 1:]),
+        ("sizes", arrays["sizes"][:, :, 1:]),
+        ("within", arrays["within"] * math.nan),
+        ("ratios", arrays["ratios"].astype(np.float64)),
+        ("ratios", 0 * arrays["ratios"]),
+        ("repair.first", arrays["repair.first"] + WIDTH),
+        ("repair.second", arrays["repair.second"].astype(np.int32)),
+        ("repair.codes", arrays["repair.codes"].astype(np.float64)),
+        ("repair.counted", arrays["repair.counted"] - 1000),
+        ("repair.wanted", arrays["repair.wanted"][1:]),
+        ("repair.wanted", -arrays["repair.wanted"]),
+        ("repair.full", np.zeros(1, np.int64)),
+    ):
         with pytest.raises(ValueError, match="Expected"):
             part.restored({**arrays, name: values})
 
@@ -352,9 +353,10 @@ def test_indices_that_do_not_fit_are_refused():
         "sweeps": 1, "seed": 0,
     }  # fmt: skip
     native_module().swap_codes(**good)
-    for name, value in {
-        "classes": whole(3) + 1, "clusters": whole(3) - 1, "first": whole(1) + 2, "second": whole(2),
-        "weights": real(2), "ratios": np.ones((1, 3), np.float32), "wanted": real(1), "sizes": real(4),
-    }.items():  # fmt: skip
+    for name, value in (
+        ("classes", whole(3) + 1), ("clusters", whole(3) - 1), ("first", whole(1) + 2), ("second", whole(2)),
+        ("weights", real(2)), ("ratios", np.ones((1, 3), np.float32)), ("wanted", real(1)), ("sizes", real(4)),
+        ("wanted", real((1, 1)) - 1), ("wanted", real((1, 1)) + math.nan),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="swap_codes: expected"):
             native_module().swap_codes(**{**good, name: value})

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from dpcgan_fast import ops
 from dpcgan_fast.baselines import arrays_of, has_statistics, restored, statistics_for
+from dpcgan_fast.data.preparing import prepare
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import Ledger, Mechanism, account, noise_key
@@ -17,6 +19,7 @@ from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.train.checkpoint import digest, pack, unpack
+from tests.data.preparations import Quiet, never
 from tests.synthesis.code_runs import VOCABULARY, code_schema
 from tests.synthesis.runs import model_of, stopping_hooks
 from tests.tables import FEW_STEPS, make_schema, make_table, schema_values
@@ -183,6 +186,17 @@ def test_codes_and_a_label_are_drawn_from_numbers_clusters_and_pairs(tmp_path, v
     assert lengths[died == 1].mean() > 1.8 * lengths[died == 0].mean()
     assert set(model.sample(30, where={"died": 1})["died"].to_pylist()) == {1}
     assert DPCGAN.load(tmp_path / "run").sample(40, seed=2).equals(model.sample(40, seed=2))
+
+
+def test_codes_of_a_store_have_statistics_too(tmp_path):
+    """It has a record a person, and no column that names them."""
+    schema = code_schema(VOCABULARY, ("died", "dx"), n_units=3000)
+    pq.write_table(code_records(), tmp_path / "records.parquet")
+    prepare(tmp_path / "records.parquet", schema, tmp_path / "store", Quiet(), never)
+    model = DPCGAN(schema, math.inf, 1e-5, device="cpu", **FEW_STEPS).fit(tmp_path / "store", tmp_path / "run")
+    assert model.privacy()["drawn_from"] == "statistics: numbers, clusters and pairs of codes"
+    drawn = model.sample(4000, seed=1)
+    assert np.mean(["D00" in cell for cell in drawn["dx"].to_pylist() if "D01" in cell]) > 0.9
 
 
 def test_few_rows_have_pairs_as_often_as_many(tmp_path):

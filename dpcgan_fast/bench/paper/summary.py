@@ -150,7 +150,8 @@ def paper_markdown(results: dict[str, Any]) -> str:
                 f"take {settings['steps']:,} steps of the critic and half as many of the autoencoder (by default the "
                 f"published presets take {_PUBLISHED_STEPS:,}, as with `--steps {_PUBLISHED_STEPS}`), PATE-GAN "
                 f"{settings['pate_gan_rounds']:,} rounds.",
-                f"At most {settings['drawn_rows']:,} rows are drawn, and classifiers learn from at most "
+                f"At most {settings['drawn_rows']:,} rows are drawn ({settings['drawn_codes']:,} of codes), and "
+                "classifiers learn from at most "
                 f"{settings['learned_rows']:,}; they see at most {settings['seen_codes']:,} codes.",
                 "Where there are several runs, ± is half a 95 % interval over noise seeds and splits.",
                 "These figures are not differentially private, and noise is seeded: the data are public or made up.",

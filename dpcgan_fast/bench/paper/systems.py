@@ -152,10 +152,6 @@ def _has_published_length(table: PaperTable) -> bool:
     return len(table.schema.columns) == 1 and len(signals[0].columns) + 1 in lengths
 
 
-def _not_codes(table: PaperTable) -> bool:
-    return table.name != CODES
-
-
 _ONLY_NETWORKS = {"statistics": False}
 SYSTEMS: dict[str, System] = {
     "rdpcgan": System(
@@ -173,13 +169,12 @@ SYSTEMS: dict[str, System] = {
     "dp-gan": System("DP-GAN: fully connected networks, no autoencoder", _networks("", make_dense, False, {})),
     "pate-gan": System("PATE-GAN, its votes accounted without looking at the data", _pate_gan),
     "conv": System(
-        "the convolutional networks of preset `auto` alone (`--networks-only`); on codes that is `auto`",
+        "the convolutional networks of preset `auto` alone (`--networks-only`)",
         _networks(AUTO, make_networks, True, _ONLY_NETWORKS),
-        _not_codes,
     ),
     "conv-no-ae": System("the same without an autoencoder", _networks(AUTO, make_networks, False, _ONLY_NETWORKS)),
     AUTO: System(
-        "what `dpcgan train` does by default: statistics, or on codes its networks",
+        "what `dpcgan train` does by default: rows from statistics on all of these tables",
         _networks(AUTO, make_networks, True, {}),
     ),
     YARDSTICK: System(
