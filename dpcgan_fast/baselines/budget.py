@@ -40,8 +40,9 @@ class Budget:
     """What Gaussian releases may cost together: as much as a single one with this noise multiplier.
 
     Formal guarantee: a release of share s has noise_multiplier / sqrt(s), so that it is sqrt(s) mu-GDP where a single
-    one of the whole budget is mu-GDP. Releases whose shares add up to at most 1 are mu-GDP together, also if each is
-    chosen by what those before it gave. Source: Dong, Roth and Su, arXiv 1905.02383, corollary 3.3.
+    one of the whole budget is mu-GDP. Releases whose shares add up to at most 1 are mu-GDP together, also if what is
+    released, and its share, are chosen by what those before it gave. Source: Dong, Roth and Su, arXiv 1905.02383,
+    corollary 3.3, for shares that are fixed; Smith and Thakurta, arXiv 2210.17520, for those that are chosen.
 
     mechanisms: those of the releases that were made
     """

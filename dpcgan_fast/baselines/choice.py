@@ -56,7 +56,7 @@ class Baseline:
     def release(self, table: pa.Table, noise_multiplier: float, key: NoiseKey) -> "FittedBaseline":
         """As `fit`, with what one Gaussian release of this noise multiplier costs.
 
-        Formal guarantee: everything together is as private as that one release (arXiv 1905.02383, corollary 3.3).
+        Formal guarantee: everything together is as private as that one release, see `Budget`.
         """
         rows = Rows.of(table, self.schema)
         budget = Budget(noise_multiplier, key, "row" if self.schema.unit is None else self.schema.unit)

@@ -36,8 +36,8 @@ def release_statistics(
     """Pays for the statistics of the training rows, and gives all numbers that rows are drawn from, by name.
 
     schema: complete, of records
-    Formal guarantee: several Gaussian releases, some chosen by those before them, that together are as private as the
-    one that the plan and the ledger name (arXiv 1905.02383, corollary 3.3).
+    Formal guarantee: several Gaussian releases, some of them and their shares chosen by those before, that together are
+    as private as the one that the plan and the ledger name, see `baselines.budget.Budget`.
     """
     mechanism = plan.mechanism(STATISTICS)
     seq = ledger.reserve(mechanism, key.key_id)
