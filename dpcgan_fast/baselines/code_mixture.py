@@ -3,7 +3,8 @@
 It carries what many codes have to do with each other at once: illnesses, and kinds of patients.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
@@ -86,16 +87,22 @@ class Mixture:
         return np.nan_to_num(found / found.sum(1, keepdims=True), nan=0.0, posinf=0.0, neginf=0.0)
 
 
+Memberships = Callable[[sparse.csr_array, slice], np.ndarray]
+"""How likely each record of a block is in each cluster: codes of these rows, and which rows they are, to
+(rows, clusters) float64.
+
+Formal guarantee that each has to give: finite, not negative, and a record's sum to at most 1, whatever was released.
+"""
+ClusterFinder = Callable[[CodeRecords, np.ndarray, MixturePlan, Budget, float], Mixture]
+"""What spends a share of the budget on clusters, as `release_mixture` does."""
+
+
 def release_mixture(
     records: CodeRecords, shares: np.ndarray, plan: MixturePlan, budget: Budget, share: float
 ) -> Mixture:
     """Spends a share of the budget on a mixture.
 
     shares: (vocabulary,) positive, released: how frequent each code is
-    Formal guarantee: a round releases, of each record, its memberships times its weighted codes and its class. A
-    record's memberships sum to at most 1 and a unit's weights to at most 1, so that a unit moves a round by at most
-    sqrt(full + _CLASS_WEIGHT^2) in L2 norm, and the numbers of codes of the clusters by at most 1, whatever clusters
-    the rounds before gave.
     """
     width, clusters = len(shares), plan.clusters
     ratios = np.ones((clusters, width))
@@ -103,42 +110,56 @@ def release_mixture(
     bins = len(number_edges(records.most))
     mixture = Mixture(ratios, np.full((records.class_count, clusters), 1 / clusters), np.ones((clusters, bins)))
     blocks = records.blocks(width)
+
+    def members(matrix: sparse.csr_array, rows: slice) -> np.ndarray:
+        return mixture.members(matrix, records.classes[rows], shares)
+
     of_round = (1 - _LAST_SHARE - _CLUSTER_NUMBERS_SHARE) / max(1, plan.rounds - 1)
     for number in range(plan.rounds):
         own = share * (of_round if number < plan.rounds - 1 else _LAST_SHARE)
-        mixture = _round(mixture, records, blocks, shares, plan.full, budget, own)
-    return _with_numbers(mixture, records, blocks, shares, budget, share * _CLUSTER_NUMBERS_SHARE)
+        mixture = release_clusters(members, records, blocks, shares, plan, budget, own)
+    return with_numbers(mixture, members, records, blocks, budget, share * _CLUSTER_NUMBERS_SHARE)
 
 
-def _round(
-    mixture: Mixture, records: CodeRecords, blocks: list[tuple[sparse.csr_array, slice]], shares: np.ndarray, full: int,
-    budget: Budget, share: float,
+def release_clusters(
+    members: Memberships, records: CodeRecords, blocks: list[tuple[sparse.csr_array, slice]], shares: np.ndarray,
+    plan: MixturePlan, budget: Budget, share: float,
 ) -> Mixture:  # fmt: skip
-    clusters, width = mixture.ratios.shape
+    """Spends a share of the budget on the codes and classes of clusters; numbers of codes are as in all.
+
+    Formal guarantee: what is released of each record are its memberships times its weighted codes and its class. A
+    record's memberships sum to at most 1 and a unit's weights to at most 1, so that a unit moves it by at most
+    sqrt(full + _CLASS_WEIGHT^2) in L2 norm, whatever the memberships follow from.
+    """
+    clusters, width = plan.clusters, len(shares)
     codes, classes = np.zeros((width, clusters)), np.zeros((records.class_count, clusters))
     for matrix, rows in blocks:
-        members = mixture.members(matrix, records.classes[rows], shares) * records.weights[rows, None]
-        weighted = members * code_weights(np.diff(matrix.indptr), full)[:, None]
-        codes += matrix.T @ weighted
-        np.add.at(classes, records.classes[rows], members)
+        found = members(matrix, rows) * records.weights[rows, None]
+        codes += matrix.T @ (found * code_weights(np.diff(matrix.indptr), plan.full)[:, None])
+        np.add.at(classes, records.classes[rows], found)
     joint = np.concatenate([codes, _CLASS_WEIGHT * classes])
-    noisy = budget.release("clusters of codes", joint, float(np.sqrt(full + _CLASS_WEIGHT**2)), share)
+    noisy = budget.release("clusters of codes", joint, float(np.sqrt(plan.full + _CLASS_WEIGHT**2)), share)
     codes, classes = noisy.values[:width].T, np.maximum(noisy.values[width:] / _CLASS_WEIGHT, _FEWEST)
     of_cluster = classes.sum(0)
     expected = of_cluster[:, None] * shares * (max(codes.sum(), 1.0) / (of_cluster.sum() * shares.sum()))
-    ratios = denoised_ratios(codes, expected, noisy.std, _LARGEST_RATIO)
-    return Mixture(np.maximum(ratios, 1 / _LARGEST_RATIO), classes / classes.sum(1, keepdims=True), mixture.numbers)
+    ratios = np.maximum(denoised_ratios(codes, expected, noisy.std, _LARGEST_RATIO), 1 / _LARGEST_RATIO)
+    bins = len(number_edges(records.most))
+    return Mixture(ratios, classes / classes.sum(1, keepdims=True), np.ones((clusters, bins)))
 
 
-def _with_numbers(
-    mixture: Mixture, records: CodeRecords, blocks: list[tuple[sparse.csr_array, slice]], shares: np.ndarray,
+def with_numbers(
+    mixture: Mixture, members: Memberships, records: CodeRecords, blocks: list[tuple[sparse.csr_array, slice]],
     budget: Budget, share: float,
 ) -> Mixture:  # fmt: skip
+    """The mixture with numbers of codes of each cluster, on which a share of the budget is spent.
+
+    Formal guarantee: a unit moves these by at most 1 in L2 norm.
+    """
     counts = np.zeros(mixture.numbers.T.shape)
     for matrix, rows in blocks:
-        members = mixture.members(matrix, records.classes[rows], shares) * records.weights[rows, None]
-        np.add.at(counts, number_bins(np.diff(matrix.indptr), records.most), members)
+        found = members(matrix, rows) * records.weights[rows, None]
+        np.add.at(counts, number_bins(np.diff(matrix.indptr), records.most), found)
     noisy = budget.release("numbers of codes of clusters", counts.T, 1.0, share)
     of_all = np.maximum(noisy.values.sum(0), 1.0)
     expected = np.maximum(noisy.values.sum(1), _FEWEST)[:, None] * (of_all / of_all.sum())
-    return Mixture(mixture.ratios, mixture.rates, denoised_ratios(noisy.values, expected, noisy.std, _LARGEST_RATIO))
+    return replace(mixture, numbers=denoised_ratios(noisy.values, expected, noisy.std, _LARGEST_RATIO))

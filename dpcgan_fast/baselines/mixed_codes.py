@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_drawing import CodeDrawing
-from dpcgan_fast.baselines.code_mixture import CodeRecords, Mixture, MixturePlan, release_mixture
+from dpcgan_fast.baselines.code_mixture import ClusterFinder, CodeRecords, Mixture, MixturePlan, release_mixture
 from dpcgan_fast.baselines.code_pairs import PairCounts, release_pairs
 from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, settled_chances, within_bins
 from dpcgan_fast.baselines.code_repair import find_repair
@@ -25,7 +25,7 @@ from dpcgan_fast.data.schema import Column
 from dpcgan_fast.ops import native_module
 from dpcgan_fast.privacy.releases import FULL_WEIGHT_CODES
 
-_NUMBERS_SHARE = 0.03  # of how many codes a record has
+_NUMBERS_SHARE = 0.08  # of how many codes a record has: what pairs there are goes by its square
 _LEAST_PREVALENCE = 2e-5  # of records, that a code counts as having while clusters are looked for
 _MOST_PAIRED = 1500  # codes, the most frequent ones, whose pairs are counted
 _SIMULATED = 50_000  # records by which a model's pairs are found
@@ -66,11 +66,15 @@ class CodesPlan:
 
 @dataclass
 class MixedCodes:
-    """mixed: whether there are clusters and pairs, where the data are enough for these; else counts alone"""
+    """mixed: whether there are clusters and pairs, where the data are enough for these; else counts alone
+
+    clusters: what finds them
+    """
 
     column: Column
     mixed: bool
     weight: float = 1.0 + FULL_WEIGHT_CODES
+    clusters: ClusterFinder = release_mixture
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnMixedCodes":
         """Numbers of codes first, for by them is chosen what the rest is spent on."""
@@ -90,7 +94,7 @@ class MixedCodes:
         totals = np.maximum(found.totals.values, 1.0)
         shares = np.maximum(totals / totals.sum() @ found.prevalences(totals), _LEAST_PREVALENCE)
         of_pairs = left * plan.pairs
-        mixture = release_mixture(records, shares, plan.mixture, budget, left - of_counts - of_pairs)
+        mixture = self.clusters(records, shares, plan.mixture, budget, left - of_counts - of_pairs)
         codes = np.sort(np.argsort(-shares, kind="stable")[:_MOST_PAIRED])
         pairs = release_pairs(records, codes, plan.full_pairs, budget, of_pairs)
         return _DrawnMixedCodes(column, found, mixture, pairs, rate)

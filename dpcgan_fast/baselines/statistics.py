@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from dpcgan_fast.baselines.choice import MIXED, TREE, WAVES, Baseline, FittedBaseline
+from dpcgan_fast.baselines.code_mixture import ClusterFinder, release_mixture
 from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
 from dpcgan_fast.baselines.mixed_codes import MixedCodes
 from dpcgan_fast.baselines.parts import KeptDrawn, KeptPart
@@ -42,13 +43,13 @@ def has_statistics(schema: Schema) -> bool:
     return single <= MOST_COLUMNS and single + len(schema.signals) > 0
 
 
-def statistics_for(schema: Schema) -> Baseline:
-    """The statistics of a complete schema of records that `has_statistics`."""
+def statistics_for(schema: Schema, clusters: ClusterFinder = release_mixture) -> Baseline:
+    """The statistics of a complete schema of records that `has_statistics`. clusters: what finds clusters of codes"""
     signals = {name for signal in schema.signals for name in signal.columns}
     others = [column for column in modelled_columns(without_codes(schema)) if column.name != schema.label]
     single = tuple(column for column in others if column.name not in signals and has_cells(column))
     parts: list[KeptPart] = [Waves(signal) for signal in schema.signals]
-    parts += [MixedCodes(column, mixed=True) for column in schema.codes_columns()]
+    parts += [MixedCodes(column, mixed=True, clusters=clusters) for column in schema.codes_columns()]
     if len(single) > 1:
         parts.insert(0, Tree(single))
     elif single:

@@ -16,7 +16,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import write_whole
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
-from dpcgan_fast.train.settings import PRESETS
+from dpcgan_fast.train.settings import CLUSTERS, PRESETS
 from dpcgan_fast.train.stopping import stop_on_signals
 
 DATA = (
@@ -106,10 +106,18 @@ def train(
         typer.Option(
             "--networks-only",
             help="Spend all of epsilon on the networks and draw rows from them. Without it, preset auto draws rows "
-            "from released statistics where the schema has no codes, no visits, no public list of more than 64 "
-            "categories, and at most 64 columns beside signals and label; the data are not looked at for that.",
+            "from released statistics where the schema has codes and at most a label beside them, or no codes, no "
+            "visits, no public list of more than 64 categories, and at most 64 columns beside signals and label; the "
+            "data are not looked at for that.",
         ),
     ] = False,
+    clusters: Annotated[
+        str,
+        typer.Option(
+            help="How clusters are found where rows of codes are drawn from statistics: mixture, by noisy EM; "
+            "autoencoder, by a private convolutional autoencoder, which takes longer."
+        ),
+    ] = CLUSTERS[0],
     paired_fakes: Annotated[
         bool, typer.Option("--paired-fakes", help="The paper's joint form: a fake inside each unit's loss.")
     ] = False,
@@ -128,6 +136,7 @@ def train(
         Schema.from_json(schema), epsilon, delta, preset, device, steps, seed, autoencoder_batch=batch_size,
         critic_batch=batch_size, autoencoder_steps=autoencoder_steps, max_grad_norm=max_grad_norm,
         release_share=release_share, paired_fakes=paired_fakes, statistics=False if networks_only else None,
+        clusters=clusters,
     )  # fmt: skip
     with stop_on_signals() as stop, TerminalProgress() as progress:
         model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, say_dropped))

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from dpcgan_fast import ops
-from dpcgan_fast.baselines import statistics_for
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.records import read_records
@@ -28,12 +27,19 @@ from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.starting import start_networks
-from dpcgan_fast.synthesis.statistics import draws_from_statistics, dry_statistics, release_statistics
+from dpcgan_fast.synthesis.statistics import (
+    draws_from_statistics,
+    dry_statistics,
+    release_statistics,
+    statistics_name,
+    trains_for_clusters,
+)  # fmt: skip
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
 from dpcgan_fast.train.data import TrainingData
 from dpcgan_fast.train.plan import AUTOENCODER, CRITIC, BudgetPlan, make_plan
 from dpcgan_fast.train.session import Progress, Session, Silent
+from dpcgan_fast.train.settings import CLUSTERS
 from dpcgan_fast.train.state import TrainState, make_optimizers
 from dpcgan_fast.train.stopping import StopRequest
 
@@ -146,6 +152,9 @@ def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = m
             f"preset {settings.preset}",
             "Write the lists into the schema, or use --preset auto.",
         )
+    if settings.clusters != CLUSTERS[0] and not trains_for_clusters(schema, settings):
+        what = "There are no clusters of codes to find: rows are not drawn from statistics of codes"
+        raise InputError(what, f"--clusters {settings.clusters}", "Leave the option out.")
     if not schema.has_private_lists():
         _dry_networks(schema, settings, make)
 
@@ -208,8 +217,8 @@ def start(
         complete = complete.as_records()
         statistics: dict[str, torch.Tensor] = {}
         if draws_from_statistics(records, settings):
-            statistics = release_statistics(raw.table, complete, plan, ledger, key, raw.where)
-            released.statistics = statistics_for(complete).name
+            statistics = release_statistics(raw.table, complete, plan, ledger, key, settings.seed, raw.where)
+            released.statistics = statistics_name(complete, settings)
         codec, networks = _networks(complete, settings, device, make)
         state = _state(records, settings, released, networks, codec, device)
         state.released = statistics

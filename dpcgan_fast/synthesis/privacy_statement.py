@@ -9,8 +9,8 @@ from dpcgan_fast.privacy.card import SETTINGS_ASSUMPTION, CardFacts, privacy_car
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.releases import ReleasedFacts
-from dpcgan_fast.synthesis.statistics import STATISTICS
-from dpcgan_fast.train.plan import TRAINING_SHARE, BudgetPlan
+from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER, OF_STATISTICS, STATISTICS
+from dpcgan_fast.train.plan import TRAINED_RELEASE_SHARE, TRAINING_SHARE, BudgetPlan
 from dpcgan_fast.train.settings import TrainSettings
 
 
@@ -104,7 +104,7 @@ def _setting_lines(
         )
     if settings.paired_fakes:
         lines.append("the paper's joint form: a fake inside each unit's loss (paired_fakes)")
-    own = [release for release in plan.releases if release.mechanism != STATISTICS]
+    own = [release for release in plan.releases if release.mechanism not in OF_STATISTICS]
     if own:
         lines.append(
             f"{'releases' if len(own) > 1 else own[0].mechanism} before training: {settings.release_share:.3g} "
@@ -115,6 +115,12 @@ def _setting_lines(
             "statistics: nearly all that is left. In units of 1 / (noise multiplier)^2, of which epsilon and delta "
             f"allow one Gaussian release a fixed amount, {TRAINING_SHARE:.0%} is kept for autoencoder and critic. "
             "The statistics are several Gaussian releases that together cost what their one line in the ledger says"
+        )
+    encoder = plan.release(CODE_AUTOENCODER)
+    if encoder is not None:
+        lines.append(
+            f"{encoder.mechanism}: {encoder.steps} steps, sample rate {encoder.sample_rate:.6g}, noise multiplier "
+            f"{encoder.noise_multiplier:g}, {TRAINED_RELEASE_SHARE:.0%} of that amount"
         )
     lines.append(f"synthetic rows are drawn from {drawn_from(released)}")
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")

@@ -20,7 +20,14 @@ from dpcgan_fast.privacy import Ledger, Mechanism
 from dpcgan_fast.privacy import releases as gaussian
 from dpcgan_fast.privacy.denoising import denoised_counts
 from dpcgan_fast.privacy.quantiles import noisy_quantiles, quantile_grid
-from dpcgan_fast.synthesis.statistics import STATISTICS, draws_from_statistics
+from dpcgan_fast.synthesis.code_autoencoder import MAX_GRAD_NORM, cluster_steps
+from dpcgan_fast.synthesis.statistics import (
+    CODE_AUTOENCODER,
+    OF_STATISTICS,
+    STATISTICS,
+    draws_from_statistics,
+    trains_for_clusters,
+)  # fmt: skip
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
 from dpcgan_fast.train.settings import TrainSettings
 
@@ -161,6 +168,9 @@ def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRe
         planned.append(PlannedRelease(UNIT_COUNT, 1.0))
     if draws_from_statistics(schema, settings):
         planned.append(PlannedRelease(STATISTICS, 1.0, main=True))
+    if trains_for_clusters(schema, settings):
+        rate, steps = settings.sample_rate(settings.autoencoder_batch), cluster_steps(settings.epsilon)
+        planned.append(PlannedRelease(CODE_AUTOENCODER, MAX_GRAD_NORM, steps=steps, sample_rate=rate))
     return tuple(planned)
 
 
@@ -174,7 +184,7 @@ class _Releaser:
     planned: list[str] = field(default_factory=list)
 
     def __enter__(self) -> "_Releaser":
-        self.planned = [one.mechanism for one in self.plan.releases if one.mechanism != STATISTICS]
+        self.planned = [one.mechanism for one in self.plan.releases if one.mechanism not in OF_STATISTICS]
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpcgan_fast.baselines import STATISTICS, FittedBaseline, arrays_of, has_statistics, restored, statistics_for
+from dpcgan_fast.baselines.code_mixture import release_mixture
 from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
 from dpcgan_fast.data.encoding import RecordCodec
@@ -16,9 +17,12 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import is_conditional
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger
+from dpcgan_fast.synthesis.code_autoencoder import AutoencoderClusters
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan
 
+CODE_AUTOENCODER = "autoencoder of codes"  # of its line in the ledger
+OF_STATISTICS = (STATISTICS, CODE_AUTOENCODER)  # releases that are not made with the others
 _DRY_ROWS = 64
 
 
@@ -30,19 +34,34 @@ def draws_from_statistics(schema: Schema, settings: TrainSettings) -> bool:
     return settings.statistics and is_conditional(settings.preset) and has_statistics(schema)
 
 
+def trains_for_clusters(schema: Schema, settings: TrainSettings) -> bool:
+    """Whether an autoencoder finds the clusters of codes that rows are drawn from. schema: of records"""
+    asked = settings.clusters == "autoencoder"
+    return asked and draws_from_statistics(schema, settings) and bool(schema.codes_columns())
+
+
+def statistics_name(schema: Schema, settings: TrainSettings) -> str:
+    """Of the statistics of a complete schema of records, in words."""
+    name = statistics_for(schema).name
+    return f"{name}, clusters by an autoencoder" if trains_for_clusters(schema, settings) else name
+
+
 def release_statistics(
-    table: pa.Table, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, where: str
+    table: pa.Table, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, seed: int | None, where: str
 ) -> dict[str, Tensor]:
     """Pays for the statistics of the training rows, and gives all numbers that rows are drawn from, by name.
 
     schema: complete, of records
+    seed:   of what an autoencoder that finds clusters needs beside noise; None for fresh draws
     Formal guarantee: several Gaussian releases, some of them and their shares chosen by those before, that together are
-    as private as the one that the plan and the ledger name, see `baselines.budget.Budget`.
+    as private as the one that the plan and the ledger name, see `baselines.budget.Budget`. An autoencoder's private
+    steps have a line of their own.
     """
-    mechanism = plan.mechanism(STATISTICS)
+    mechanism, encoder = plan.mechanism(STATISTICS), plan.release(CODE_AUTOENCODER)
+    clusters = release_mixture if encoder is None else AutoencoderClusters(encoder, ledger, key, seed)
     seq = ledger.reserve(mechanism, key.key_id)
     placed = _placed(with_days(table, schema, where), schema, where)
-    fitted = statistics_for(_of_places(schema)).release(placed, mechanism.noise_multiplier, key)
+    fitted = statistics_for(_of_places(schema), clusters).release(placed, mechanism.noise_multiplier, key)
     ledger.close(seq, 1)
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
 

@@ -16,6 +16,7 @@ AUTOENCODER, CRITIC = "autoencoder", "critic"
 # What training keeps beside a main release, as a share of 1 / noise_multiplier^2 of one Gaussian release at epsilon and
 # delta (mu^2 of Gaussian DP). It makes the noise of the main one 2 % greater.
 TRAINING_SHARE = 0.04
+TRAINED_RELEASE_SHARE = 0.1  # likewise, of a release that is trained
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,31 @@ class PlannedRelease:
     sensitivity: L2, of the released vector to one unit
     delta:       spent by a threshold
     main:        takes what training and the other releases leave, and not a part of their share
+    steps:       private steps if it is trained, each on units that are drawn at `sample_rate`; 0 if it is one Gaussian
+                 release. Then the sensitivity is the clipping norm, and it takes `TRAINED_RELEASE_SHARE`
     """
 
     name: str
     sensitivity: float
     delta: float = 0.0
     main: bool = False
+    steps: int = 0
+    sample_rate: float = 1.0
+
+    def mechanism(self, noise_multiplier: float, unit: str) -> Mechanism:
+        """With this noise."""
+        if not self.steps:
+            return Mechanism(self.name, "gaussian", 1.0, noise_multiplier, 1, self.sensitivity, self.delta, unit)
+        clip = self.sensitivity if noise_multiplier > 0 else math.inf
+        rate, steps = self.sample_rate, self.steps
+        return Mechanism(self.name, "poisson_gaussian", rate, noise_multiplier, steps, clip, self.delta, unit)
 
 
 @dataclass(frozen=True)
 class BudgetPlan:
     """Noise multipliers and mechanisms of a run.
 
-    release_noise_multiplier: of every release but the main one; 0 if there is none or epsilon is inf
+    release_noise_multiplier: of every release but the main and trained ones; 0 if there is none or epsilon is inf
     noise_multiplier:         of autoencoder and critic alike
     """
 
@@ -55,6 +68,10 @@ class BudgetPlan:
     def mechanism(self, name: str) -> Mechanism:
         """The planned mechanism of this name."""
         return next(m for m in self.mechanisms if m.mechanism == name)
+
+    def release(self, name: str) -> Mechanism | None:
+        """The planned release of this name, None if there is none."""
+        return next((m for m in self.releases if m.mechanism == name), None)
 
     def inside_selection(self, factor: float) -> "BudgetPlan":
         """The plan of one run of a private selection: the same, with `factor` times the noise, rounded up."""
@@ -115,7 +132,7 @@ class BudgetPlan:
 def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], unit: str) -> BudgetPlan:
     """Finds the noise: releases get their share of epsilon, autoencoder and critic what the composition leaves.
 
-    A main release gets nearly all but `TRAINING_SHARE`.
+    A main release gets nearly all but `TRAINING_SHARE`, and `TRAINED_RELEASE_SHARE` where there is a trained one.
 
     Raises ValueError if the thresholds' deltas leave nothing of delta, InputError if the other releases leave the main
     one less than training has.
@@ -124,9 +141,9 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
 
     release_noise = _release_noise(settings, releases)
     main_noise = _main_noise(settings, releases, release_noise)
+    trained_noise = _trained_noise(settings, releases, unit)
     released = [
-        Mechanism(r.name, "gaussian", 1.0, main_noise if r.main else release_noise, 1, r.sensitivity, r.delta, unit)
-        for r in releases
+        r.mechanism(main_noise if r.main else trained_noise if r.steps else release_noise, unit) for r in releases
     ]
 
     def trained(noise: float) -> list[Mechanism]:
@@ -147,12 +164,12 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
 
 
 def _release_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...]) -> float:
-    """Noise multiplier of each release but the main one, so that all of them together take their share of epsilon.
+    """Noise multiplier of each release but main and trained ones, so that they together take their share of epsilon.
 
     R Gaussians of one noise multiplier compose to one of a multiplier smaller by sqrt(R), which has a closed form
     (arXiv 1805.06530). The share is a target; the whole composition is accounted in any case.
     """
-    others = sum(not release.main for release in releases)
+    others = sum(not release.main and not release.steps for release in releases)
     if others == 0 or not settings.private:
         return 0.0
     single = dp_accounting.get_sigma_gaussian(settings.release_share * settings.epsilon, _rest(settings, releases))
@@ -172,7 +189,8 @@ def _main_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], r
     if not any(release.main for release in releases) or not settings.private:
         return 0.0
     whole = 1 / float(dp_accounting.get_sigma_gaussian(settings.epsilon, _rest(settings, releases))) ** 2
-    others = sum(1 / release_noise**2 for release in releases if not release.main)
+    others = sum(1 / release_noise**2 for release in releases if not release.main and not release.steps)
+    others += TRAINED_RELEASE_SHARE * whole * sum(release.steps > 0 for release in releases)
     left = (1 - TRAINING_SHARE) * whole - others
     if left < TRAINING_SHARE * whole:
         raise InputError(
@@ -181,3 +199,18 @@ def _main_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], r
             "Give a smaller share.",
         )
     return float(f"{1 / math.sqrt(left):.6g}")
+
+
+def _trained_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], unit: str) -> float:
+    """Noise multiplier of the release that is trained, which with one Gaussian release of all but its share spends
+    epsilon; 0 if there is none.
+    """
+    trained = [release for release in releases if release.steps]
+    if not trained or not settings.private:
+        return 0.0
+    (release,) = trained
+    whole = 1 / float(dp_accounting.get_sigma_gaussian(settings.epsilon, _rest(settings, releases))) ** 2
+    beside = Mechanism("the rest", "gaussian", 1.0, 1 / math.sqrt((1 - TRAINED_RELEASE_SHARE) * whole), 1, 1.0)
+    return calibrate_noise_multiplier(
+        lambda noise: [beside, release.mechanism(noise, unit)], settings.epsilon, _rest(settings, releases)
+    )

@@ -9,6 +9,8 @@ from dpcgan_fast.errors import InputError, PrivacyError
 Preset = Literal["auto", "rdpcgan-uci", "rdpcgan-mimic"]
 PRESETS: tuple[Preset, ...] = ("auto", "rdpcgan-uci", "rdpcgan-mimic")
 CriticLoss = Literal["hinge", "wasserstein"]
+Clusters = Literal["mixture", "autoencoder"]
+CLUSTERS: tuple[Clusters, ...] = ("mixture", "autoencoder")
 
 DEFAULT_SAMPLE_RATE = 0.02  # where the number of units is not public
 LARGEST_DELTA = 1e-3  # likewise; tables of fewer than a thousand units can state their number
@@ -25,6 +27,7 @@ class TrainSettings:
     paired_fakes:        the paper's joint form: a fake for every real row, inside the unit's loss before clipping
     release_share:       share of epsilon for releases before training, other than the statistics
     statistics:          whether most of the budget buys statistics that rows are drawn from, where the schema has any
+    clusters:            how clusters of codes are found, where rows of codes are drawn from statistics
     checkpoint_interval: private steps between two checkpoints, and at most as many are reserved in the ledger at once
     """
 
@@ -48,6 +51,7 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     release_share: float = 0.1
     statistics: bool = False
+    clusters: Clusters = "mixture"
     checkpoint_interval: int = 100
     seed: int | None = None
 
@@ -159,6 +163,9 @@ _OPTIONS = {
 
 
 def _check_settings(settings: TrainSettings) -> None:
+    if settings.clusters not in CLUSTERS:
+        raise InputError("There is no such way to find clusters", f"--clusters {settings.clusters}",
+                         f"Choose one of {', '.join(CLUSTERS)}.")  # fmt: skip
     counts = ("autoencoder_steps", "critic_steps", "critic_per_generator", "checkpoint_interval")
     for name in (*counts, "autoencoder_batch", "critic_batch"):
         value = getattr(settings, name)

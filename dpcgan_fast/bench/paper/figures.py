@@ -10,7 +10,18 @@ from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.summary import order_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import AUTO, SYSTEMS, YARDSTICK
 
-_COLOURS = ("#a11d1d", "#d98a8a", "#7a7a7a", "#b5b5b5", "#c46a1b", "#3b6ea5", "#9dbbdb", "#1d6b3f", "#1c2330")
+_COLOURS = (
+    "#a11d1d",
+    "#d98a8a",
+    "#7a7a7a",
+    "#b5b5b5",
+    "#c46a1b",
+    "#3b6ea5",
+    "#9dbbdb",
+    "#1d6b3f",
+    "#7fb08f",
+    "#1c2330",
+)
 _AUROC, _AP, _APART = ("tstr", "gb", "auroc"), ("tstr", "gb", "ap"), ("c2st",)
 _PANELS = {
     "AUROC on real rows, gradient boosting": _AUROC,

@@ -33,7 +33,7 @@ from dpcgan_fast.train import TrainSettings, default_settings
 DELTA = 1e-5
 DRAWN_ROWS, DRAWN_CODES = 10_000, 40_000  # at most, the latter of codes; no more than there are training rows
 STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
-AUTO, YARDSTICK = "auto", "yardstick"
+AUTO, CODES_AE, YARDSTICK = "auto", "codes-ae", "yardstick"
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,11 @@ SYSTEMS: dict[str, System] = {
     AUTO: System(
         "what `dpcgan train` does by default: rows from statistics on all of these tables",
         _networks(AUTO, make_networks, True, {}),
+    ),
+    CODES_AE: System(
+        "preset `auto` with `--clusters autoencoder`: a private convolutional autoencoder finds the clusters of codes",
+        _networks(AUTO, make_networks, True, {"clusters": "autoencoder"}),
+        lambda table: table.name == CODES,
     ),
     YARDSTICK: System(
         "the best of our baselines, chosen by the AUROC of gradient boosting on the test rows", _yardstick
