@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from dpcgan_fast.bench.figures import as_svg
 from dpcgan_fast.bench.paper.cells import REAL
-from dpcgan_fast.bench.paper.summary import order_of, runs_of, spread_of
+from dpcgan_fast.bench.paper.spreads import order_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import AUTO, SYSTEMS, YARDSTICK
 
 _COLOURS = ("#a11d1d", "#d98a8a", "#7a7a7a", "#b5b5b5", "#c46a1b", "#3b6ea5", "#9dbbdb", "#1d6b3f", "#1c2330")
