@@ -2,7 +2,7 @@
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from dpcgan_fast.bench.paper.systems import Synthetic
 from dpcgan_fast.bench.paper.tables import PaperTable
 from dpcgan_fast.cli import run
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.errors import InputError
+from dpcgan_fast.errors import InputError, MachineError
 from dpcgan_fast.privacy import Mechanism
 from tests.bench.results import MACHINE
 
@@ -120,13 +120,14 @@ def test_workers_are_processes_of_their_own():
 
 
 @pytest.mark.usefixtures("fits")
-def test_a_run_that_fails_ends_the_work_of_the_others(monkeypatch):
+@pytest.mark.parametrize(("failed", "seen"), [(RuntimeError, RuntimeError), (BrokenExecutor, MachineError)])
+def test_a_run_that_fails_ends_the_work_of_the_others(monkeypatch, failed, seen):
     def fail(task):
-        raise RuntimeError(task.seed)
+        raise failed(task.seed)
 
     monkeypatch.setattr(cells, "_workers", ThreadPoolExecutor)
     monkeypatch.setitem(SYSTEMS, "auto", replace(SYSTEMS["auto"], fit=fail))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(seen):
         bench_paper(GRID, None, lambda _: None, silent, jobs=2)
 
 

@@ -3,10 +3,13 @@
 import contextlib
 import math
 import multiprocessing
+import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +30,7 @@ from dpcgan_fast.bench.paper.protocol import (
 )
 from dpcgan_fast.bench.paper.systems import DELTA, STEPS, SYSTEMS, Task
 from dpcgan_fast.bench.paper.tables import TABLES, PaperTable, paper_table
-from dpcgan_fast.errors import InputError
+from dpcgan_fast.errors import InputError, MachineError
 
 EPSILONS = (1.0, 10.0, 100.0, math.inf)
 REAL = "real"  # the training rows themselves
@@ -102,14 +105,14 @@ def _judges(data: str, split: int) -> Judges:
     return Judges(paper_table(data, split))
 
 
-def run_cell(cell: Cell, steps: int) -> dict[str, Any]:
-    """The figures of a cell, and the seconds that it took, on the clock and of processors."""
+def run_cell(cell: Cell, steps: int, work: Path) -> dict[str, Any]:
+    """The figures of a cell, and the seconds that it took, on the clock and of processors. work: for its model"""
     judges = _judges(cell.data, cell.split)
     begin, processor = time.perf_counter(), time.process_time()
     if cell.epsilon is None or cell.seed is None:
         found, fitted = judged_real(judges), begin
     else:
-        with tempfile.TemporaryDirectory(prefix="dpcgan-") as folder:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
             synthetic = SYSTEMS[cell.system].fit(Task(judges.table, cell.epsilon, cell.seed, Path(folder), steps))
         fitted = time.perf_counter()
         found = judged(judges, synthetic, cell.epsilon)
@@ -137,7 +140,10 @@ def bench_paper(
     if before is not None:
         _refuse_other_settings(before, grid.settings())
         results |= {"cells": list(before["cells"]), "left_out": dict(before["left_out"])}
-    with contextlib.closing(_finished(_missing(grid, results, say), grid.steps, jobs)) as finished:
+    with (
+        tempfile.TemporaryDirectory(prefix="dpcgan-") as work,
+        contextlib.closing(_finished(_missing(grid, results, say), grid.steps, Path(work), jobs)) as finished,
+    ):
         for cell, found in finished:
             results["cells"].append(found)
             seconds = found["seconds"]
@@ -164,29 +170,44 @@ def _missing(grid: Grid, results: dict[str, Any], say: Callable[[str], None]) ->
                     yield cell
 
 
-def _finished(cells: Iterator[Cell], steps: int, jobs: int) -> Generator[tuple[Cell, dict[str, Any]], None, None]:
+def _finished(
+    cells: Iterator[Cell], steps: int, work: Path, jobs: int
+) -> Generator[tuple[Cell, dict[str, Any]], None, None]:
     """Each cell with what came of it, as soon as it is done."""
     if jobs == 1:
         for cell in cells:
-            yield cell, run_cell(cell, steps)
+            yield cell, run_cell(cell, steps, work)
         return
     workers = _workers(jobs)
     try:
-        futures = {workers.submit(run_cell, cell, steps): cell for cell in cells}
+        futures = {workers.submit(run_cell, cell, steps, work): cell for cell in cells}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
+    except BrokenExecutor:
+        how = "Run it again, with fewer of them if memory is short: it goes on where it stopped."
+        raise MachineError("A process at work ended on its own", "--jobs", how) from None
     finally:
         workers.shutdown(cancel_futures=True)
 
 
 def _workers(jobs: int) -> Executor:
     """Processes that begin anew: one that was forked could wait for threads that it does not have."""
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_thread)
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_work)
 
 
-def _one_thread() -> None:
+def _begin_work() -> None:
+    """A worker has one thread, and ends at once on Ctrl-C, and with the process that it works for."""
     torch.set_num_threads(1)
     threadpool_limits(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 _KEYS = ("data", "system", "epsilon", "seed", "split")
