@@ -42,7 +42,9 @@ def main() -> None:
     write_results(on_gpu, RESULTS / "step_h100.json")
     text = put_between(text, "gpu", others_markdown(on_gpu))
     readme.write_text(text, encoding="utf-8")
-    write_results(read_results(RESULTS / "paper.json"), RESULTS / "paper.json")
+    paper = RESULTS / "paper.json"
+    if paper.exists():
+        write_results(read_results(paper), paper)
     before, after = (RESULTS / f"train_{when}.json" for when in ("before", "after"))
     if before.exists() and after.exists():
         compared = compare_markdown(read_results(before), read_results(after))

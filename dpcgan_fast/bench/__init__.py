@@ -6,6 +6,7 @@ Correctness is checked before anything is timed.
 from dpcgan_fast.bench.compare import compare_markdown as compare_markdown
 from dpcgan_fast.bench.files import jax_results as jax_results
 from dpcgan_fast.bench.files import read_results as read_results
+from dpcgan_fast.bench.files import write_json as write_json
 from dpcgan_fast.bench.files import write_results as write_results
 from dpcgan_fast.bench.machine import describe as describe
 from dpcgan_fast.bench.nets import chosen_nets as chosen_nets

@@ -25,13 +25,18 @@ def jax_results(folder: Path) -> dict[str, Any] | None:
     return read_results(path) if path.exists() else None
 
 
+def write_json(results: dict[str, Any], out: Path) -> None:
+    """Writes FILE.json alone. Raises MachineError if the machine cannot write."""
+    write_whole(out, json.dumps(results, indent=1) + "\n")
+
+
 def write_results(results: dict[str, Any], out: Path) -> None:
     """Writes FILE.json and what can be made of it. Raises MachineError if the machine cannot write.
 
     Suite step: FILE.md, FILE.svg and FILE_roofline.svg, with the column of jax-privacy if its file lies in the folder;
     suites train and scale: FILE.md; suite paper: FILE.md and FILE_DATA.svg for each table.
     """
-    write_whole(out, json.dumps(results, indent=1) + "\n")
+    write_json(results, out)
     if results["suite"] == "step":
         jax = jax_results(out.parent) if results["machine"]["device"] == "cpu" else None  # where it was timed
         write_whole(out.with_suffix(".md"), step_markdown(results, jax))

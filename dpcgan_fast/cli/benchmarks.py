@@ -21,6 +21,7 @@ from dpcgan_fast.bench import (
     chosen_nets,
     describe,
     read_results,
+    write_json,
     write_results,
 )
 from dpcgan_fast.cli.console import result, say
@@ -44,6 +45,7 @@ _OF_SUITES = {  # parameter -> its option, and the suites that have a use for it
     "epsilons": ("--epsilons", ("paper",)),
     "seeds": ("--seeds", ("paper",)),
     "splits": ("--splits", ("paper",)),
+    "jobs": ("--jobs", ("paper",)),
 }
 
 
@@ -85,14 +87,14 @@ def _earlier(out: Path) -> dict[str, Any]:
         raise InputError("The file is there and cannot be read", f"--out {out}", "Give another name.") from None
 
 
-def _paper(grid: Grid, out: Path, machine: dict[str, Any]) -> None:
-    """Runs what is missing and writes after each cell."""
+def _paper(grid: Grid, out: Path, machine: dict[str, Any], jobs: int) -> None:
+    """Runs what is missing and writes the results after each cell; tables and figures at the end."""
     before = _earlier(out) if out.exists() else None
 
-    def keep(results: dict[str, Any]) -> None:
-        write_results({"suite": "paper", "machine": machine, **results}, out)
+    def whole(results: dict[str, Any]) -> dict[str, Any]:
+        return {"suite": "paper", "machine": machine, **results}
 
-    keep(bench_paper(grid, before, keep, say))
+    write_results(whole(bench_paper(grid, before, lambda results: write_json(whole(results), out), say, jobs)), out)
 
 
 def bench(
@@ -135,6 +137,9 @@ def bench(
     ),
     seeds: Annotated[int, typer.Option(help="Runs of each system on a split (suite paper).", min=1)] = 1,
     splits: Annotated[int, typer.Option(help="Splits into training and test rows (suite paper).", min=1)] = 1,
+    jobs: Annotated[
+        int, typer.Option(help="Processes that runs are spread over, each with one thread (suite paper).", min=1)
+    ] = 1,
 ) -> None:
     """Time private steps, whole trainings, sampling, or tables of any size; or compare what synthetic rows are worth.
 
@@ -145,7 +150,8 @@ def bench(
     seconds of each phase. Suite sample: rows a second to Parquet and CSV, of the same two tables. Suite scale: what the
     size of made-up tables of codes costs to prepare, train on and
     sample. Suite paper: the published system beside its rivals, its ablations and the best of our baselines, with the
-    paper's measures; it writes after each run, and the same command goes on where it stopped. See bench/README.md.
+    paper's measures, and beside its targets; it writes after each run, and the same command goes on where it stopped.
+    See bench/README.md.
     """
     if suite not in SUITES:
         raise InputError("There is no such suite", f"--suite {suite}", f"Choose one of {', '.join(SUITES)}.")
@@ -159,7 +165,7 @@ def bench(
         raise InputError("The results cannot be written there", f"--out {out}", how)
     if suite == "paper":
         grid = Grid(_names(data), _names(systems), _epsilons(epsilons), seeds, splits, steps or STEPS)
-        _paper(grid, out, describe(pick_device("cpu")))
+        _paper(grid, out, describe(pick_device("cpu")), jobs)
         result(str(out))
         return
     target = pick_device(device)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from dpcgan_fast.data.public_cells import cells, modelled_columns, sample_of
+from dpcgan_fast.data.public_cells import NUMERIC_BINS, cells, modelled_columns, numbers, sample_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate.features import encode
 from dpcgan_fast.evaluate.learners import TELLERS, guesses
@@ -39,10 +39,50 @@ def c2st_by_learner(table: pa.Table, real: pa.Table, schema: Schema) -> dict[str
     return None if sides is None else {name: _told_apart(make(), *sides) for name, make in TELLERS.items()}
 
 
+def c2st_quantile_bins(table: pa.Table, real: pa.Table, schema: Schema) -> float | None:
+    """As `c2st`, by a classifier that sees of a number only which of 20 bins of the real rows it lies in.
+
+    The edges between the bins are the quantiles 1/20, ..., 19/20 of all real values that are present, equal ones taken
+    once; an edge belongs to the bin above. Missing cells are a bin of their own. Other columns are seen as `cells`.
+    Unlike the schema's bins of equal width these are as fine as real rows are dense.
+    """
+    rows = _equal_rows(table, real)
+    if rows is None:
+        return None
+    own, other = sample_of(table, rows), sample_of(real, rows)
+    features = []
+    for column in modelled_columns(schema):
+        if column.type == "numeric":
+            edges = inner_quantiles(numbers(real, column))
+            features.append([_bins(numbers(side, column), edges) for side in (other, own)])
+        else:
+            features.append([cells(side, column) for side in (other, own)])
+    x = np.stack([np.concatenate(sides) for sides in features], axis=1)
+    return _told_apart(TELLERS["gb"](), x, np.repeat([0, 1], rows))
+
+
+def inner_quantiles(values: np.ndarray) -> np.ndarray:
+    """Edges between 20 bins that hold as many of the values each, rising and different; (rows,) NaN where missing."""
+    present = values[~np.isnan(values)]
+    if len(present) == 0:
+        return np.empty(0)
+    return np.unique(np.quantile(present, np.linspace(0, 1, NUMERIC_BINS + 1)[1:-1]))
+
+
+def _bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(values), -1, np.searchsorted(edges, values, side="right"))
+
+
+def _equal_rows(table: pa.Table, real: pa.Table) -> int | None:
+    """How many rows of each are looked at; None if they are too few."""
+    rows = min(table.num_rows, real.num_rows, C2ST_ROWS)
+    return None if rows < MIN_ROWS else rows
+
+
 def _sides(table: pa.Table, real: pa.Table, schema: Schema, binned: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Features of equally many rows of both, and which of them are of the table; None if there are too few."""
-    rows = min(table.num_rows, real.num_rows, C2ST_ROWS)
-    if rows < MIN_ROWS:
+    rows = _equal_rows(table, real)
+    if rows is None:
         return None
     sides = []
     for side in (sample_of(real, rows), sample_of(table, rows)):

@@ -4,7 +4,7 @@ Source of the idea: Esteban, Hyland and Rätsch, arXiv 1706.02633, section 4.2 (
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,14 @@ class Predictions:
     truth: Target
     probabilities: Mapping[str, np.ndarray]
 
+    def accuracy(self) -> dict[str, float]:
+        """By classifier, share of the test rows whose likeliest class is theirs; of a single score its side of 1/2."""
+        found = {}
+        for name, probabilities in self.probabilities.items():
+            likeliest = probabilities[:, 0] > 0.5 if len(self.truth.names) == 1 else probabilities.argmax(axis=1)
+            found[name] = float(np.mean(likeliest == self.truth.classes))
+        return found
+
     def scores(self) -> Scores:
         """Area under the ROC curve and average precision of each classifier; of several classes their mean."""
         judged = judged_classes(self.truth)
@@ -62,28 +70,34 @@ class Predictions:
         return found
 
 
-def predictions(train_table: pa.Table, test_table: pa.Table, schema: Schema) -> Predictions | None:
+def predictions(
+    train_table: pa.Table, test_table: pa.Table, schema: Schema, learners: Sequence[str] = tuple(LEARNERS),
+    most: int = TRAINING_ROWS,
+) -> Predictions | None:  # fmt: skip
     """The predictions of gradient boosting "gb", a random forest "rf" and logistic regression "lr" with fixed seeds.
 
-    None for a schema without a label. A training table with one class gives a constant guess. At most 50,000 rows are
-    learned from and 100,000 scored.
+    learners: which of them
+    most:     rows that are learned from, a fixed random sample where there are more
+
+    None for a schema without a label. A training table with one class gives a constant guess. At most 100,000 rows are
+    scored.
 
     Raises InputError if the test table is empty or has one class.
     """
     check_test_table(test_table, schema)
     test = _known_rows(test_table, schema, TEST_ROWS)
-    train = _known_rows(train_table, schema, TRAINING_ROWS)
+    train = _known_rows(train_table, schema, most)
     truth, taught = target(test, schema), target(train, schema)
     if truth is None or taught is None:
         return None
     x_train, x_test = (encode(table, schema, label=False).values for table in (train, test))
     found = {}
-    for name, make in LEARNERS.items():
+    for name in learners:
         # Columns are classes; a class that was never seen keeps probability 0, and nothing seen, a constant guess.
         probabilities = np.zeros((len(x_test), max(2, len(truth.names))))
         seen = np.unique(taught.classes)
         if len(seen) > 1:
-            probabilities[:, seen] = guesses(make(), x_train, taught.classes, x_test)
+            probabilities[:, seen] = guesses(LEARNERS[name](), x_train, taught.classes, x_test)
         found[name] = probabilities[:, 1:] if len(truth.names) == 1 else probabilities
     return Predictions(test, truth, found)
 

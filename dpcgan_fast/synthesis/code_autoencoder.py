@@ -1,9 +1,9 @@
 """Clusters of codes by a private convolutional autoencoder: records are grouped by their latent codes.
 
 The autoencoder learns with DP-SGD to tell which codes a record has from a few numbers. Those numbers are grouped by
-noisy k-means, and what the records of each group have is released as a mixture's last round releases it. What is drawn
-from is then what it is with a mixture: frequencies, numbers, clusters and pairs of codes; the autoencoder itself draws
-nothing.
+noisy k-means, and what the records of each group have is released as a round of a mixture releases it; one more round
+then goes by the codes. What is drawn from is what it is with a mixture: frequencies, numbers, clusters and pairs of
+codes; the autoencoder itself draws nothing.
 
 Source: RDP-CGAN's autoencoder of codes, arXiv 2012.11774; noisy k-means, Su et al., arXiv 1504.05998.
 """
@@ -166,13 +166,18 @@ def clusters_of(
     points = np.concatenate([np.empty((0, LATENT_DIM + 1), np.float32), *found])
     centres = release_centres(points, records.weights, plan.clusters, budget, share * _GROUPS_SHARE, rng)
 
-    def members(_: sparse.csr_array, rows: slice) -> np.ndarray:
+    def by_latent(_: sparse.csr_array, rows: slice) -> np.ndarray:
         return np.eye(len(centres))[nearest(points[rows], centres)]
 
     blocks = records.blocks(width)
-    of_codes = share * (1 - _GROUPS_SHARE - _NUMBERS_SHARE)
-    mixture = release_clusters(members, records, blocks, shares, plan, budget, of_codes)
-    return with_numbers(mixture, members, records, blocks, budget, share * _NUMBERS_SHARE)
+    of_round = share * (1 - _GROUPS_SHARE - _NUMBERS_SHARE) / 2
+    rough = release_clusters(by_latent, records, blocks, shares, plan, budget, of_round)
+
+    def by_codes(matrix: sparse.csr_array, rows: slice) -> np.ndarray:
+        return rough.members(matrix, records.classes[rows], shares)
+
+    mixture = release_clusters(by_codes, records, blocks, shares, plan, budget, of_round)
+    return with_numbers(mixture, by_codes, records, blocks, budget, share * _NUMBERS_SHARE)
 
 
 def release_centres(

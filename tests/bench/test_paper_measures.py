@@ -123,7 +123,7 @@ def test_synthetic_rows_of_one_class_have_the_score_of_a_guess_and_none_within_t
     real = pa.table(values)
     one_class = pa.table({**values, "y": np.zeros(200, np.int64)})
     judge = Judge(PaperTable("small", real, real, schema), schema)
-    scores = judge.scores(one_class)
+    scores = judge.boosting(one_class)
     assert scores is not None
     assert scores["gb"]["auroc"] == 0.5
     assert judge.within(one_class) is None

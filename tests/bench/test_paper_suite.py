@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,13 @@ from scipy.stats import t
 
 from dpcgan_fast.bench import write_results
 from dpcgan_fast.bench.paper import SYSTEMS, Grid, bench_paper, cells, paper_figure, paper_markdown
-from dpcgan_fast.bench.paper.summary import spread
+from dpcgan_fast.bench.paper.protocol import Judges
+from dpcgan_fast.bench.paper.spreads import spread
 from dpcgan_fast.bench.paper.systems import Synthetic
 from dpcgan_fast.bench.paper.tables import PaperTable
 from dpcgan_fast.cli import run
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.errors import InputError
+from dpcgan_fast.errors import InputError, MachineError
 from dpcgan_fast.privacy import Mechanism
 from tests.bench.results import MACHINE
 
@@ -50,7 +52,9 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(cells, "paper_table", table)
     monkeypatch.setitem(SYSTEMS, "auto", replace(SYSTEMS["auto"], fit=fit))
-    return fitted
+    cells._judges.cache_clear()
+    yield fitted
+    cells._judges.cache_clear()
 
 
 GRID = Grid(("cervical",), ("auto",), (1.0, math.inf), seeds=2)
@@ -91,6 +95,42 @@ def test_a_run_goes_on_where_it_stopped_and_grows_by_asking_for_more(fits):
     assert more["cells"][:5] == results["cells"]
 
 
+def test_runs_spread_over_workers_are_those_of_one(fits, monkeypatch):
+    """Here the workers are threads, so that they see the small table."""
+    monkeypatch.setattr(cells, "_workers", ThreadPoolExecutor)
+    grid, kept = replace(GRID, epsilons=(1.0,)), []
+    results = bench_paper(grid, None, lambda found: kept.append(len(found["cells"])), silent, jobs=2)
+    assert kept == [1, 2, 3]
+    assert sorted(fits) == [(1.0, 0), (1.0, 1)]
+    alone = bench_paper(grid, None, lambda _: None, silent)
+
+    def figures(found):
+        return {(one["system"], one["epsilon"], one["seed"]): one["figures"] for one in found["cells"]}
+
+    assert figures(results) == figures(alone)
+    fits.clear()
+    again = bench_paper(replace(grid, seeds=3), {"suite": "paper", **results}, lambda _: None, silent, jobs=2)
+    assert fits == [(1.0, 2)], "and what is there is not repeated"
+    assert again["cells"][:3] == results["cells"]
+
+
+def test_workers_are_processes_of_their_own():
+    results = bench_paper(Grid(("support2",), ()), None, lambda _: None, silent, jobs=2)
+    assert [one["system"] for one in results["cells"]] == ["real"]
+
+
+@pytest.mark.usefixtures("fits")
+@pytest.mark.parametrize(("failed", "seen"), [(RuntimeError, RuntimeError), (BrokenExecutor, MachineError)])
+def test_a_run_that_fails_ends_the_work_of_the_others(monkeypatch, failed, seen):
+    def fail(task):
+        raise failed(task.seed)
+
+    monkeypatch.setattr(cells, "_workers", ThreadPoolExecutor)
+    monkeypatch.setitem(SYSTEMS, "auto", replace(SYSTEMS["auto"], fit=fail))
+    with pytest.raises(seen):
+        bench_paper(GRID, None, lambda _: None, silent, jobs=2)
+
+
 @pytest.mark.usefixtures("fits")
 def test_a_file_of_other_settings_is_refused():
     results = {"suite": "paper", **bench_paper(replace(GRID, seeds=1), None, lambda _: None, silent)}
@@ -126,7 +166,7 @@ def test_the_best_yardstick_is_the_one_whose_rows_teach_most():
     noise = table.train.set_column(1, "y", [pa.array(np.random.default_rng(9).integers(0, 2, 120))])
     mechanism = {name: [Mechanism("rows", "gaussian", 1.0, 40.0, 1, 1.0)] for name in ("worse", "better")}
     drawn = Synthetic({"worse": noise, "better": table.train}, table.schema, mechanism)
-    assert cells.judged(table, drawn, 1.0)["drawn_from"] == "better"
+    assert cells.judged(Judges(table), drawn, 1.0)["drawn_from"] == "better"
 
 
 # ---- what is shown
@@ -171,9 +211,9 @@ def test_the_table_shows_means_with_intervals_and_the_real_rows_last():
     assert text.index("| inf | auto | 0.900") < text.index("| - | real | 0.950")
     assert "6 runs, 12 minutes, 6 of processors" in text
     of_codes = text[text.index("## codes") :]
-    assert "| 1 | rdpcgan | - | - | - | - | 1 |" in of_codes
+    assert "| 1 | rdpcgan | - | - | - | - | - | 1 |" in of_codes
     assert "| 0.875 | - | 0.500 | 0.250 |" in of_codes
-    assert "co-occurrence" not in text[: text.index("## codes")]
+    assert "co-occurrence" not in text[text.index("## cardio") : text.index("## codes")]
 
 
 def test_a_figure_is_the_same_for_the_same_results():
@@ -218,6 +258,7 @@ def test_the_command_writes_goes_on_and_refuses_another_file(tmp_path, capsys):
         (["--nets", "1"], "--nets"),
         (["--device", "cpu"], "--device"),
         (["--repeat", "2"], "--repeat"),
+        (["--jobs", "0"], "--jobs"),
     ],
 )
 def test_the_command_refuses_what_it_has_no_use_for(tmp_path, capsys, options, said):

@@ -5,12 +5,22 @@ import pytest
 
 from dpcgan_fast.bench.paper.code_world import CODES, OUTCOME_RATE, code_schema, code_table, code_world
 from dpcgan_fast.bench.paper.heartbeats import ABNORMAL_SHARE, BEATS, SAMPLES, heartbeat_table, heartbeats
-from dpcgan_fast.bench.paper.tables import HEARTBEATS, TABLES, paper_table
-from dpcgan_fast.data.datasets import DATA_FOLDER_VARIABLE
+from dpcgan_fast.bench.paper.systems import SYSTEMS
+from dpcgan_fast.bench.paper.tables import (
+    FIVE_CLASSES,
+    HEARTBEATS,
+    SUPPORT2_LEFT_OUT,
+    TABLES,
+    fresh_patients,
+    paper_table,
+)
+from dpcgan_fast.data.datasets import DATA_FOLDER_VARIABLE, data_folder
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.errors import InputError
+from dpcgan_fast.evaluate.features import target
 
 PATIENTS = 4000
+HAS_EPILEPTIC = (folder := data_folder()) is not None and any(folder.glob("epileptic_seizure.*"))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +108,38 @@ def test_a_table_of_codes_reads_back_as_its_flags(patients):
     assert np.array_equal(encoded.labels, patients[1])
 
 
+def test_fresh_patients_are_others_of_the_same_world():
+    table, fresh = code_table(200), fresh_patients(200)
+    assert not table.equals(fresh)
+    assert fresh.equals(fresh_patients(200))
+    assert fresh.schema == table.schema
+
+
 def test_codes_alone_have_the_published_record_length():
     assert RecordCodec(code_schema(100, outcome=False), joint=True).width == 1071
+
+
+# ---- public tables
+
+
+def test_support2_lacks_what_gives_the_outcome_away():
+    table = paper_table("support2", 0)
+    names = set(table.schema.column_names())
+    assert names == set(table.train.column_names)
+    leaks = ("death", "d.time", "surv", "prg", "dnr", "sfdm2", "slos", "charges", "tot", *SUPPORT2_LEFT_OUT)
+    assert not [name for name in names if name.startswith(leaks)]
+    assert table.schema.label == "hospdead"
+    assert table.schema.n_units == table.train.num_rows == 7284
+
+
+@pytest.mark.skipif(not HAS_EPILEPTIC, reason="the file is not here")
+def test_epileptic_seizures_are_a_table_of_two_classes_and_one_of_five():
+    two, five = (paper_table(name, 0) for name in ("epileptic", FIVE_CLASSES))
+    truth = target(five.test, five.schema)
+    assert truth is not None
+    assert truth.names == ("1", "2", "3", "4", "5")
+    assert np.array_equal(truth.classes == 0, two.test["y"].to_numpy() == 1), "of the same rows"
+    assert [SYSTEMS["rdpcgan"].fits(table) for table in (two, five)] == [True, False], "five classes need more places"
 
 
 # ---- all

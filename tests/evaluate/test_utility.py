@@ -5,6 +5,7 @@ import pytest
 
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import utility
+from dpcgan_fast.evaluate.features import Target
 from tests.evaluate.tables import patients, schema_of, shuffled_label, with_column
 
 STAGE = {"name": "stage", "type": "categorical", "categories": ["low", "middle", "high"]}
@@ -117,3 +118,26 @@ def test_the_uncertainty_of_an_auroc_is_that_of_simulated_test_tables():
     aurocs = higher.mean(axis=(1, 2))  # of two exponentials, for which the formula is derived: 3 / (3 + 1)
     width = utility.auroc_uncertainty(0.75, positives, negatives)
     assert width == pytest.approx(1.96 * aurocs.std(), rel=0.08)
+
+
+def test_accuracy_counts_rows_whose_likeliest_class_is_theirs(test_table):
+    three = utility.Predictions(
+        test_table, Target(np.array([0, 1, 2, 2]), ("low", "middle", "high")),
+        {"gb": np.array([[0.6, 0.4, 0.0], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5], [0.1, 0.2, 0.7]])},
+    )  # fmt: skip
+    assert three.accuracy() == {"gb": 0.75}
+    two = utility.Predictions(
+        test_table, Target(np.array([0, 1, 1, 1]), ("1",)), {"lr": np.array([[0.2], [0.9], [0.4], [0.6]])}
+    )
+    assert two.accuracy() == {"lr": 0.75}
+
+
+def test_a_learner_that_may_see_more_rows_learns_from_more(test_table):
+    train, schema = patients(600, 1), schema_of()
+    few, again, all_rows = (utility.predictions(train, test_table, schema, ("gb",), most) for most in (60, 60, 600))
+    assert few is not None
+    assert again is not None
+    assert all_rows is not None
+    assert set(few.probabilities) == {"gb"}
+    assert few.scores() == again.scores()
+    assert few.scores()["gb"]["auroc"] < all_rows.scores()["gb"]["auroc"]

@@ -1,66 +1,16 @@
 """The comparison as a table: means over the runs of each system, with intervals where there are several."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.stats import t
-
 from dpcgan_fast.bench.paper.cells import REAL
+from dpcgan_fast.bench.paper.spreads import Spread, order_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import SYSTEMS
+from dpcgan_fast.bench.paper.targets import targets_markdown
 from dpcgan_fast.bench.table import machine_text, table
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
 
 _PUBLISHED_STEPS = 4000  # see `dpcgan_fast.train.default_settings`
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over runs, and half the width of its 95 % interval by Student's t; None for a single run."""
-
-    mean: float
-    half: float | None
-
-    def text(self, digits: int) -> str:
-        """As it stands in a table."""
-        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
-        return f"{self.mean:.{digits}f}{half}"
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Of the runs of one cell of the table; None without any."""
-    if not values:
-        return None
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Spread(mean, None)
-    return Spread(mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count)))
-
-
-def figure_of(cell: dict[str, Any], path: Sequence[str]) -> float | None:
-    """A figure of a cell by its path; None where there is none."""
-    value = cell["figures"]
-    for key in path:
-        value = None if value is None else value.get(key)
-    return value
-
-
-def runs_of(cells: Sequence[dict[str, Any]], data: str, system: str, epsilon: Any) -> list[dict[str, Any]]:
-    """All runs of a system. epsilon: as in a file, "inf" for infinity, None for the real rows"""
-    return [c for c in cells if (c["data"], c["system"], c["epsilon"]) == (data, system, epsilon)]
-
-
-def spread_of(runs: Sequence[dict[str, Any]], path: Sequence[str]) -> Spread | None:
-    """The spread of a figure over runs."""
-    values = [figure_of(run, path) for run in runs]
-    return spread([value for value in values if value is not None])
-
-
-def order_of(epsilon: Any) -> float:
-    """Rising epsilons, the real rows last."""
-    return math.inf if epsilon is None else float(epsilon)
 
 
 def groups(cells: Sequence[dict[str, Any]], data: str) -> Iterator[tuple[Any, str, list[dict[str, Any]]]]:
@@ -89,12 +39,13 @@ def supervised(cells: Sequence[dict[str, Any]], data: str) -> str:
     """Synthetic-to-real of the three learners, and synthetic-to-synthetic of gradient boosting."""
     rows = [
         [_epsilon(epsilon), _name(system, runs), *(_pair(runs, "tstr", learner) for learner in LEARNER_NAMES),
-         _pair(runs, "sts", "gb"), str(len(runs))]
+         _text(spread_of(runs, ("tstr", "gb", "accuracy"))), _pair(runs, "sts", "gb"), str(len(runs))]
         for epsilon, system, runs in groups(cells, data)
     ]  # fmt: skip
-    return table(["epsilon", "rows of", *LEARNER_NAMES.values(), "within the rows", "runs"], rows)
+    return table(["epsilon", "rows of", *LEARNER_NAMES.values(), "accuracy", "within the rows", "runs"], rows)
 
 
+# Of all tables, and of those whose cells have them.
 _LIKENESS = {
     "probability: r": ("dimension_probability", "r"),
     "probability: error": ("dimension_probability", "mae"),
@@ -102,20 +53,26 @@ _LIKENESS = {
     "prediction / real": ("dimension_prediction", "ratio"),
     "MMD": ("mmd",),
     "KS": ("ks",),
+    "pairs of columns": ("pairs_tv_mean",),
     "told apart": ("c2st",),
 }
-_OF_CODES = {
+_OF_SOME = {
+    "correlations: error": ("correlation_mae",),
+    "told apart by 20 quantile bins": ("c2st_quantiles",),
+    "signals told apart": ("c2st_signals",),
     "co-occurrence error": ("cooccurrence_error",),
     "violated implications": ("violated_implications",),
     "rare codes right": ("rare_recall",),
     "numbers of codes: KS": ("sizes_ks",),
+    "outcome from all codes": ("outcome_auroc",),
+    "told apart, large test": ("c2st_large",),
 }
 
 
 def unsupervised(cells: Sequence[dict[str, Any]], data: str) -> str:
     """Dimension by dimension, and both tables as wholes."""
-    of_codes = any("cooccurrence_error" in cell["figures"] for cell in cells if cell["data"] == data)
-    columns = _LIKENESS | (_OF_CODES if of_codes else {})
+    known = {name for cell in cells if cell["data"] == data for name in cell["figures"]}
+    columns = _LIKENESS | {text: path for text, path in _OF_SOME.items() if path[0] in known}
     rows = [
         [_epsilon(epsilon), _name(system, runs), *(_text(spread_of(runs, path)) for path in columns.values())]
         for epsilon, system, runs in groups(cells, data)
@@ -150,9 +107,11 @@ def paper_markdown(results: dict[str, Any]) -> str:
                 f"take {settings['steps']:,} steps of the critic and half as many of the autoencoder (by default the "
                 f"published presets take {_PUBLISHED_STEPS:,}, as with `--steps {_PUBLISHED_STEPS}`), PATE-GAN "
                 f"{settings['pate_gan_rounds']:,} rounds.",
-                f"At most {settings['drawn_rows']:,} rows are drawn ({settings['drawn_codes']:,} of codes), and "
-                "classifiers learn from at most "
-                f"{settings['learned_rows']:,}; they see at most {settings['seen_codes']:,} codes.",
+                "As many rows are drawn as there are training rows. Gradient boosting learns from all of them, forests "
+                f"and logistic regression from at most {settings['learned_rows']:,}; they see at most "
+                f"{settings['seen_codes']:,} codes, the column `outcome from all codes` all of them.",
+                "The large two-sample test of codes is run where the small one reads less than "
+                f"{settings['told_at_once']:g}.",
                 "Where there are several runs, ± is half a 95 % interval over noise seeds and splits.",
                 "These figures are not differentially private, and noise is seeded: the data are public or made up.",
                 *left,
@@ -161,6 +120,7 @@ def paper_markdown(results: dict[str, Any]) -> str:
         + "\n",
         table(["system", "is"], [[name, system.about] for name, system in SYSTEMS.items()]),
     ]
+    parts += ["## Targets\n", *targets_markdown(cells)]
     for name in data:
         parts += [
             f"## {name}\n",

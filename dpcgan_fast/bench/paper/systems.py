@@ -31,7 +31,6 @@ from dpcgan_fast.synthesis.statistics import draws_from_statistics
 from dpcgan_fast.train import TrainSettings, default_settings
 
 DELTA = 1e-5
-DRAWN_ROWS, DRAWN_CODES = 10_000, 40_000  # at most, the latter of codes; no more than there are training rows
 STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
 AUTO, CODES_AE, YARDSTICK = "auto", "codes-ae", "yardstick"
 
@@ -67,8 +66,8 @@ class Task:
 
     @property
     def rows(self) -> int:
-        """Synthetic rows to draw."""
-        return min(DRAWN_CODES if self.table.name == CODES else DRAWN_ROWS, self.table.train.num_rows)
+        """Synthetic rows to draw: as many as there are training rows."""
+        return self.table.train.num_rows
 
 
 Fit = Callable[[Task], Synthetic]
@@ -145,18 +144,19 @@ class System:
 
 
 def _has_published_length(table: PaperTable) -> bool:
-    signals = table.schema.signals
+    """Signals and a binary label, which is one position of the record, or codes alone; more take more places."""
+    signals, columns = table.schema.signals, table.schema.columns
     if not signals:
         return table.name == CODES
     lengths = {UCI.record_length, MIMIC.record_length}
-    return len(table.schema.columns) == 1 and len(signals[0].columns) + 1 in lengths
+    return [column.type for column in columns] == ["binary"] and len(signals[0].columns) + 1 in lengths
 
 
 _ONLY_NETWORKS = {"statistics": False}
 SYSTEMS: dict[str, System] = {
     "rdpcgan": System(
         "the published networks and settings (`rdpcgan-uci`, or `rdpcgan-mimic` on codes alone), where a record has "
-        "their length",
+        "their length: 178 samples and a binary label, or 1,071 codes",
         _networks("", make_networks, True, {}),
         _has_published_length,
     ),

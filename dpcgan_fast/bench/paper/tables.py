@@ -10,14 +10,18 @@ import pyarrow as pa
 from dpcgan_fast.bench.paper.code_world import code_schema, code_table, code_world
 from dpcgan_fast.bench.paper.heartbeats import BEATS, heartbeat_schema, heartbeat_table
 from dpcgan_fast.bench.train import EPILEPTIC, benchmark_table
-from dpcgan_fast.data.datasets import dataset_path, train_test_split
+from dpcgan_fast.data.datasets import dataset_path, load_support2, support2_schema, train_test_split
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.reading import read_table
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 
-CODES, HEARTBEATS = "codes", "heartbeats"
+CODES, HEARTBEATS, FIVE_CLASSES = "codes", "heartbeats", "epileptic-5"
 TEST_SHARE = 0.2
+# Scores of how ill patients are, one of which looks beyond the day of the prediction, and that day: targets were set
+# without them. What states the outcome (survival, charges, length of stay) the embedded table lacks from the start.
+SUPPORT2_LEFT_OUT = ("hday", "aps", "sps", "avtisst")
+_FRESH_SEED = 9  # of patients of codes who are in no split of the table
 _EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
@@ -43,6 +47,20 @@ def _epileptic() -> tuple[pa.Table, Schema]:
     return table.set_column(table.column_names.index("y"), "y", seizure), Schema.from_dict(values)
 
 
+def _epileptic_five() -> tuple[pa.Table, Schema]:
+    """The five classes of the same rows, each told apart from the rest: which of them is a seizure does not count."""
+    table, schema = benchmark_table(EPILEPTIC)
+    (label,) = schema.columns
+    return table, schema.model_copy(update={"columns": (label.model_copy(update={"positive": None}),)})
+
+
+def _support2() -> tuple[pa.Table, Schema]:
+    schema = support2_schema()
+    kept = tuple(column for column in schema.columns if column.name not in SUPPORT2_LEFT_OUT)
+    schema = schema.model_copy(update={"columns": kept})
+    return load_support2().select(list(schema.column_names())), schema
+
+
 def _example(name: str) -> tuple[pa.Table, Schema]:
     path = _EXAMPLES / f"{name}.json"
     if not path.is_file():
@@ -60,9 +78,16 @@ def _codes() -> tuple[pa.Table, Schema]:
     return table, code_schema(table.num_rows - round(TEST_SHARE * table.num_rows))
 
 
+def fresh_patients(count: int) -> pa.Table:
+    """Patients of the made-up codes who are in neither part of any split."""
+    return code_table(count, _FRESH_SEED)
+
+
 _SOURCES: dict[str, Callable[[], tuple[pa.Table, Schema]]] = {
     "epileptic": _epileptic,
+    FIVE_CLASSES: _epileptic_five,
     "cardio": lambda: _example("cardio"),
+    "support2": _support2,
     "cervical": lambda: _example("cervical_cancer"),
     HEARTBEATS: _heartbeats,
     CODES: _codes,

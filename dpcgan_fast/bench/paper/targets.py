@@ -1,0 +1,247 @@
+"""The comparison beside its targets: whether each is met, and how `auto` stands to the best yardstick.
+
+Targets are those of the project, for means over 5 noise seeds and 3 splits; AUROC, average precision and accuracy are
+those of gradient boosting, trained on synthetic and tested on real rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dpcgan_fast.baselines import INDEPENDENT
+from dpcgan_fast.bench.paper.cells import REAL
+from dpcgan_fast.bench.paper.spreads import Spread, figure_of, runs_of, spread, spread_of
+from dpcgan_fast.bench.paper.systems import AUTO, YARDSTICK
+from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
+from dpcgan_fast.bench.table import table
+
+EPSILONS = (1.0, 10.0, 100.0)
+ADVERSARIAL = ("rdpcgan-no-ae", "conv-no-ae")  # purely: the published networks, and those of preset auto
+CODES_AE = "codes-ae"  # the system of codes with a convolutional autoencoder inside
+Standing = Literal["met", "missed", "not measured"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a cell.
+
+    path:    where it stands in the cell
+    higher:  whether more is better
+    over:    where in the cell of the yardstick of the same epsilon, seed and split the figure stands that it is a share
+             of; none for the figure itself
+    """
+
+    name: str
+    path: tuple[str, ...]
+    higher: bool = False
+    over: tuple[str, ...] = ()
+
+
+AUROC = Measure("AUROC", ("tstr", "gb", "auroc"), higher=True)
+AP = Measure("average precision", ("tstr", "gb", "ap"), higher=True)
+ACCURACY = Measure("accuracy", ("tstr", "gb", "accuracy"), higher=True)
+SIGNALS = Measure("signals told apart", ("c2st_signals",))
+CORRELATIONS = Measure("correlations: error", ("correlation_mae",))
+QUANTILES = Measure("told apart by 20 quantile bins", ("c2st_quantiles",))
+PAIRS = Measure("pairs of columns", ("pairs_tv_mean",))
+TOLD_APART = Measure("told apart", ("c2st",))
+COOCCURRENCE = Measure(
+    "co-occurrence error / independent codes'", ("cooccurrence_error",), over=("independent", "cooccurrence_error")
+)
+PREDICTION = Measure("prediction / real", ("dimension_prediction", "ratio"), higher=True)
+OUTCOME = Measure("outcome from all codes: AUROC short of real", ("outcome_gap",))
+VIOLATED = Measure("violated implications", ("violated_implications",))
+LARGE = Measure("told apart, large test", ("c2st_large",))
+
+
+@dataclass(frozen=True)
+class Target:
+    """limits: by epsilon, the least that will do where higher is better, else the most"""
+
+    data: str
+    system: str
+    measure: Measure
+    limits: Mapping[float, float]
+
+
+def _target(data: str, system: str, measure: Measure, *limits: float) -> Target:
+    return Target(data, system, measure, dict(zip(EPSILONS, limits, strict=True)))
+
+
+TARGETS = (
+    _target("epileptic", AUTO, AUROC, 0.993, 0.994, 0.995),
+    _target("epileptic", AUTO, AP, 0.975, 0.979, 0.981),
+    _target(FIVE_CLASSES, AUTO, ACCURACY, 0.61, 0.63, 0.64),
+    _target(FIVE_CLASSES, AUTO, AUROC, 0.87, 0.885, 0.89),
+    _target(FIVE_CLASSES, AUTO, SIGNALS, 0.78, 0.70, 0.64),
+    *(
+        target
+        for system in ADVERSARIAL
+        for target in (
+            _target("epileptic", system, AUROC, 0.90, 0.96, 0.975),
+            _target("epileptic", system, AP, 0.70, 0.84, 0.90),
+        )
+    ),
+    _target("cardio", AUTO, AUROC, 0.792, 0.797, 0.799),
+    _target("cardio", AUTO, AP, 0.770, 0.776, 0.779),
+    _target("support2", AUTO, AUROC, 0.800, 0.808, 0.813),
+    _target("support2", AUTO, AP, 0.575, 0.595, 0.610),
+    _target("cardio", AUTO, CORRELATIONS, 0.040, 0.030, 0.025),
+    _target("cardio", AUTO, QUANTILES, 0.78, 0.70, 0.62),
+    _target("support2", AUTO, CORRELATIONS, 0.045, 0.038, 0.032),
+    _target("support2", AUTO, QUANTILES, 0.90, 0.80, 0.72),
+    _target(CODES, AUTO, COOCCURRENCE, 0.37, 0.28, 0.26),
+    _target(CODES, AUTO, PREDICTION, 0.33, 0.80, 0.91),
+    _target(CODES, AUTO, OUTCOME, 0.024, 0.010, 0.004),
+    _target(CODES, AUTO, VIOLATED, 0.35, 0.13, 0.08),
+    _target(CODES, AUTO, LARGE, 0.80, 0.64, 0.60),
+    _target(CODES, CODES_AE, COOCCURRENCE, 0.38, 0.30, 0.28),
+    _target(CODES, CODES_AE, PREDICTION, 0.27, 0.75, 0.87),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target at one epsilon. found: over so many runs; by: how far the mean is from the limit, for worse if missed"""
+
+    standing: Standing
+    limit: float
+    found: Spread | None = None
+    runs: int = 0
+    by: float = 0.0
+
+
+def measured(
+    cells: Sequence[dict[str, Any]], data: str, system: str, epsilon: float | None, measure: Measure
+) -> list[float]:
+    """A measure of every run that has it; a share, of every run with a yardstick of the same seed and split."""
+    runs = runs_of(cells, data, system, epsilon)
+    if not measure.over:
+        values = [figure_of(run, measure.path) for run in runs]
+        return [value for value in values if value is not None]
+    whole = {
+        (run["seed"], run["split"]): figure_of(run, measure.over) for run in runs_of(cells, data, YARDSTICK, epsilon)
+    }
+    pairs = [(figure_of(run, measure.path), whole.get((run["seed"], run["split"]))) for run in runs]
+    return [value / of for value, of in pairs if value is not None and of]
+
+
+def verdict(target: Target, cells: Sequence[dict[str, Any]], epsilon: float) -> Verdict:
+    """Whether the mean over the runs that there are meets the target."""
+    limit = target.limits[epsilon]
+    values = measured(cells, target.data, target.system, epsilon, target.measure)
+    found = spread(values)
+    if found is None:
+        return Verdict("not measured", limit)
+    beyond = found.mean - limit if target.measure.higher else limit - found.mean
+    return Verdict("met" if beyond >= 0 else "missed", limit, found, len(values), abs(beyond))
+
+
+def _said(one: Verdict, higher: bool) -> str:
+    limit = f"({'≥' if higher else '≤'} {one.limit:.3f})"
+    if one.found is None:
+        return f"not measured {limit}"
+    by = f"by {one.by:.3f}" if one.by >= 0.0005 else "by less than 0.001"
+    return f"{one.found.text(3)} {limit} {'✓ met' if one.standing == 'met' else f'✗ missed {by}'}"
+
+
+def _real(cells: Sequence[dict[str, Any]], target: Target) -> str:
+    found = None if target.measure.over else spread_of(runs_of(cells, target.data, REAL, None), target.measure.path)
+    return "-" if found is None else found.text(3)
+
+
+def _of_targets(cells: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """A sentence with the numbers of targets by standing, and the table."""
+    rows, standings = [], []
+    for target in TARGETS:
+        verdicts = [verdict(target, cells, epsilon) for epsilon in EPSILONS]
+        standings += [one.standing for one in verdicts]
+        said = [_said(one, target.measure.higher) for one in verdicts]
+        runs = " / ".join(str(one.runs) for one in verdicts)
+        rows.append([target.data, target.system, target.measure.name, *said, _real(cells, target), runs])
+    counts = {standing: standings.count(standing) for standing in ("met", "missed", "not measured")}
+    sentence = (
+        f"{counts['met']} of {len(standings)} met, {counts['missed']} missed, {counts['not measured']} not measured."
+    )
+    heads = [f"epsilon {epsilon:g}" for epsilon in EPSILONS]
+    return sentence, table(["table", "rows of", "measure", *heads, "real rows", "runs"], rows)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How `auto` stands to the best yardstick of equal epsilon on one table.
+
+    at_least: whether its AUROC is no less, within the intervals; None where one of them has no interval
+    better:   measures of structure by which it is better, with disjoint intervals; worse: likewise
+    """
+
+    auroc: Spread | None
+    yardstick: Spread | None
+    at_least: bool | None
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+
+
+def compared(cells: Sequence[dict[str, Any]], data: str, epsilon: float) -> Comparison:
+    """Looks at the AUROC; for better and worse, at pairs of columns, one two-sample test and the AUROC of five classes.
+
+    The test is the first that both have of the large one of codes, that of signals, that by quantile bins, and the
+    small one. Measures of a single run have no interval, and count as neither better nor worse.
+    """
+
+    def both(measure: Measure) -> tuple[Spread | None, Spread | None]:
+        auto, other = (spread(measured(cells, data, system, epsilon, measure)) for system in (AUTO, YARDSTICK))
+        return auto, other
+
+    auto, yardstick = both(AUROC)
+    tests = (measure for measure in (LARGE, SIGNALS, QUANTILES, TOLD_APART) if None not in both(measure))
+    structure = [PAIRS, *([test] if (test := next(tests, None)) else []), *([AUROC] if data == FIVE_CLASSES else [])]
+    gains = {measure.name: _gain(*both(measure), measure.higher) for measure in structure}
+    gain = _gain(auto, yardstick, higher=True)
+    return Comparison(
+        auto, yardstick, None if gain is None else gain >= 0,
+        tuple(name for name, one in gains.items() if one == 1), tuple(name for name, one in gains.items() if one == -1),
+    )  # fmt: skip
+
+
+def _gain(auto: Spread | None, other: Spread | None, higher: bool) -> int | None:
+    """1 if the first is better with disjoint intervals, -1 if worse, 0 if these touch; None without intervals."""
+    if auto is None or other is None or auto.half is None or other.half is None:
+        return None
+    apart = abs(auto.mean - other.mean) > auto.half + other.half
+    return 0 if not apart else 1 if (auto.mean > other.mean) == higher else -1
+
+
+def _of_yardsticks(cells: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for data in TABLES:
+        for epsilon in EPSILONS:
+            one = compared(cells, data, epsilon)
+            if one.auroc is None or one.yardstick is None:
+                rows.append([data, f"{epsilon:g}", "-", "-", "not measured", "-", "-"])
+                continue
+            at_least = "no intervals" if one.at_least is None else "yes" if one.at_least else "no"
+            rows.append([
+                data, f"{epsilon:g}", one.auroc.text(3), one.yardstick.text(3), at_least, ", ".join(one.better) or "-",
+                ", ".join(one.worse) or "-",
+            ])  # fmt: skip
+    head = ["table", "epsilon", "AUROC of auto", "of the yardstick", "at least as good", "better by", "worse by"]
+    return table(head, rows)
+
+
+def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Paragraphs and tables: each target beside what was measured, and `auto` beside the best yardstick."""
+    sentence, of_targets = _of_targets(cells)
+    return [
+        f"{sentence} A target is for the mean over 5 noise seeds and 3 splits, 15 runs; it is met if the mean over the "
+        "runs that there are meets it. Both purely adversarial systems stand beside the target for them: "
+        f"`{ADVERSARIAL[0]}` has the published networks, `{ADVERSARIAL[1]}` those of preset `auto`. "
+        f"`{CODES_AE}` draws codes from a convolutional autoencoder. Independent codes are the baseline "
+        f"`{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
+        of_targets,
+        "`auto` beside the best yardstick of equal epsilon: at least as good if the AUROC of gradient boosting is not "
+        "less with disjoint 95 % intervals; better, or worse, by what differs with disjoint intervals, of the distance "
+        "of pairs of columns, one two-sample test and, with five classes, the AUROC. Where `auto` draws rows from the "
+        "very statistic that is the yardstick, they differ by noise alone.\n",
+        _of_yardsticks(cells),
+    ]
