@@ -47,6 +47,20 @@ def make_table(rows=ROWS, seed=0, patients=None) -> pa.Table:
     return pa.table(columns)
 
 
+def signal_schema(samples=40, **changes) -> Schema:
+    """A schema of one signal and its label."""
+    signals = [{"name": "eeg", "columns": ["X1", "...", f"X{samples}"], "bounds": [-1000, 1000]}]
+    return make_schema(label="y", columns=[{"name": "y", "type": "binary"}], signals=signals, **changes)
+
+
+def make_signals(rows=ROWS, seed=0, samples=40) -> pa.Table:
+    """White noise, four times as strong where the label is 1."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, rows)
+    values = rng.normal(0, 50, (rows, samples)) * np.where(y == 1, 4, 1)[:, None]
+    return pa.table({"y": pa.array(y)} | {f"X{i + 1}": pa.array(values[:, i]) for i in range(samples)})
+
+
 def visits_values(**changes):
     """A schema of people with up to four visits."""
     values = schema_values(unit="patient", n_units=100)

@@ -78,8 +78,9 @@ def _settings(schema: Schema, batch: int) -> TrainSettings:
     batch = min(batch, schema.n_units)
     share = least_release_share(schema, "auto")
     return default_settings(
-        "auto", EPSILON, 1 / (10 * schema.n_units), schema.n_units, _STEPS, _SEED, share, autoencoder_steps=_STEPS,
-        autoencoder_batch=batch, critic_batch=batch, critic_per_generator=_STEPS + 1, checkpoint_interval=_STEPS,
+        "auto", EPSILON, 1 / (10 * schema.n_units), schema.n_units, _STEPS, _SEED, share, schema.is_one_signal,
+        autoencoder_steps=_STEPS, autoencoder_batch=batch, critic_batch=batch, critic_per_generator=_STEPS + 1,
+        checkpoint_interval=_STEPS,
     )  # fmt: skip
 
 

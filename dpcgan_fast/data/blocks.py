@@ -20,6 +20,7 @@ class Block:
           codes        one value for each code of the vocabulary, 1 if the record has it
     guard:  position of the flag (a block "absent") that is 1 where this block says nothing, and holds `idle` then
     hidden: the block says something even there, though nothing that it can be judged by
+    sample: the block is a sample of the one signal that the record is
     """
 
     kind: BlockKind
@@ -29,6 +30,7 @@ class Block:
     cells: int | None = None
     guard: int | None = None
     hidden: bool = False
+    sample: bool = False
 
     @property
     def stop(self) -> int:

@@ -115,6 +115,8 @@ class RecordCodec:
             blocks = list(self._visits.blocks)
         guards = {} if self._visits is None else self._visits.guards
         blocks += [replace(codec.block, guard=guards.get(name)) for name, codec in self._code_codecs.items()]
+        if schema.is_one_signal:
+            blocks = [replace(block, sample=True) for block in blocks]
         self._label_start = start
         if joint and self._label:
             blocks.append(Block("binary" if self._label.type == "binary" else "numeric", self._label.name, start, 1))

@@ -20,6 +20,7 @@ from dpcgan_fast.data.vocabulary import with_vocabularies
 from dpcgan_fast.errors import InputError
 
 UNDECIDED_UNIT = "?"
+LEAST_SIGNAL = 32  # samples of a signal that has networks of its own
 
 
 class Schema(Strict):
@@ -162,6 +163,12 @@ class Schema(Strict):
     def has_private_lists(self) -> bool:
         """Whether a list of categories or codes is "private", so that how long records are is not known yet."""
         return any(PRIVATE in (column.categories, column.vocabulary) for column in self.columns)
+
+    @property
+    def is_one_signal(self) -> bool:
+        """Whether a record is one signal of at least `LEAST_SIGNAL` samples, with a label at most beside it."""
+        alone = all(column.name == self.label for column in self.columns) and self.visits is None
+        return alone and len(self.signals) == 1 and len(self.signals[0].columns) >= LEAST_SIGNAL
 
     @property
     def merges_rows(self) -> bool:

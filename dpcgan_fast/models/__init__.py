@@ -1,4 +1,4 @@
-"""Networks: the published presets, and nets for any table. No module here knows of privacy."""
+"""Networks: the published presets, nets for signals, and nets for any other table. No module here knows of privacy."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from dpcgan_fast.models.auto import AutoNetworks as AutoNetworks
 from dpcgan_fast.models.networks import Networks as Networks
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
 from dpcgan_fast.models.sampling import sample_records as sample_records
+from dpcgan_fast.models.signals import SignalNetworks
 
 MakeNetworks = Callable[[str, Sequence[Block], int, int | None], Networks]  # as `make_networks`
 
@@ -36,7 +37,8 @@ def make_networks(preset: str, blocks: Sequence[Block], n_classes: int, seed: in
 
 def _make_networks(preset: str, blocks: Sequence[Block], n_classes: int) -> Networks:
     if preset not in _PUBLISHED:
-        return AutoNetworks(blocks, n_classes)
+        one_signal = all(block.sample for block in blocks)
+        return (SignalNetworks if one_signal else AutoNetworks)(blocks, n_classes)
     spec = _PUBLISHED[preset]
     length = blocks[-1].stop
     if length != spec.record_length:

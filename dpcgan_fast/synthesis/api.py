@@ -62,6 +62,7 @@ class DPCGAN:
             steps,
             seed,
             least_release_share(schema, preset, changes.get("statistics") is not False),
+            schema.is_one_signal,
             **changes,  # type: ignore[arg-type]
         )
         self._device_name = device

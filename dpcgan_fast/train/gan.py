@@ -53,6 +53,8 @@ def critic_turn(session: Session) -> Callable[[Turn], None]:
         step.step()
         if (turn.number + 1) % settings.critic_per_generator == 0:
             _generator_step(session, _fakes_per_step(session))
+            if settings.generator_ema > 0:
+                state.average(settings.generator_ema, (turn.number + 1) // settings.critic_per_generator)
 
     return take
 
@@ -67,6 +69,7 @@ def train_gan(session: Session) -> None:
     with closing(session.private_steps(CRITIC)) as turns:
         for turn in turns:
             take(turn)
+    state.take_averages()
     state.networks.calibrate(partial(draw_labels, session), state.randomness)
 
 
@@ -122,7 +125,7 @@ def _generator_step(session: Session, fakes: int) -> None:
     """The generator, and the decoder at its small rate, move to where the critic scores higher: post-processing."""
     networks, randomness = session.state.networks, session.state.randomness
     optimizer = session.state.optimizers["generator"]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = session.state.generator_parameters()
     labels = draw_labels(session, fakes, randomness)
     most = fakes if networks.generator_mixes_rows else max(1, _FAKE_FLOATS // session.data.width)
     optimizer.zero_grad(set_to_none=True)

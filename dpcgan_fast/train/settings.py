@@ -24,6 +24,8 @@ class TrainSettings:
     *_batch:             expected batch sizes, in units; with n_units None they are None and follow a paid noisy count
     *_steps:             numbers of private steps; critic_steps is what `--steps` sets
     critic_per_generator: critic steps for one generator step
+    generator_ema:       decay of the running average of the weights of generator and decoder, which rows are drawn with
+                         in the end; 0 draws them with the last ones
     paired_fakes:        the paper's joint form: a fake for every real row, inside the unit's loss before clipping
     release_share:       share of epsilon for releases before training, other than the statistics
     statistics:          whether most of the budget buys statistics that rows are drawn from, where the schema has any
@@ -48,6 +50,7 @@ class TrainSettings:
     beta2: float
     critic_loss: CriticLoss
     paired_fakes: bool = False
+    generator_ema: float = 0.0
     max_grad_norm: float = 1.0
     release_share: float = 0.1
     statistics: bool = False
@@ -101,11 +104,12 @@ def _release_share(epsilon: float, n_units: int | None, least: float) -> float:
 
 def default_settings(
     preset: str, epsilon: float, delta: float, n_units: int | None, steps: int | None = None,
-    seed: int | None = None, least_release_share: float = 0.0, **changes: Any,
+    seed: int | None = None, least_release_share: float = 0.0, one_signal: bool = False, **changes: Any,
 ) -> TrainSettings:  # fmt: skip
     """Settings of a preset. `changes` overrides any of them by name; values of None are left out.
 
     least_release_share: share of epsilon for releases, if more than class rates are released
+    one_signal:          whether records are one signal, which has networks of its own, see `Schema.is_one_signal`
 
     Raises InputError for values out of range, PrivacyError for a delta above 1 / n_units, or above `LARGEST_DELTA` if
     n_units is None.
@@ -122,6 +126,8 @@ def default_settings(
             critic_steps=400, critic_per_generator=2, critic_lr=1e-3, generator_lr=2e-4, decoder_lr=2e-5, beta1=0.5,
             beta2=0.99, critic_loss="hinge", statistics=True,
         )  # fmt: skip
+        if one_signal:
+            settings = replace(settings, generator_lr=2e-3, decoder_lr=2e-3, generator_ema=0.99)
     else:
         uci = preset == "rdpcgan-uci"
         settings = TrainSettings(
@@ -174,6 +180,9 @@ def _check_settings(settings: TrainSettings) -> None:
             raise InputError(f"{name} must be at least 1", where, "Give a positive whole number.")
     if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
+    if not 0 <= settings.generator_ema < 1:
+        where = f"generator_ema {settings.generator_ema}"
+        raise InputError("generator_ema must be at least 0 and less than 1", where, "Use 0.99, or 0 for none.")
     if not 0 < settings.release_share < 1:
         raise InputError(
             "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.1."

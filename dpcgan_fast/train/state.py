@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models.networks import Networks
@@ -25,6 +25,7 @@ class TrainState:
     steps:      private steps taken, by mechanism
     randomness: of latent codes, fake labels and draws from the decoder; public
     released:   of statistics that rows are drawn from, which training does not touch
+    averaged:   running averages of what the generator's optimizer moves, in its order; empty if there are none
     """
 
     networks: Networks
@@ -34,6 +35,7 @@ class TrainState:
     randomness: torch.Generator
     steps: dict[str, int] = field(default_factory=lambda: {AUTOENCODER: 0, CRITIC: 0})
     released: dict[str, Tensor] = field(default_factory=dict)
+    averaged: list[Tensor] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
         """Networks, optimizers and randomness, contiguous and on the CPU."""
@@ -41,6 +43,7 @@ class TrainState:
         for name, optimizer in self.optimizers.items():
             for index, values in optimizer.state_dict()["state"].items():
                 named |= {f"optimizer.{name}.{index}.{key}": value for key, value in values.items()}
+        named |= {f"averaged.{index}": average for index, average in enumerate(self.averaged)}
         named["randomness"] = self.randomness.get_state()
         named |= self.released_named()
         return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
@@ -52,6 +55,29 @@ class TrainState:
     def values(self) -> Values:
         """Counters and released facts, as JSON values."""
         return {"steps": dict(self.steps), "rates": self.rates.tolist(), "divisors": dict(self.divisors)}
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """What the generator's optimizer moves: generator and decoder, in its order."""
+        return [p for group in self.optimizers["generator"].param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def average(self, decay: float, count: int) -> None:
+        """Takes the generator's parameters, after `count` of its steps, into their running averages.
+
+        Of the first steps the average is an even one: it holds nothing of the weights at the start.
+        """
+        parameters = self.generator_parameters()
+        if not self.averaged:
+            self.averaged = [parameter.detach().clone() for parameter in parameters]
+        for average, parameter in zip(self.averaged, parameters, strict=True):
+            average.lerp_(parameter, 1 - min(decay, 1 - 1 / count))
+
+    @torch.no_grad()
+    def take_averages(self) -> None:
+        """Gives the generator the running averages for its parameters, if there are any."""
+        if self.averaged:
+            for parameter, average in zip(self.generator_parameters(), self.averaged, strict=True):
+                parameter.copy_(average)
 
     def restore(self, tensors: dict[str, Tensor], values: Values) -> None:
         """Takes over what `tensors` and `values` gave. Raises InputError if they belong to another model."""
@@ -68,6 +94,8 @@ class TrainState:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             self.randomness.set_state(tensors["randomness"])
             self.released = released_tensors(tensors)
+            count = sum(name.startswith("averaged.") for name in tensors)
+            self.averaged = [tensors[f"averaged.{index}"].to(self.rates.device) for index in range(count)]
             self.steps = {name: int(values["steps"][name]) for name in self.steps}
             self.rates = torch.tensor(values["rates"], device=self.rates.device)
             self.divisors = {name: float(divisor) for name, divisor in values["divisors"].items()}

@@ -47,6 +47,7 @@ class Candidate(BaseModel):
     beta1: _Momentum | None = None
     beta2: _Momentum | None = None
     critic_loss: CriticLoss | None = None
+    generator_ema: _Momentum | None = None
     paired_fakes: bool | None = None
     max_grad_norm: _Positive | None = None
     release_share: _Share | None = None
@@ -73,8 +74,9 @@ class Candidate(BaseModel):
                 changes |= dict.fromkeys(names, not value if option == "networks_only" else value)
         share = least_release_share(schema, self.preset)
         return default_settings(
-            self.preset, epsilon, delta, schema.n_units, seed=seed, least_release_share=share, **changes
-        )
+            self.preset, epsilon, delta, schema.n_units, seed=seed, least_release_share=share,
+            one_signal=schema.is_one_signal, **changes,
+        )  # fmt: skip
 
 
 _OPTIONS: dict[str, tuple[str, ...]] = {  # of `dpcgan train`, and the settings that each sets

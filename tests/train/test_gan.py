@@ -78,6 +78,7 @@ def generator_session(networks, width, classes):
         rates=torch.ones(classes),
         randomness=torch.Generator().manual_seed(3),
         optimizers={"generator": torch.optim.SGD(parameters, lr=1.0)},
+        generator_parameters=lambda: parameters,
     )
     data = SimpleNamespace(n_labels=classes, width=width, device=torch.device("cpu"))
     return SimpleNamespace(state=state, data=data)

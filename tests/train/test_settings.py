@@ -34,6 +34,15 @@ def test_settings_of_the_paper():
     assert default_settings("rdpcgan-mimic", 1.0, 1e-5, 9200).critic_batch == 64
 
 
+def test_a_record_that_is_one_signal_has_rates_of_its_own_in_preset_auto_alone():
+    usual, signal = (default_settings("auto", 1.0, 1e-5, 9200, one_signal=own) for own in (False, True))
+    assert (usual.generator_ema, signal.generator_ema) == (0.0, 0.99)
+    assert signal.generator_lr == signal.decoder_lr > usual.generator_lr
+    assert default_settings("auto", 1.0, 1e-5, 9200, one_signal=True, generator_ema=0.5).generator_ema == 0.5
+    published = [default_settings("rdpcgan-uci", 1.0, 1e-5, 9200, one_signal=own) for own in (False, True)]
+    assert published[0] == published[1]
+
+
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, math.nan])
 def test_epsilon_must_be_positive(epsilon):
     with pytest.raises(InputError, match="epsilon must be greater than 0"):

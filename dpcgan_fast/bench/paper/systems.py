@@ -75,7 +75,9 @@ Fit = Callable[[Task], Synthetic]
 
 def _settings(preset: str, schema: Schema, task: Task, changes: dict[str, Any]) -> TrainSettings:
     share = least_release_share(schema, preset, changes.get("statistics") is not False)
-    settings = default_settings(preset, task.epsilon, DELTA, schema.n_units, None, task.seed, share)
+    settings = default_settings(
+        preset, task.epsilon, DELTA, schema.n_units, None, task.seed, share, schema.is_one_signal
+    )
     if preset != AUTO:
         settings = replace(settings, autoencoder_steps=max(1, task.steps // 2), critic_steps=task.steps)
     elif draws_from_statistics(schema, replace(settings, **changes)):
@@ -172,7 +174,10 @@ SYSTEMS: dict[str, System] = {
         "the convolutional networks of preset `auto` alone (`--networks-only`)",
         _networks(AUTO, make_networks, True, _ONLY_NETWORKS),
     ),
-    "conv-no-ae": System("the same without an autoencoder", _networks(AUTO, make_networks, False, _ONLY_NETWORKS)),
+    "conv-no-ae": System(
+        "the same without an autoencoder: purely adversarial, beside class rates",
+        _networks(AUTO, make_networks, False, _ONLY_NETWORKS),
+    ),
     AUTO: System(
         "what `dpcgan train` does by default: rows from statistics on all of these tables",
         _networks(AUTO, make_networks, True, {}),
