@@ -4,7 +4,7 @@ Source of the idea: Esteban, Hyland and Rätsch, arXiv 1706.02633, section 4.2 (
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +62,12 @@ class Predictions:
         return found
 
 
-def predictions(train_table: pa.Table, test_table: pa.Table, schema: Schema) -> Predictions | None:
+def predictions(
+    train_table: pa.Table, test_table: pa.Table, schema: Schema, learners: Sequence[str] = tuple(LEARNERS)
+) -> Predictions | None:
     """The predictions of gradient boosting "gb", a random forest "rf" and logistic regression "lr" with fixed seeds.
+
+    learners: those that are wanted
 
     None for a schema without a label. A training table with one class gives a constant guess. At most 50,000 rows are
     learned from and 100,000 scored.
@@ -78,12 +82,12 @@ def predictions(train_table: pa.Table, test_table: pa.Table, schema: Schema) -> 
         return None
     x_train, x_test = (encode(table, schema, label=False).values for table in (train, test))
     found = {}
-    for name, make in LEARNERS.items():
+    for name in learners:
         # Columns are classes; a class that was never seen keeps probability 0, and nothing seen, a constant guess.
         probabilities = np.zeros((len(x_test), max(2, len(truth.names))))
         seen = np.unique(taught.classes)
         if len(seen) > 1:
-            probabilities[:, seen] = guesses(make(), x_train, taught.classes, x_test)
+            probabilities[:, seen] = guesses(LEARNERS[name](), x_train, taught.classes, x_test)
         found[name] = probabilities[:, 1:] if len(truth.names) == 1 else probabilities
     return Predictions(test, truth, found)
 

@@ -2,41 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from scipy.stats import t
 
 from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.systems import SYSTEMS
 from dpcgan_fast.bench.table import machine_text, table
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
+from dpcgan_fast.evaluate.spread import Spread, spread
 
 _PUBLISHED_STEPS = 4000  # see `dpcgan_fast.train.default_settings`
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over runs, and half the width of its 95 % interval by Student's t; None for a single run."""
-
-    mean: float
-    half: float | None
-
-    def text(self, digits: int) -> str:
-        """As it stands in a table."""
-        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
-        return f"{self.mean:.{digits}f}{half}"
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Of the runs of one cell of the table; None without any."""
-    if not values:
-        return None
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Spread(mean, None)
-    return Spread(mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count)))
 
 
 def figure_of(cell: dict[str, Any], path: Sequence[str]) -> float | None:
