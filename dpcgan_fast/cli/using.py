@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,9 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
+from dpcgan_fast.cli.benchmarks import epsilons_of
 from dpcgan_fast.cli.console import result, result_json, say
-from dpcgan_fast.cli.progress import TerminalProgress
+from dpcgan_fast.cli.progress import TerminalProgress, WorkProgress
 from dpcgan_fast.cli.training import Device, Json, privacy_line
 from dpcgan_fast.data.csr_files import is_matrix_file
 from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
@@ -21,8 +23,9 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.visits import schema_of_sample
 from dpcgan_fast.data.writing import TableWriter, check_output
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate import Metrics
+from dpcgan_fast.evaluate import CurveGrid, Metrics, curve_in, utility_curve
 from dpcgan_fast.evaluate import evaluate as evaluate_tables
+from dpcgan_fast.evaluate.curve import RELEASES
 from dpcgan_fast.files import make_private_folder
 from dpcgan_fast.report import WARNING, write_report
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
@@ -88,10 +91,26 @@ def evaluate(
     synthetic: Annotated[
         Path | None, typer.Option(help="Synthetic table; without it one is drawn from the run.")
     ] = None,
+    curve: Annotated[
+        bool,
+        typer.Option(
+            "--curve",
+            help="Also utility against epsilon, for a run that draws from statistics: they are released anew from the "
+            "training rows at several epsilons. It reveals more than the run. The same --out goes on.",
+        ),
+    ] = False,
+    curve_epsilons: Annotated[
+        str | None,
+        typer.Option(help="Of the curve, such as 0.5,1,3,10. [default: 0.1, 0.3, 1, 3 and 10 times the run's own]"),
+    ] = None,
+    curve_releases: Annotated[
+        int | None, typer.Option(help=f"Releases at each epsilon of the curve. [default: {RELEASES}]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare synthetic with real held-out rows. The figures are NOT differentially private: do not release them."""
     model = DPCGAN.load(run)
+    grid = _curve_grid(model, train, curve, curve_epsilons, curve_releases)
     schema = model.released_schema
     test_table = _read(real, schema)
     train_table = None if train is None else _read(train, schema)
@@ -101,7 +120,7 @@ def evaluate(
         synthetic_table = model.sample(
             train_table.num_rows if train_table is not None else max(test_table.num_rows, 1000)
         )
-    metrics, page = evaluate_run(model, schema, synthetic_table, test_table, train_table, out)
+    metrics, page = evaluate_run(model, schema, synthetic_table, test_table, train_table, out, grid)
     if as_json:
         result_json(metrics.to_dict())
         return
@@ -116,7 +135,28 @@ def evaluate(
 def _print_headline(metrics: Metrics) -> None:
     """The headline, and in the same place that it is not differentially private: whoever keeps one keeps both."""
     result(str(metrics.verdict["headline"]))
+    if metrics.curve is not None:
+        for sentence in metrics.curve["sentences"]:
+            result(sentence)
     result(metrics.notice)
+
+
+def _curve_grid(
+    model: DPCGAN, train: Path | None, asked: bool, epsilons: str | None, releases: int | None
+) -> CurveGrid | None:
+    """What is asked for; None for no curve. Raises InputError where there can be none."""
+    if not asked:
+        for option, given in (("--curve-epsilons", epsilons), ("--curve-releases", releases)):
+            if given is not None:
+                raise InputError("The option has no use without a curve", option, "Add --curve, or leave it out.")
+        return None
+    if train is None:
+        raise InputError("A curve is made from the training rows", "--curve", "Give them with --train.")
+    own = model.statistics_anew().epsilon
+    count = RELEASES if releases is None else releases
+    if epsilons is None:
+        return CurveGrid.around(own, count)
+    return CurveGrid(epsilons_of(epsilons, "--curve-epsilons"), count)
 
 
 def _read(path: Path, schema: Schema) -> pa.Table:
@@ -132,18 +172,41 @@ def _read_synthetic(path: Path, schema: Schema) -> pa.Table:
 
 
 def evaluate_run(
-    model: DPCGAN, schema: Schema, synthetic: pa.Table, test: pa.Table, train: pa.Table | None, out: Path
-) -> tuple[Metrics, Path]:
+    model: DPCGAN, schema: Schema, synthetic: pa.Table, test: pa.Table, train: pa.Table | None, out: Path,
+    grid: CurveGrid | None = None,
+) -> tuple[Metrics, Path]:  # fmt: skip
     """Evaluates, and writes metrics.json and report.html into `out`; gives the metrics and the report's path.
 
     They show real rows' statistics, so that a folder that is made for them is its owner's alone.
+    grid: of a curve, for which there must be a training table; metrics.json is written again after each release
     """
     privacy = model.privacy()
     metrics = evaluate_tables(synthetic, test, schema, train=train, privacy=privacy)
     make_private_folder(out)
-    metrics.write(out / "metrics.json")
+    path = out / "metrics.json"
+    if grid is None or train is None:
+        metrics.write(path)
+    else:
+        metrics = _with_curve(metrics, model, schema, test, train, path, grid)
     page = write_report(out, metrics, synthetic, test, schema, privacy, model.privacy_card())
     return metrics, page
+
+
+def _with_curve(
+    metrics: Metrics, model: DPCGAN, schema: Schema, test: pa.Table, train: pa.Table, path: Path, grid: CurveGrid
+) -> Metrics:
+    curves = utility_curve(model.statistics_anew(), train, test, schema, grid, curve_in(path))
+    with WorkProgress() as progress:
+        for step, curve in enumerate(curves):
+            if step == 0:
+                there = {point["epsilon"]: len(point["runs"]) for point in curve["points"]}
+                missing = sum(max(0, grid.releases - there[epsilon]) for epsilon in grid.epsilons)
+                progress.start("curve, releases", missing, 0)
+            else:
+                progress.advance(step)
+            metrics = replace(metrics, curve=curve)
+            metrics.write(path)
+    return metrics
 
 
 def demo(

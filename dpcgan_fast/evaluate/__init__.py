@@ -6,6 +6,9 @@ The exceptions are the baselines: what they release is differentially private, h
 from dpcgan_fast.evaluate.code_columns import CodeView as CodeView
 from dpcgan_fast.evaluate.code_columns import code_view as code_view
 from dpcgan_fast.evaluate.code_figures import code_distances as code_distances
+from dpcgan_fast.evaluate.curve import CurveGrid as CurveGrid
+from dpcgan_fast.evaluate.curve import curve_in as curve_in
+from dpcgan_fast.evaluate.curve import utility_curve as utility_curve
 from dpcgan_fast.evaluate.fidelity import Fidelity as Fidelity
 from dpcgan_fast.evaluate.fidelity import fidelity as fidelity
 from dpcgan_fast.evaluate.metrics import NOTICE as NOTICE

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dpcgan_fast.baselines import STATISTICS, baselines_for, noise_multiplier
 from dpcgan_fast.data.dates import with_days
-from dpcgan_fast.data.public_cells import typed_table, without_codes
+from dpcgan_fast.data.public_cells import without_codes
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.visits import widened
 from dpcgan_fast.evaluate.code_columns import CodeView, code_view
@@ -24,6 +24,7 @@ from dpcgan_fast.evaluate.learners import LEARNERS
 from dpcgan_fast.evaluate.nulls import null_notes
 from dpcgan_fast.evaluate.overlap import share_of_copies, shares_a_unit
 from dpcgan_fast.evaluate.rules import rule_figures, rule_notes
+from dpcgan_fast.evaluate.sides import Side
 from dpcgan_fast.evaluate.spectra import SpectralFigures, spectral_distances
 from dpcgan_fast.evaluate.subgroups import subgroup_scores
 from dpcgan_fast.evaluate.utility import (
@@ -76,6 +77,7 @@ class Metrics:
     uncertainty:      half the width of a 95 % interval of the first AUROC, which the test table's size alone decides
     verdict:          standing against the baseline, a headline, and sentences (see `verdict.Verdict`)
     notes:            what a reader must know about how the figures came about
+    curve:            utility at several epsilons (see `curve.utility_curve`); None unless it was asked for
     """
 
     notice: str
@@ -106,6 +108,7 @@ class Metrics:
     rows: dict[str, int | None]
     uncertainty: float | None
     notes: tuple[str, ...]
+    curve: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as JSON values; infinity is the string "inf"."""
@@ -144,28 +147,14 @@ def evaluate(
     synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
     train = None if train is None else with_days(train, schema, "--train")
     view = code_view(schema, test)
-    of = _Side.of(synthetic, schema, view, "--synthetic")
-    real = _Side.of(test, schema, view, "--real")
-    known = None if train is None else _Side.of(train, schema, view, "--train")
+    of = Side.of(synthetic, schema, view, "--synthetic")
+    real = Side.of(test, schema, view, "--real")
+    known = None if train is None else Side.of(train, schema, view, "--train")
     return _evaluate_sides(of, real, known, schema, view, privacy)
 
 
-@dataclass(frozen=True)
-class _Side:
-    """A table to compare. narrow: as it is, with columns of codes; wide: every cell read, and flags in their place."""
-
-    narrow: pa.Table
-    wide: pa.Table
-
-    @classmethod
-    def of(cls, table: pa.Table, schema: Schema, view: CodeView | None, where: str) -> "_Side":
-        if view is None:
-            return cls(table, typed_table(table, schema, where))
-        return cls(table, typed_table(view.wide(table, where), view.schema, where))
-
-
 def _evaluate_sides(
-    of: _Side, real: _Side, known: _Side | None, narrow_schema: Schema, view: CodeView | None,
+    of: Side, real: Side, known: Side | None, narrow_schema: Schema, view: CodeView | None,
     privacy: Mapping[str, Any],
 ) -> Metrics:  # fmt: skip
     """of, real, known: the synthetic rows, the test rows, and the training rows if there are any"""
@@ -250,7 +239,7 @@ def _drawn_notes(drawn_from: str) -> list[str]:
 
 
 def _baselines(
-    source: pa.Table, rows: int, real: _Side, narrow_schema: Schema, schema: Schema, view: CodeView | None,
+    source: pa.Table, rows: int, real: Side, narrow_schema: Schema, schema: Schema, view: CodeView | None,
     epsilon: float, delta: float | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Name, scores and distances of each baseline that fits the schema, best first.
@@ -261,7 +250,7 @@ def _baselines(
     found = []
     for baseline in baselines_for(narrow_schema):
         drawn = baseline.fit(source, epsilon, delta).sample(rows, np.random.default_rng(0))
-        side = _Side.of(drawn, narrow_schema, view, "baseline")
+        side = Side.of(drawn, narrow_schema, view, "baseline")
         scores: Mapping[str, Any] = train_and_test(side.wide, real.wide, schema) or dict.fromkeys(LEARNERS)
         distances = _distances(side, real, schema, view)
         multiplier = noise_multiplier(epsilon, delta)
@@ -269,7 +258,7 @@ def _baselines(
     return best_first(found)
 
 
-def _distances(side: _Side, real: _Side, schema: Schema, view: CodeView | None) -> dict[str, Any]:
+def _distances(side: Side, real: Side, schema: Schema, view: CodeView | None) -> dict[str, Any]:
     """All distances of a table from the real test rows. schema: of the wide tables"""
     of_codes = {} if view is None else {"codes": code_distances(side.narrow, real.narrow, view)}
     of_signals = {"spectra": spectral_distances(side.wide, real.wide, schema)}

@@ -17,6 +17,7 @@ from dpcgan_fast.evaluate.fidelity import correlations
 from dpcgan_fast.evaluate.metrics import Metrics
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error, write_whole
 from dpcgan_fast.report import details, figures, tables
+from dpcgan_fast.report.curve import curve_picture, curve_rows
 from dpcgan_fast.report.wording import count, not_private_reasons, shown, shown_lines
 
 WARNING = "WARNING: "
@@ -89,6 +90,8 @@ def render(
         columns=tables.column_rows(values),
         subgroups=details.subgroup_rows(values),
         told_apart=details.told_apart_rows(values),
+        curve=curve_picture(values),
+        curve_rows=curve_rows(values),
         code_measures=details.code_measures(values),
         spectrum_measures=details.spectrum_measures(values),
         rules=details.rule_rows(values),

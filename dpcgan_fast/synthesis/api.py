@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from dpcgan_fast.baselines import STATISTICS
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.schema import Schema
@@ -19,6 +20,7 @@ from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error
 from dpcgan_fast.models import MakeNetworks, is_conditional, make_networks
 from dpcgan_fast.synthesis import fitting
+from dpcgan_fast.synthesis.anew import StatisticsAnew
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.sampling import Sampler
@@ -170,6 +172,26 @@ class DPCGAN:
     def privacy_card(self) -> str:
         """The privacy card, as Markdown."""
         return self._fitted().card.read_text(encoding="utf-8")
+
+    def statistics_anew(self) -> StatisticsAnew:
+        """The run's statistics at other epsilons, for evaluation.
+
+        Raises InputError for a run that draws its rows from networks, or has no privacy, and so no epsilon to go from.
+        """
+        config = self._fitted().read_config()
+        assert self._sampler is not None
+        if self._sampler.statistics is None or self.settings.clusters == "autoencoder":
+            raise InputError(
+                "The run's rows come from networks, or by way of one, which would have to be trained at each epsilon",
+                "--curve",
+                "Leave it out; `dpcgan bench --suite paper` trains at several epsilons, on public tables.",
+            )
+        if not self.settings.private:
+            raise InputError("The run has no finite epsilon", "--curve", "Leave it out, or give a private run.")
+        mechanisms = config["privacy"]["mechanisms"]
+        own = next(m["noise_multiplier"] for m in mechanisms if m["mechanism"] == STATISTICS)
+        run, settings = config["model_sha256"], self.settings
+        return StatisticsAnew(self._sampler, settings.epsilon, settings.delta, own, run)
 
     def save(self, path: str | Path) -> None:
         """Copies the run folder. Raises InputError if there is something at the path already."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpcgan_fast.baselines import STATISTICS, FittedBaseline, arrays_of, has_statistics, restored, statistics_for
-from dpcgan_fast.baselines.code_mixture import release_mixture
+from dpcgan_fast.baselines.code_mixture import ClusterFinder, release_mixture
 from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
 from dpcgan_fast.data.encoding import RecordCodec
@@ -60,10 +60,21 @@ def release_statistics(
     mechanism, encoder = plan.mechanism(STATISTICS), plan.release(CODE_AUTOENCODER)
     clusters = release_mixture if encoder is None else AutoencoderClusters(encoder, ledger, key, seed)
     seq = ledger.reserve(mechanism, key.key_id)
-    placed = _placed(with_days(table, schema, where), schema, where)
-    fitted = statistics_for(_of_places(schema), clusters).release(placed, mechanism.noise_multiplier, key)
+    fitted = unaccounted_statistics(table, schema, mechanism.noise_multiplier, key, where, clusters)
     ledger.close(seq, 1)
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
+
+
+def unaccounted_statistics(
+    table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str,
+    clusters: ClusterFinder = release_mixture,
+) -> FittedBaseline:  # fmt: skip
+    """As `release_statistics`, with no line in any ledger: whoever calls it accounts for it.
+
+    schema: complete, of records; clusters: what finds clusters of codes
+    """
+    placed = _placed(with_days(table, schema, where), schema, where)
+    return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key)
 
 
 def dry_statistics(table: pa.Table, schema: Schema) -> None:
@@ -71,8 +82,7 @@ def dry_statistics(table: pa.Table, schema: Schema) -> None:
 
     schema: of records, with something in the place of what is private
     """
-    placed = _placed(with_days(table.slice(0, 0), schema, ""), schema, "")
-    fitted = statistics_for(_of_places(schema)).release(placed, 0.0, NoiseKey())
+    fitted = unaccounted_statistics(table.slice(0, 0), schema, 0.0, NoiseKey(), "")
     drawn_table(fitted, RecordCodec(schema), _DRY_ROWS, None, 0)
 
 

@@ -13,12 +13,12 @@ from scipy.stats import t
 from dpcgan_fast.bench import write_results
 from dpcgan_fast.bench.paper import SYSTEMS, Grid, bench_paper, cells, paper_figure, paper_markdown
 from dpcgan_fast.bench.paper.protocol import Judges
-from dpcgan_fast.bench.paper.spreads import spread
 from dpcgan_fast.bench.paper.systems import Synthetic
 from dpcgan_fast.bench.paper.tables import PaperTable
 from dpcgan_fast.cli import run
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError, MachineError
+from dpcgan_fast.evaluate.spread import spread
 from dpcgan_fast.privacy import Mechanism
 from tests.bench.results import MACHINE
 

@@ -2,34 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from scipy.stats import t
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean over runs, and half the width of its 95 % interval by Student's t; None for a single run."""
-
-    mean: float
-    half: float | None
-
-    def text(self, digits: int) -> str:
-        """As it stands in a table."""
-        half = "" if self.half is None else f" ± {self.half:.{digits}f}"
-        return f"{self.mean:.{digits}f}{half}"
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Of the runs of one cell of the table; None without any."""
-    if not values:
-        return None
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return Spread(mean, None)
-    return Spread(mean, float(t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count)))
+from dpcgan_fast.evaluate.spread import Spread, spread
 
 
 def figure_of(cell: dict[str, Any], path: Sequence[str]) -> float | None:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dpcgan_fast.bench.paper.cells import REAL
-from dpcgan_fast.bench.paper.spreads import Spread, order_of, runs_of, spread_of
+from dpcgan_fast.bench.paper.spreads import order_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import SYSTEMS
 from dpcgan_fast.bench.paper.targets import targets_markdown
 from dpcgan_fast.bench.table import machine_text, table
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
+from dpcgan_fast.evaluate.spread import Spread
 
 _PUBLISHED_STEPS = 4000  # see `dpcgan_fast.train.default_settings`
 

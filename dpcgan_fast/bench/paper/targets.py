@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from dpcgan_fast.baselines import INDEPENDENT
 from dpcgan_fast.bench.paper.cells import REAL
-from dpcgan_fast.bench.paper.spreads import Spread, figure_of, runs_of, spread, spread_of
+from dpcgan_fast.bench.paper.spreads import figure_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import AUTO, YARDSTICK
 from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
 from dpcgan_fast.bench.table import table
+from dpcgan_fast.evaluate.spread import Spread, spread
 
 EPSILONS = (1.0, 10.0, 100.0)
 ADVERSARIAL = ("rdpcgan-no-ae", "conv-no-ae")  # purely: the published networks, and those of preset auto

@@ -1,0 +1,221 @@
+"""Utility against epsilon: the statistics of a run, released anew at several epsilons, and how good rows they make.
+
+Rows are judged on real held-out rows, so that a curve, like all of evaluation, is not differentially private.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+import pyarrow as pa
+import sklearn
+
+import dpcgan_fast
+from dpcgan_fast.data.dates import with_days
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.errors import InputError
+from dpcgan_fast.evaluate.code_columns import code_view
+from dpcgan_fast.evaluate.sides import Side
+from dpcgan_fast.evaluate.spread import Spread, first_fall, spread
+from dpcgan_fast.evaluate.two_sample import c2st
+from dpcgan_fast.evaluate.utility import TRAINING_ROWS, check_test_table, predictions
+from dpcgan_fast.synthesis.anew import StatisticsAnew
+
+RELEASES = 5  # at each epsilon, unless more or fewer are asked for
+FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the run's own epsilon
+_LEARNER = "gb"
+# Of gradient boosting on the test rows; the last also tells the rows from them. By what is better: more, or less.
+_BETTER = {"auroc": 1, "ap": 1, "c2st_binned": -1}
+_SAID = (
+    ("auroc", "The AUROC of gradient boosting", "rises"),
+    ("c2st_binned", "The AUROC of telling rows from real ones (numbers in bins)", "falls"),
+)
+_OPTION = "--curve-epsilons"
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class CurveGrid:
+    """What is asked for.
+
+    epsilons: at least two, rising, finite
+    releases: at each of them, at least two, since one has no interval
+
+    Raises InputError if they are not.
+    """
+
+    epsilons: tuple[float, ...]
+    releases: int = RELEASES
+
+    def __post_init__(self) -> None:
+        given = self.epsilons
+        if len(given) < 2 or list(given) != sorted(set(given)) or not (given[0] > 0 and math.isfinite(given[-1])):
+            asked = ",".join(f"{epsilon:g}" for epsilon in given)
+            how = "Give at least two numbers above 0, rising, such as 0.5,1,3,10."
+            raise InputError("These epsilons make no curve", f"{_OPTION} {asked}", how)
+        if self.releases < 2:
+            where = f"--curve-releases {self.releases}"
+            raise InputError("An interval takes at least two releases", where, "Give 2 or more.")
+
+    @classmethod
+    def around(cls, epsilon: float, releases: int = RELEASES) -> "CurveGrid":
+        """From a tenth of an epsilon to ten times as much."""
+        return cls(tuple(float(f"{factor * epsilon:.6g}") for factor in FACTORS), releases)
+
+
+def curve_in(path: Path) -> Any:
+    """The curve of an earlier metrics file, as it stands there; None if there is none to be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["curve"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def utility_curve(
+    anew: StatisticsAnew, train: pa.Table, test: pa.Table, schema: Schema, grid: CurveGrid, before: Any = None
+) -> Iterator[dict[str, Any]]:
+    """The curve as JSON values: at once what was there before, then again after each release; the last one is whole.
+
+    train, test: real rows, the former with the unit's column if the schema has one
+    schema:      the run's own, with released values in place of "private" ones
+    before:      an earlier curve: what it has of the same run, tables and versions is kept and not made again
+
+    A curve is {"private": False, "delta", "own_epsilon", "rows", "points", "gets_worse", "sentences", "spent", "key"}.
+    points: by rising epsilon {"epsilon", "noise_multiplier", "runs", "auroc", "ap", "c2st_binned"}; runs are scores of
+            single releases, the others {"mean", "half"} of them; null without a label, or with too few rows
+    gets_worse: by score, the epsilons of the first mean that is better than one at a greater epsilon, beyond both
+            half-widths together; null where there is none
+    spent:  epsilon that all releases of the curve together cost the training rows, at the same delta
+    key:    what points can be kept for
+
+    Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
+    """
+    schema = schema.as_records()
+    test = with_days(test, schema, "--real")
+    view = code_view(schema, test)
+    seen, real = schema if view is None else view.schema, Side.of(test, schema, view, "--real")
+    check_test_table(real.wide, seen)
+    rows = max(1, min(train.num_rows, TRAINING_ROWS))
+    key = _key(anew, train, test, rows)
+    runs = _kept(before, key)
+    for epsilon in grid.epsilons:
+        runs.setdefault(epsilon, [])
+    yield _curve(anew, rows, key, runs)
+    for release in range(grid.releases):
+        for epsilon in grid.epsilons:
+            if len(runs[epsilon]) > release:
+                continue
+            drawn = with_days(anew.draw(train, epsilon, rows), schema, "synthetic rows")
+            runs[epsilon].append(_scores(Side.of(drawn, schema, view, "synthetic rows").wide, real.wide, seen))
+            yield _curve(anew, rows, key, runs)
+
+
+def _scores(drawn: pa.Table, test: pa.Table, schema: Schema) -> Scores:
+    predicted = predictions(drawn, test, schema, (_LEARNER,))
+    learned: Mapping[str, float | None] = {} if predicted is None else predicted.scores()[_LEARNER]
+    found = {**learned, "c2st_binned": c2st(drawn, test, schema, binned=True)}
+    return {name: found.get(name) for name in _BETTER}
+
+
+def _key(anew: StatisticsAnew, train: pa.Table, test: pa.Table, rows: int) -> str:
+    """Differs wherever a release or a score would be of another kind."""
+    hashed = hashlib.sha256(f"{anew.run} {rows} {dpcgan_fast.__version__} {sklearn.__version__}".encode())
+    for table in (train, test):
+        hashed.update(table.schema.serialize())
+        for batch in table.to_batches():
+            hashed.update(batch.serialize())
+    return hashed.hexdigest()
+
+
+def _kept(before: Any, key: str) -> dict[float, list[Scores]]:
+    """Scores of an earlier curve by epsilon; none if it is of something else, or no curve."""
+    try:
+        if before["key"] != key:
+            return {}
+        return {
+            float(point["epsilon"]): [
+                {name: None if run[name] is None else float(run[name]) for name in _BETTER} for run in point["runs"]
+            ]
+            for point in before["points"]
+        }
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _curve(anew: StatisticsAnew, rows: int, key: str, runs: Mapping[float, Sequence[Scores]]) -> dict[str, Any]:
+    epsilons = sorted(runs)
+    means = {name: [_mean(runs[epsilon], name) for epsilon in epsilons] for name in _BETTER}
+    points = [
+        {
+            "epsilon": epsilon,
+            "noise_multiplier": anew.noise_multiplier(epsilon),
+            "runs": list(runs[epsilon]),
+            **{name: _values(found[place]) for name, found in means.items()},
+        }
+        for place, epsilon in enumerate(epsilons)
+    ]
+    falls = {name: _fall(epsilons, found, _BETTER[name]) for name, found in means.items()}
+    spent = _spent(points, anew.delta)
+    return {
+        "private": False,
+        "delta": anew.delta,
+        "own_epsilon": anew.epsilon,
+        "rows": rows,
+        "points": points,
+        "gets_worse": falls,
+        "sentences": [
+            *(_said(what, way, epsilons, means[name], falls[name]) for name, what, way in _SAID if all(means[name])),
+            _revealed(anew, spent, sum(map(len, runs.values()))),
+        ],
+        "spent": spent,
+        "key": key,
+    }
+
+
+def _mean(runs: Sequence[Scores], name: str) -> Spread | None:
+    return spread([score for run in runs if (score := run[name]) is not None])
+
+
+def _values(mean: Spread | None) -> dict[str, float | None] | None:
+    return None if mean is None else asdict(mean)
+
+
+def _fall(epsilons: Sequence[float], means: Sequence[Spread | None], better: int) -> list[float] | None:
+    measured = [(epsilon, mean) for epsilon, mean in zip(epsilons, means, strict=True) if mean is not None]
+    found = first_fall([Spread(better * mean.mean, mean.half) for _, mean in measured])
+    return None if found is None else [measured[place][0] for place in found]
+
+
+def _spent(points: Sequence[Mapping[str, Any]], delta: float) -> float:
+    """Gaussian releases compose to one whose 1 / noise_multiplier^2 is the sum of theirs: no approximation.
+
+    Source: Dong, Roth and Su, arXiv 1905.02383, corollary 3.3; epsilon of one release: arXiv 1805.06530, theorem 8.
+    """
+    whole = sum(len(point["runs"]) / point["noise_multiplier"] ** 2 for point in points)
+    return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(whole), delta)) if whole else 0.0
+
+
+def _said(
+    what: str, way: str, epsilons: Sequence[float], means: Sequence[Spread | None], fall: list[float] | None
+) -> str:
+    first, last = (f"{mean.text(3)} at epsilon {epsilons[i]:g}" for i in (0, -1) if (mean := means[i]) is not None)
+    if fall is None:
+        how = f"it {way} with epsilon within its intervals: no mean is better than one at a greater epsilon"
+    else:
+        lower, upper = fall
+        how = f"it does not {way.removesuffix('s')} throughout: the mean at {lower:g} is better than that at {upper:g}"
+    return f"{what} goes from {first} to {last}; {how} by more than both half-widths together."
+
+
+def _revealed(anew: StatisticsAnew, spent: float, releases: int) -> str:
+    return (
+        f"Publishing the curve reveals more than the run: its {releases} releases cost the training rows an epsilon of "
+        f"{spent:.3g} at delta {anew.delta:g} on top of the run's {anew.epsilon:g}, no ledger has them, and nothing "
+        "protects the test rows, on which its figures are computed."
+    )
