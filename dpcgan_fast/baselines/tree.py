@@ -23,11 +23,13 @@ from dpcgan_fast.baselines.histograms import (
 )
 from dpcgan_fast.baselines.parts import SETTLED, Totals, values_of
 from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.baselines.within_bins import WithinBins, checked_within, release_within_bins
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.privacy.denoising import closest_histogram
 
 MOST_COLUMNS = 64  # beyond it the scores of all pairs take most of the noise
 _HISTOGRAMS_SHARE, _SCORES_SHARE = 0.35, 0.15  # of what the tree may spend; the rest is for the tables of its edges
+_WITHIN_SHARE = 0.1  # likewise, for how bins are filled, where the data are enough to tell
 _SCORED_GROUPS = 4  # of a column's cells, while pairs of columns are compared
 _GROUPS = (20, 12, 8, 6, 4, 3, 2)  # of the cells of a column in an edge's table, the finest that the noise allows
 _NOISE = 0.5  # of an edge's score: what the noise of its table may amount to
@@ -67,10 +69,14 @@ class Tree:
         return float(len(self.columns))
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
-        """Histograms, then scores of all pairs, then tables of the pairs that are chosen."""
+        """Histograms, how bins are filled, scores of all pairs, then tables of the pairs that are chosen."""
         for_tables = share * (1 - _HISTOGRAMS_SHARE - _SCORES_SHARE)
         noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
         shown = _Shown.of(self.columns, noisy, std)
+        numeric = tuple(column for column in self.columns if column.type == "numeric")
+        within = release_within_bins(rows, numeric, shown.totals, budget, share * _WITHIN_SHARE)
+        if within is not None:
+            for_tables -= share * _WITHIN_SHARE
         edges = self._edges(rows, shown, budget, share * _SCORES_SHARE)
         edges = _worth_their_noise(edges, shown, rows.class_count, budget, for_tables)
         if not edges:  # what is left buys the histograms once more
@@ -79,7 +85,7 @@ class Tree:
             noisy = [first * one + (1 - first) * two for one, two in zip(noisy, again, strict=True)]
             std = std * std_again / math.hypot(std, std_again) if std else 0.0
         tables = [_measured(rows, edge, shown, budget, for_tables / len(edges)) for edge in edges]
-        return _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables)
+        return _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables, within)
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnTree":
         """See `KeptPart.restored`."""
@@ -92,7 +98,13 @@ class Tree:
             groups = Grouping(of_cell[0], int(of_cell[0].max()) + 1), Grouping(of_cell[1], int(of_cell[1].max()) + 1)
             tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
             given[child] = arrays[f"given.{number}"]
-        return _DrawnTree(self.columns, [], SETTLED, tables, shares, given)
+        return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), shares, given)
+
+    def _kept_within(self, arrays: Mapping[str, np.ndarray]) -> WithinBins | None:
+        names = {f"within.{place}": column for place, column in enumerate(self.columns) if column.type == "numeric"}
+        if not any(name in arrays for name in names):
+            return None
+        return WithinBins({column.name: checked_within(arrays[name], column) for name, column in names.items()})
 
     def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
         noisy = release_histograms(rows, self.columns, budget, share)
@@ -223,6 +235,7 @@ class _DrawnTree:
     noisy: list[np.ndarray]
     totals: Totals
     tables: list[Table]
+    within: WithinBins | None  # None: bins are filled evenly
     _shares: list[np.ndarray] = field(default_factory=list)
     _given: dict[int, np.ndarray] = field(default_factory=dict)  # by child, chances of its groups given the parent's
 
@@ -259,6 +272,9 @@ class _DrawnTree:
         for number, table in enumerate(self.tables):
             kept |= {f"parent.{number}": table.groups[0].of_cell, f"child.{number}": table.groups[1].of_cell}
             kept[f"given.{number}"] = self._given[table.edge.child]
+        if self.within is not None:
+            places = {column.name: place for place, column in enumerate(self.columns)}
+            kept |= {f"within.{places[name]}": given for name, given in self.within.given.items()}
         return kept
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
@@ -276,4 +292,10 @@ class _DrawnTree:
             found[table.edge.child] = drawn_cells(
                 within.reshape(-1, within.shape[-1]), classes * child.count + group, rng
             )
-        return {column.name: values_of(column, found[place], rng) for place, column in enumerate(self.columns)}
+        drawn = {}
+        for place, column in enumerate(self.columns):
+            if self.within is not None and column.type == "numeric":
+                drawn[column.name] = self.within.draw(column, found[place], classes, rng)
+            else:
+                drawn[column.name] = values_of(column, found[place], rng)
+        return drawn

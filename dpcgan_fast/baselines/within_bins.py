@@ -1,0 +1,127 @@
+"""Where within their public bins the numbers of columns lie: values that many rows share, and how a bin is filled.
+
+A bin of a table is wide, and real numbers are not even within it: blood pressures are 120 or 130, not 124.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.parts import numbers_of
+from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.data.public_cells import bin_edges, numbers
+from dpcgan_fast.data.schema import Column
+from dpcgan_fast.privacy.denoising import denoised_counts, denoised_ratios
+
+_PIECES = 32  # of a bin at most; of whole numbers each is one where there are no more
+_LARGEST_RATIO = math.exp(3.0)
+_EVEN = 1.0  # standard deviations of the noise of a piece by which bins are filled evenly
+_LEAST_STRENGTH = 150.0  # rows over that noise, below which it would show next to nothing
+
+
+def piece_edges(column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of the pieces of a numeric column's bins, (pieces + 1,) float64, and the bin of each, (pieces,) int64.
+
+    Between whole numbers if the column has those alone, so that every piece has at least one.
+    """
+    edges = bin_edges(column)
+    found = []
+    for lower, upper in itertools.pairwise(edges):
+        if column.integer:
+            count = int(max(1, min(_PIECES, round(upper - lower))))
+            inner = np.floor(np.linspace(lower, upper, count + 1)[1:-1]) + 0.5
+        else:
+            share = np.linspace(0, 1, _PIECES + 1)[1:-1]
+            inner = lower * (1 - share) + upper * share
+        found.append(np.clip(np.append(lower, inner), lower, upper))
+    bins = np.repeat(np.arange(len(found)), [len(own) for own in found])
+    return np.append(np.concatenate(found), edges[-1]), bins
+
+
+@dataclass(frozen=True)
+class WithinBins:
+    """Chances of the pieces of each column's bins.
+
+    given: by the column's name, (class_count, pieces) float64; those of a bin sum to 1 in each class
+    """
+
+    given: dict[str, np.ndarray]
+
+    def draw(self, column: Column, found: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> pa.Array:
+        """Cells of a numeric column from its public cells and the classes of their rows, (rows,) int64 each."""
+        edges, bins = piece_edges(column)
+        missing = found == bins[-1] + 1
+        inside = np.where(missing, 0, found)
+        ends = np.cumsum(self.given[column.name], axis=1)  # each bin's begin at a whole number
+        pieces = np.empty(len(found), np.int64)
+        for index, own in enumerate(ends):
+            members = np.flatnonzero(classes == index)
+            pieces[members] = np.searchsorted(own, inside[members] + rng.random(len(members)), side="right")
+        starts = np.append(_starts(bins), len(bins))
+        pieces = np.clip(pieces, starts[inside], starts[inside + 1] - 1)  # rounding leads out of no bin
+        return numbers_of(column, rng.uniform(edges[pieces], edges[pieces + 1]), missing)
+
+
+def checked_within(given: np.ndarray, column: Column) -> np.ndarray:
+    """Chances of the pieces of a column's bins as they were kept. Raises ValueError if they are none."""
+    _, bins = piece_edges(column)
+    if given.ndim != 2 or given.shape[1] != len(bins) or not (given >= 0).all():
+        raise ValueError("Expected chances of the pieces of each bin.")
+    if not np.allclose(np.add.reduceat(given, _starts(bins), axis=1), 1.0):
+        raise ValueError("Expected chances that add up to 1 in each bin.")
+    return given
+
+
+def release_within_bins(
+    rows: Rows, columns: tuple[Column, ...], totals: np.ndarray, budget: Budget, share: float
+) -> WithinBins | None:
+    """Spends a share of the budget on how the bins of some numeric columns are filled in each class.
+
+    totals: (class_count,) released numbers of rows
+    None, and nothing is spent, where the noise would hide it all. Counts of all classes together tell how a bin is
+    filled, and those of one how much more or less so there.
+    Formal guarantee: a unit moves the release by at most sqrt(len(columns)) in L2 norm: its rows weigh 1 in each
+    column, and each falls into one piece or none.
+    """
+    sensitivity = math.sqrt(len(columns))
+    std = budget.std(sensitivity, share) if columns else 0.0
+    if not columns or totals.sum() < _LEAST_STRENGTH * std:
+        return None
+    counts = [_pieces(rows, column) for column in columns]
+    noisy = budget.release("within bins", np.concatenate(counts, axis=1), sensitivity, share)
+    parts = np.split(noisy.values, np.cumsum([part.shape[1] for part in counts])[:-1], axis=1)
+    return WithinBins(
+        {column.name: _given(part, column, noisy.std) for column, part in zip(columns, parts, strict=True)}
+    )
+
+
+def _pieces(rows: Rows, column: Column) -> np.ndarray:
+    """Weight of the rows of each class in each piece: (class_count, pieces)."""
+    values, (edges, bins) = numbers(rows.table, column), piece_edges(column)
+    found = np.where(np.isnan(values), len(bins), np.searchsorted(edges[1:-1], values, side="right"))
+    return rows.histogram(found, len(bins) + 1)[:, :-1]
+
+
+def _given(noisy: np.ndarray, column: Column, std: float) -> np.ndarray:
+    """Chances of pieces given bin and class, (class_count, pieces), from their noisy counts."""
+    edges, bins = piece_edges(column)
+    even = np.diff(edges) / np.maximum(np.diff(bin_edges(column)), 1e-300)[bins]
+    of_all = denoised_counts(noisy.sum(0), std * math.sqrt(len(noisy)))
+    counts = np.tile(of_all / len(noisy), (len(noisy), 1))
+    possible = of_all > 0
+    if len(noisy) > 1 and possible.any():
+        of_class = np.maximum(noisy.sum(1), 1.0)
+        expected = np.outer(of_class / of_class.sum(), of_all[possible])
+        counts[:, possible] = expected * denoised_ratios(noisy[:, possible], expected, std, _LARGEST_RATIO)
+    # As many rows as the noise of a piece amounts to fill each bin evenly: no chance is an accident of the noise.
+    counts = counts + (_EVEN * std + 1e-9) * even
+    return counts / np.add.reduceat(counts, _starts(bins), axis=1)[:, bins]
+
+
+def _starts(bins: np.ndarray) -> np.ndarray:
+    """The first piece of each bin. bins: (pieces,) rising, each at least once"""
+    return np.searchsorted(bins, np.arange(bins[-1] + 1))
