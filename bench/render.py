@@ -16,6 +16,7 @@ from dpcgan_fast.bench import (
     targets_markdown,
     write_results,
 )  # fmt: skip
+from dpcgan_fast.bench.paper import headline_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -41,10 +42,10 @@ def main() -> None:
     on_gpu = read_results(RESULTS / "step_h100.json")
     write_results(on_gpu, RESULTS / "step_h100.json")
     text = put_between(text, "gpu", others_markdown(on_gpu))
+    paper = read_results(RESULTS / "paper.json")
+    write_results(paper, RESULTS / "paper.json")
+    text = put_between(text, "paper", headline_markdown(paper))
     readme.write_text(text, encoding="utf-8")
-    paper = RESULTS / "paper.json"
-    if paper.exists():
-        write_results(read_results(paper), paper)
     before, after = (RESULTS / f"train_{when}.json" for when in ("before", "after"))
     if before.exists() and after.exists():
         compared = compare_markdown(read_results(before), read_results(after))

@@ -7,7 +7,6 @@ from dpcgan_fast.bench.paper.systems import AUTO, SYSTEMS, YARDSTICK
 from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
 from dpcgan_fast.bench.paper.targets import (
     AUROC,
-    CODES_AE,
     COOCCURRENCE,
     EPSILONS,
     OUTCOME,

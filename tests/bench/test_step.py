@@ -8,6 +8,7 @@ import pytest
 from dpcgan_fast.bench import chosen_nets, jax_results, others_markdown, read_results, targets_markdown, write_results
 from dpcgan_fast.bench.contenders import OURS
 from dpcgan_fast.bench.nets import bench_nets
+from dpcgan_fast.bench.paper import headline_markdown
 from dpcgan_fast.bench.step import merge_runs
 from dpcgan_fast.bench.targets import TARGETS, all_met, judge
 from dpcgan_fast.errors import InputError
@@ -112,3 +113,4 @@ def test_the_readme_shows_the_committed_results():
     assert targets_markdown(results) in readme
     assert others_markdown(results, jax) in readme
     assert others_markdown(read_results(folder / "step_h100.json")) in readme
+    assert headline_markdown(read_results(folder / "paper.json")) in readme

@@ -8,3 +8,4 @@ from dpcgan_fast.bench.paper.summary import paper_markdown as paper_markdown
 from dpcgan_fast.bench.paper.systems import STEPS as STEPS
 from dpcgan_fast.bench.paper.systems import SYSTEMS as SYSTEMS
 from dpcgan_fast.bench.paper.tables import TABLES as TABLES
+from dpcgan_fast.bench.paper.targets import headline_markdown as headline_markdown

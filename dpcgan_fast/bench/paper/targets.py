@@ -11,14 +11,13 @@ from typing import Any, Literal
 from dpcgan_fast.baselines import INDEPENDENT
 from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.spreads import figure_of, runs_of, spread_of
-from dpcgan_fast.bench.paper.systems import AUTO, YARDSTICK
+from dpcgan_fast.bench.paper.systems import AUTO, CODES_AE, YARDSTICK
 from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
 from dpcgan_fast.bench.table import table
 from dpcgan_fast.evaluate.spread import Spread, spread
 
 EPSILONS = (1.0, 10.0, 100.0)
 ADVERSARIAL = ("rdpcgan-no-ae", "conv-no-ae")  # purely: the published networks, and those of preset auto
-CODES_AE = "codes-ae"  # the system of codes with a convolutional autoencoder inside
 Standing = Literal["met", "missed", "not measured"]
 
 
@@ -237,7 +236,7 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
         f"{sentence} A target is for the mean over 5 noise seeds and 3 splits, 15 runs; it is met if the mean over the "
         "runs that there are meets it. Both purely adversarial systems stand beside the target for them: "
         f"`{ADVERSARIAL[0]}` has the published networks, `{ADVERSARIAL[1]}` those of preset `auto`. "
-        f"`{CODES_AE}` draws codes from a convolutional autoencoder. Independent codes are the baseline "
+        f"`{CODES_AE}` has a convolutional autoencoder inside. Independent codes are the baseline "
         f"`{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
         of_targets,
         "`auto` beside the best yardstick of equal epsilon: at least as good if the AUROC of gradient boosting is not "
@@ -246,3 +245,21 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
         "very statistic that is the yardstick, they differ by noise alone.\n",
         _of_yardsticks(cells),
     ]
+
+
+def headline_markdown(results: dict[str, Any]) -> str:
+    """AUROC of gradient boosting by table and epsilon, of `auto` and of the best yardstick, for the README."""
+    cells = results["cells"]
+    rows = []
+    for data in TABLES:
+        found = [compared(cells, data, epsilon) for epsilon in EPSILONS]
+        if all(one.auroc is None for one in found):
+            continue
+        real = spread(measured(cells, data, REAL, None, AUROC))
+        said = [
+            "-" if one.auroc is None else one.auroc.text(3) + (f" ({one.yardstick.text(3)})" if one.yardstick else "")
+            for one in found
+        ]
+        runs = max(len(measured(cells, data, AUTO, epsilon, AUROC)) for epsilon in EPSILONS)
+        rows.append([data, *said, "-" if real is None else real.text(3), str(runs)])
+    return table(["table", *(f"epsilon {epsilon:g}" for epsilon in EPSILONS), "real rows", "runs"], rows)
