@@ -17,7 +17,8 @@ from dpcgan_fast.data.code_rows import CodeRows
 from dpcgan_fast.errors import InputError, PrivacyError, StoppedError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, account
-from dpcgan_fast.privacy.ledger import charged, read_ledger
+from dpcgan_fast.privacy.ledger import charged, read_ledger, taken_by_run
+from dpcgan_fast.privacy.selection import RunCount
 from dpcgan_fast.synthesis import DPCGAN, code_autoencoder, releases
 from dpcgan_fast.synthesis.code_autoencoder import (
     LATENT_DIM,
@@ -29,11 +30,13 @@ from dpcgan_fast.synthesis.code_autoencoder import (
 )  # fmt: skip
 from dpcgan_fast.synthesis.fitting import check_before_reading
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
+from dpcgan_fast.tuning import search_privately
 from tests.baselines.replay import refuse_moves
 from tests.baselines.tables import codes_schema, codes_table
 from tests.synthesis.code_runs import FEW, VOCABULARY, code_schema, quick_runs
 from tests.synthesis.runs import model_bytes, model_of, stopping_hooks
 from tests.tables import make_schema
+from tests.tuning.searches import candidates_of
 
 WIDTH = 40
 SHARES = np.full(WIDTH, 0.1)
@@ -228,6 +231,16 @@ def test_a_run_pays_for_it_in_a_line_of_its_own(tmp_path):
     assert 0.86 < ratio < 0.91, "the statistics have 10 % of the whole less"
     assert fitted.privacy()["drawn_from"].endswith("clusters by an autoencoder")
     assert f"{CODE_AUTOENCODER}: 200 steps" in fitted.privacy_card()
+
+
+def test_a_private_search_pays_for_it_inside_of_the_selection(tmp_path):
+    changes = {"clusters": "autoencoder", "networks_only": False, "batch_size": FEW["autoencoder_batch"]}
+    schema, count = code_schema(columns=ONLY_CODES), RunCount("geometric", 1.0)
+    search_privately(patients(), schema, 3.0, 1e-4, candidates_of(changes), tmp_path / "run", count, device="cpu")
+    lines = read_ledger(tmp_path / "run" / "ledger.jsonl")[0]
+    taken = {line.mechanism: (line.event, line.steps) for line in taken_by_run(lines)}
+    assert taken[CODE_AUTOENCODER] == ("selected_poisson_gaussian", code_autoencoder.cluster_steps(1.5))
+    assert 2.9 < account(charged(lines), 1e-4).epsilon <= 3.0
 
 
 def test_where_clusters_are_not_looked_for_nothing_is_paid_for_them(tmp_path, monkeypatch):
