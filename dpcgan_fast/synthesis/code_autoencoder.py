@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from dpcgan_fast.baselines.budget import Budget
@@ -35,7 +36,7 @@ _USUAL_LOG, _LOG_SCALE = 2.2, 1.5  # of the number of codes of a record; public
 _LONGEST = math.sqrt(0.75 * (LATENT_DIM + 1))  # norm to which latent codes are clipped, each of whose numbers is <= 1
 _FEWEST = 60.0  # records without which a group is given up
 _BESIDE = 0.15  # how far from a large group another begins in its place
-_ROWS_AT_A_TIME, _GROUPED_AT_A_TIME = 256, 1 << 12
+_ROWS_AT_A_TIME, _GROUPED_AT_A_TIME = 256, 1 << 10
 
 
 def cluster_steps(epsilon: float) -> int:
@@ -115,18 +116,20 @@ class AutoencoderClusters:
     ) -> Mixture:
         """Spends the mechanism, and the share of the budget on what becomes of it.
 
-        Raises ValueError, before anything is spent, for records that are not units.
+        Raises ValueError, before anything is spent, for records that share the weight of a unit.
         """
         if not np.isin(records.weights, (0.0, 1.0)).all():
-            raise ValueError("Expected records each of which is a unit.")
+            raise ValueError("Expected records each of which is a unit, or weighs nothing.")
         seq = self.ledger.reserve(self.mechanism, self.key.key_id)
         network = self._trained(records, shares)
         self.ledger.close(seq, self.mechanism.steps)
         return clusters_of(network, records, shares, plan, budget, share, np.random.default_rng(self.seed))
 
     def _trained(self, records: CodeRecords, shares: np.ndarray) -> CodeAutoencoder:
-        """Formal guarantee: `steps` steps of DP-SGD on Poisson draws of records, each of which is a unit."""
-        mechanism = self.mechanism
+        """Formal guarantee: `steps` steps of DP-SGD on Poisson draws of units, each of which has one row at most: the
+        one that weighs 1. Others are those beyond a unit's cap, and those of no known class.
+        """
+        mechanism, units = self.mechanism, np.flatnonzero(records.weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(secrets.randbits(62) if self.seed is None else self.seed)
             network = CodeAutoencoder(torch.from_numpy(np.log(shares)).float())
@@ -139,12 +142,12 @@ class AutoencoderClusters:
             expected_batch_size=1.0,  # a public constant, whose size Adam takes out again
             noise_key=self.key,
         )
-        sampler = PoissonSampler(len(records.sets), mechanism.sample_rate, sampling_key(mechanism.mechanism, self.seed))
+        sampler = PoissonSampler(len(units), mechanism.sample_rate, sampling_key(mechanism.mechanism, self.seed))
         for number in range(mechanism.steps):
             for group in optimizer.param_groups:
                 warm = min(1.0, (number + 1) / _WARM_UP)
                 group["lr"] = _LR * warm * (1 - (1 - _LAST_RATE) * number / mechanism.steps)
-            for rows in _parts(sampler.draw(number), _ROWS_AT_A_TIME):
+            for rows in _parts(units[sampler.draw(number)], _ROWS_AT_A_TIME):
                 held = _held(records, rows, len(shares))
                 step.backward(code_loss(step(held), held))
             step.step()
@@ -160,9 +163,8 @@ def clusters_of(
     rng: of where groups begin; public
     """
     width = len(shares)
-    with torch.no_grad():
-        parts = _parts(np.arange(len(records.sets)), _GROUPED_AT_A_TIME)
-        found = [network.groupable(_held(records, rows, width)).numpy() for rows in parts]
+    parts = _parts(np.arange(len(records.sets)), _GROUPED_AT_A_TIME)
+    found = [_points(network, _held(records, rows, width)) for rows in parts]
     points = np.concatenate([np.empty((0, LATENT_DIM + 1), np.float32), *found])
     centres = release_centres(points, records.weights, plan.clusters, budget, share * _GROUPS_SHARE, rng)
 
@@ -178,6 +180,19 @@ def clusters_of(
 
     mixture = release_clusters(by_codes, records, blocks, shares, plan, budget, of_round)
     return with_numbers(mixture, by_codes, records, blocks, budget, share * _NUMBERS_SHARE)
+
+
+@torch.no_grad()
+def _points(network: CodeAutoencoder, held: Tensor) -> np.ndarray:
+    """What `groupable` gives of at most `_GROUPED_AT_A_TIME` records: (rows, LATENT_DIM + 1) float32.
+
+    Formal guarantee: what a record gets follows from its own codes alone, to the last bit, which may decide on a group.
+    torch may round otherwise in a batch of another size, so that all batches have one size. That it then rounds a row
+    the same, wherever it stands, is assumed.
+    """
+    batch = torch.zeros(_GROUPED_AT_A_TIME, held.shape[1])
+    batch[: len(held)] = held
+    return network.groupable(batch)[: len(held)].numpy()
 
 
 def release_centres(
@@ -207,8 +222,11 @@ def release_centres(
 
 
 def nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The centre nearest to each point, (rows,) int64."""
-    return np.argmin((centres**2).sum(1) - 2 * (points @ centres.T), axis=1)
+    """The centre nearest to each point, (rows,) int64.
+
+    Formal guarantee: that of a point does not depend on the others, as it may where a matrix product rounds.
+    """
+    return np.argmin(cdist(points, centres, "sqeuclidean"), axis=1)
 
 
 def _held(records: CodeRecords, rows: np.ndarray, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from dpcgan_fast.files import unreadable
 from dpcgan_fast.synthesis.fitting import check_schema
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.train import TrainSettings, default_settings
-from dpcgan_fast.train.settings import CriticLoss, Preset
+from dpcgan_fast.train.settings import Clusters, CriticLoss, Preset
 
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0)]
@@ -52,6 +52,7 @@ class Candidate(BaseModel):
     max_grad_norm: _Positive | None = None
     release_share: _Share | None = None
     statistics: bool | None = None
+    clusters: Clusters | None = None
 
     @model_validator(mode="after")
     def _one_name_each(self) -> "Candidate":

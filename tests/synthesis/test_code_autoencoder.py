@@ -14,10 +14,11 @@ from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import CodeRecords, MixturePlan
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
 from dpcgan_fast.data.code_rows import CodeRows
-from dpcgan_fast.errors import InputError, StoppedError
+from dpcgan_fast.errors import InputError, PrivacyError, StoppedError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, account
-from dpcgan_fast.privacy.ledger import charged, read_ledger
+from dpcgan_fast.privacy.ledger import charged, read_ledger, taken_by_run
+from dpcgan_fast.privacy.selection import RunCount
 from dpcgan_fast.synthesis import DPCGAN, code_autoencoder, releases
 from dpcgan_fast.synthesis.code_autoencoder import (
     LATENT_DIM,
@@ -29,11 +30,13 @@ from dpcgan_fast.synthesis.code_autoencoder import (
 )  # fmt: skip
 from dpcgan_fast.synthesis.fitting import check_before_reading
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
+from dpcgan_fast.tuning import search_privately
 from tests.baselines.replay import refuse_moves
 from tests.baselines.tables import codes_schema, codes_table
 from tests.synthesis.code_runs import FEW, VOCABULARY, code_schema, quick_runs
 from tests.synthesis.runs import model_bytes, model_of, stopping_hooks
 from tests.tables import make_schema
+from tests.tuning.searches import candidates_of
 
 WIDTH = 40
 SHARES = np.full(WIDTH, 0.1)
@@ -111,6 +114,25 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
     assert moved == len(["numbers", "counts", *["centres"] * 6, *["clusters"] * 2, "numbers of clusters", "pairs"])
 
 
+def test_the_latent_code_of_a_record_does_not_depend_on_other_records():
+    """By its last bit a record may be in another group: then not one unit would move a release, but two."""
+    network = network_of()
+    held = (torch.rand(50, WIDTH, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    found = code_autoencoder._points(network, held)
+    for size in range(1, 50):
+        assert np.array_equal(code_autoencoder._points(network, held[-size:]), found[-size:])
+
+
+def test_the_group_of_a_point_does_not_depend_on_other_points():
+    """A point as far from two centres as can be told."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((500, LATENT_DIM + 1)).astype(np.float32)
+    moves = rng.standard_normal((50, LATENT_DIM + 1))
+    for place, move in enumerate(moves):
+        centres = np.stack([points[place] + move, points[place] - move])
+        assert nearest(points, centres)[place] == nearest(points[place : place + 1], centres)[0]
+
+
 def test_the_private_steps_are_those_that_are_charged(monkeypatch, tmp_path):
     """Noise and clipping of the line in the ledger, whole Poisson draws, and as many steps."""
     mechanism = Mechanism(CODE_AUTOENCODER, "poisson_gaussian", 0.1, 1.3, 7, 0.5)
@@ -164,6 +186,35 @@ def test_records_that_are_not_units_are_refused(tmp_path):
     assert read_ledger(tmp_path / "ledger.jsonl")[0] == []
 
 
+def test_rows_beyond_the_cap_of_a_unit_are_never_drawn(monkeypatch, tmp_path):
+    """They weigh nothing, and would be units of their own to the private steps."""
+    seen = []
+    real = code_autoencoder.code_loss
+    monkeypatch.setattr(code_autoencoder, "code_loss", lambda logits, held: seen.append(held) or real(logits, held))
+    held = np.eye(6, WIDTH, dtype=bool)
+    records = records_of(held)
+    records.weights[:] = [1, 0, 0, 1, 0, 0]
+    mechanism = Mechanism(CODE_AUTOENCODER, "poisson_gaussian", 1.0, 1.3, 2, 0.5)
+    with Ledger(tmp_path / "ledger.jsonl", create=True) as ledger:
+        finder = AutoencoderClusters(mechanism, ledger, NoiseKey(seed=1), 1)
+        finder(records, SHARES, MixturePlan(3, 1, 5), Budget(0.5, NoiseKey(seed=2)), 1.0)
+    assert [batch.argmax(1).tolist() for batch in seen] == [[0, 3]] * 2
+
+
+def test_what_a_crash_left_while_it_learned_stays_charged_and_cannot_go_on(monkeypatch, tmp_path):
+    """There is no checkpoint yet, and noise that was seen must not be drawn anew."""
+    monkeypatch.setattr(code_autoencoder, "clusters_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(releases, "cluster_steps", lambda _: 5)
+    with quick_runs():
+        stopped = model()
+        with pytest.raises(ZeroDivisionError):
+            stopped.fit(patients(), tmp_path / "run")
+        lines = charged(read_ledger(tmp_path / "run" / "ledger.jsonl")[0])
+        assert [(line.mechanism, line.steps) for line in lines][-2:] == [("statistics", 1), (CODE_AUTOENCODER, 5)]
+        with pytest.raises(PrivacyError, match="before its first checkpoint"):
+            stopped.fit(patients(), tmp_path / "run", resume=True)
+
+
 def test_a_run_pays_for_it_in_a_line_of_its_own(tmp_path):
     fitted = model().fit(patients(), tmp_path / "run")
     lines = charged(read_ledger(tmp_path / "run" / "ledger.jsonl")[0])
@@ -180,6 +231,16 @@ def test_a_run_pays_for_it_in_a_line_of_its_own(tmp_path):
     assert 0.86 < ratio < 0.91, "the statistics have 10 % of the whole less"
     assert fitted.privacy()["drawn_from"].endswith("clusters by an autoencoder")
     assert f"{CODE_AUTOENCODER}: 200 steps" in fitted.privacy_card()
+
+
+def test_a_private_search_pays_for_it_inside_of_the_selection(tmp_path):
+    changes = {"clusters": "autoencoder", "networks_only": False, "batch_size": FEW["autoencoder_batch"]}
+    schema, count = code_schema(columns=ONLY_CODES), RunCount("geometric", 1.0)
+    search_privately(patients(), schema, 3.0, 1e-4, candidates_of(changes), tmp_path / "run", count, device="cpu")
+    lines = read_ledger(tmp_path / "run" / "ledger.jsonl")[0]
+    taken = {line.mechanism: (line.event, line.steps) for line in taken_by_run(lines)}
+    assert taken[CODE_AUTOENCODER] == ("selected_poisson_gaussian", code_autoencoder.cluster_steps(1.5))
+    assert 2.9 < account(charged(lines), 1e-4).epsilon <= 3.0
 
 
 def test_where_clusters_are_not_looked_for_nothing_is_paid_for_them(tmp_path, monkeypatch):
