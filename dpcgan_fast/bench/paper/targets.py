@@ -248,18 +248,6 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def headline_markdown(results: dict[str, Any]) -> str:
-    """AUROC of gradient boosting by table and epsilon, of `auto` and of the best yardstick, for the README."""
-    cells = results["cells"]
-    rows = []
-    for data in TABLES:
-        found = [compared(cells, data, epsilon) for epsilon in EPSILONS]
-        if all(one.auroc is None for one in found):
-            continue
-        real = spread(measured(cells, data, REAL, None, AUROC))
-        said = [
-            "-" if one.auroc is None else one.auroc.text(3) + (f" ({one.yardstick.text(3)})" if one.yardstick else "")
-            for one in found
-        ]
-        runs = max(len(measured(cells, data, AUTO, epsilon, AUROC)) for epsilon in EPSILONS)
-        rows.append([data, *said, "-" if real is None else real.text(3), str(runs)])
-    return table(["table", *(f"epsilon {epsilon:g}" for epsilon in EPSILONS), "real rows", "runs"], rows)
+    """How many targets are met, and the table of all of them, for the README."""
+    sentence, of_targets = _of_targets(results["cells"])
+    return f"{sentence}\n\n{of_targets}"
