@@ -8,6 +8,7 @@ import pytest
 
 from dpcgan_fast.cli import run
 from dpcgan_fast.synthesis.anew import StatisticsAnew
+from tests.synthesis.code_runs import quick_runs
 from tests.synthesis.runs import model_of
 from tests.tables import make_table
 
@@ -20,8 +21,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curve")
     for name, table in (("train", make_table()), ("test", make_table(200, seed=1))):
         pyarrow.csv.write_csv(table, folder / f"{name}.csv")
-    model_of().fit(make_table(), folder / "run")
-    model_of(statistics=False).fit(make_table(), folder / "networks")
+    with quick_runs():
+        model_of().fit(make_table(), folder / "run")
+        model_of(statistics=False).fit(make_table(), folder / "networks")
     return folder
 
 
@@ -84,7 +86,7 @@ def test_there_is_no_curve_unless_it_is_asked_for(place, tmp_path):
         (["--curve-epsilons", "1,3"], {}, "no use without a curve"),
         (["--curve-releases", "3"], {}, "no use without a curve"),
         (["--curve", "--curve-epsilons", "1"], {}, "make no curve"),
-        (["--curve", "--curve-epsilons", "1,many"], {}, "These are no epsilons"),
+        (["--curve", "--curve-epsilons", "1,many"], {}, "Give positive numbers, such as 0.5,1,3,10."),
         (["--curve", "--curve-releases", "1"], {}, "at least two releases"),
     ],
     ids=[

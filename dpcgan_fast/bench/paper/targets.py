@@ -11,14 +11,13 @@ from typing import Any, Literal
 from dpcgan_fast.baselines import INDEPENDENT
 from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.spreads import figure_of, runs_of, spread_of
-from dpcgan_fast.bench.paper.systems import AUTO, YARDSTICK
+from dpcgan_fast.bench.paper.systems import AUTO, CODES_AE, YARDSTICK
 from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
 from dpcgan_fast.bench.table import table
 from dpcgan_fast.evaluate.spread import Spread, spread
 
 EPSILONS = (1.0, 10.0, 100.0)
 ADVERSARIAL = ("rdpcgan-no-ae", "conv-no-ae")  # purely: the published networks, and those of preset auto
-CODES_AE = "codes-ae"  # the system of codes with a convolutional autoencoder inside
 Standing = Literal["met", "missed", "not measured"]
 
 
@@ -237,8 +236,8 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
         f"{sentence} A target is for the mean over 5 noise seeds and 3 splits, 15 runs; it is met if the mean over the "
         "runs that there are meets it. Both purely adversarial systems stand beside the target for them: "
         f"`{ADVERSARIAL[0]}` has the published networks, `{ADVERSARIAL[1]}` those of preset `auto`. "
-        f"`{CODES_AE}` draws codes from a convolutional autoencoder. Independent codes are the baseline "
-        f"`{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
+        f"`{CODES_AE}` is `auto` with clusters of codes by a convolutional autoencoder. Independent codes are the "
+        f"baseline `{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
         of_targets,
         "`auto` beside the best yardstick of equal epsilon: at least as good if the AUROC of gradient boosting is not "
         "less with disjoint 95 % intervals; better, or worse, by what differs with disjoint intervals, of the distance "
