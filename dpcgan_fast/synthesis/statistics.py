@@ -80,6 +80,8 @@ def unaccounted_statistics(
     """As `release_statistics`, with no line in any ledger: whoever calls it accounts for it.
 
     schema: complete, of records; clusters: what finds clusters of codes
+    Formal guarantee: as private as one Gaussian release of this noise multiplier, but for what `clusters` accounts for
+    itself. Raises InputError if the table does not fit the schema.
     """
     placed = _placed(with_days(table, schema, where), schema, where)
     return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key)

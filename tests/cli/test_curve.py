@@ -6,7 +6,7 @@ import re
 import pyarrow.csv
 import pytest
 
-from dpcgan_fast.cli import run
+from dpcgan_fast.cli import run, using
 from dpcgan_fast.synthesis.anew import StatisticsAnew
 from tests.synthesis.code_runs import quick_runs
 from tests.synthesis.runs import model_of
@@ -52,6 +52,19 @@ def draws(monkeypatch):
     return made
 
 
+@pytest.fixture
+def _other_figures_once(monkeypatch):
+    """What is evaluated beside the curve is computed in the first call alone."""
+    real, kept = using.evaluate_tables, []
+
+    def once(*arguments, **named):
+        kept.extend([real(*arguments, **named)] if not kept else [])
+        return kept[0]
+
+    monkeypatch.setattr(using, "evaluate_tables", once)
+
+
+@pytest.mark.usefixtures("_other_figures_once")
 def test_a_stopped_curve_goes_on_and_ends_in_metrics_page_and_sentences(place, tmp_path, capsys, draws):
     out = tmp_path / "e"
     assert evaluated(place, out, *CURVE) == 4
