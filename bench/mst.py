@@ -192,6 +192,8 @@ def main() -> None:
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 10.0])
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
+    if not given.mbi.is_file():
+        parser.error(f"--mbi {given.mbi}: no such interpreter; make mbi's environment first, see bench/README.md")
     version = "import importlib.metadata as m; print(m.version('mbi'))"
     asked = subprocess.run([str(given.mbi), "-c", version], check=True, capture_output=True, text=True)
     path = RESULTS / "mst.json"

@@ -22,6 +22,10 @@ class DpcganError(Exception):
         super().__init__(f"{what} ({where}). {how}")
         self.what, self.where, self.how = what, where, how
 
+    def __reduce__(self) -> tuple[type["DpcganError"], tuple[str, str, str]]:
+        """How a worker's error reaches the process that it works for: from one text no error can be made again."""
+        return type(self), (self.what, self.where, self.how)
+
 
 class InputError(DpcganError, ValueError):
     """Bad usage or bad input."""

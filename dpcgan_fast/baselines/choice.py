@@ -25,6 +25,7 @@ from dpcgan_fast.privacy.mechanism import Mechanism
 INDEPENDENT = "independent histograms"
 SIZED = "independent histograms and numbers of codes"
 MIXED = "numbers, clusters and pairs of codes"
+COUNTED = "numbers and frequencies of codes, as people are few for clusters and pairs"  # what `MIXED` may come to
 TREE = "a tree of columns"
 STRENGTH = "one strength of the signal"
 WAVES = "strengths and waves of the signal"

@@ -114,8 +114,8 @@ def _looked_at(rows: Rows, sets: CodeRows, column: Column, kept: np.ndarray | No
 
 @dataclass
 class _DrawnMixedCodes:
-    """counts, mixture and pairs are what was released, these two of a record with a chance of `rate`; drawing is what
-    they were settled to.
+    """counts, mixture and pairs are what was released, these two of a record with a chance of `rate`, and None where
+    people are few for the noise; drawing is what they were settled to.
     """
 
     column: Column
@@ -162,3 +162,8 @@ class _DrawnMixedCodes:
             sizes *= rates / np.maximum(sizes.sum(2, keepdims=True), _TINY)
             sizes *= numbers[:, None] / np.maximum(sizes.sum(1, keepdims=True), _TINY)
         return CodeKinds(sizes, self.mixture.ratios.astype(np.float32), within)
+
+
+def counts_alone(drawn: object) -> bool:
+    """Whether a part that was just released is codes of people who were too few for clusters and pairs."""
+    return isinstance(drawn, _DrawnMixedCodes) and drawn.mixture is None

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpcgan_fast.baselines.choice import MIXED, TREE, WAVES, Baseline, FittedBaseline
+from dpcgan_fast.baselines.choice import COUNTED, MIXED, TREE, WAVES, Baseline, FittedBaseline
 from dpcgan_fast.baselines.code_mixture import ClusterFinder, release_mixture
 from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
-from dpcgan_fast.baselines.mixed_codes import MixedCodes
+from dpcgan_fast.baselines.mixed_codes import MixedCodes, counts_alone
 from dpcgan_fast.baselines.parts import KeptDrawn, KeptPart
 from dpcgan_fast.baselines.signals import Waves
 from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
@@ -57,6 +57,11 @@ def statistics_for(schema: Schema, clusters: ClusterFinder = release_mixture) ->
     names = [*([TREE] if len(single) > 1 else [ONE_COLUMN] if single else []), *([WAVES] if schema.signals else [])]
     names += [MIXED] if schema.codes_columns() else []
     return Baseline(" and ".join(names) or CLASSES, schema, tuple(parts) or (Classes(),))
+
+
+def released_name(fitted: FittedBaseline) -> str:
+    """What statistics that were just released came to: their name, or that people were too few for part of it."""
+    return COUNTED if any(counts_alone(part) for part in fitted.parts) else fitted.name
 
 
 def arrays_of(fitted: FittedBaseline) -> dict[str, np.ndarray]:

@@ -69,14 +69,14 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def epsilons_of(text: str, option: str) -> tuple[float, ...]:
-    """Different positive numbers that are parted by commas, such as 1,10,inf. Raises InputError for anything else."""
+def epsilons_of(text: str, option: str, such_as: str) -> tuple[float, ...]:
+    """Different positive numbers that are parted by commas. Raises InputError for anything else, with an example."""
     try:
         numbers = tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         numbers = ()
     if not numbers or not all(number > 0 for number in numbers):
-        raise InputError("These are no epsilons", f"{option} {text}", "Give positive numbers, such as 1,10,inf.")
+        raise InputError("These are no epsilons", f"{option} {text}", f"Give positive numbers, such as {such_as}.")
     return numbers
 
 
@@ -164,7 +164,8 @@ def bench(
         how = "Use a name that ends in .json, in a folder that exists."
         raise InputError("The results cannot be written there", f"--out {out}", how)
     if suite == "paper":
-        grid = Grid(_names(data), _names(systems), epsilons_of(epsilons, "--epsilons"), seeds, splits, steps or STEPS)
+        levels = epsilons_of(epsilons, "--epsilons", "1,10,inf")
+        grid = Grid(_names(data), _names(systems), levels, seeds, splits, steps or STEPS)
         _paper(grid, out, describe(pick_device("cpu")), jobs)
         result(str(out))
         return

@@ -101,10 +101,13 @@ def evaluate(
     ] = False,
     curve_epsilons: Annotated[
         str | None,
-        typer.Option(help="Of the curve, such as 0.5,1,3,10. [default: 0.1, 0.3, 1, 3 and 10 times the run's own]"),
+        typer.Option(
+            help="Of the curve: at least two, rising, such as 0.5,1,3,10. [default: 0.1, 0.3, 1, 3 and 10 times the "
+            "run's own]"
+        ),
     ] = None,
     curve_releases: Annotated[
-        int | None, typer.Option(help=f"Releases at each epsilon of the curve. [default: {RELEASES}]")
+        int | None, typer.Option(help=f"Releases at each epsilon of the curve, at least 2. [default: {RELEASES}]")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -156,7 +159,7 @@ def _curve_grid(
     count = RELEASES if releases is None else releases
     if epsilons is None:
         return CurveGrid.around(own, count)
-    return CurveGrid(epsilons_of(epsilons, "--curve-epsilons"), count)
+    return CurveGrid(epsilons_of(epsilons, "--curve-epsilons", "0.5,1,3,10"), count)
 
 
 def _read(path: Path, schema: Schema) -> pa.Table:

@@ -11,6 +11,7 @@ from dpcgan_fast.report.plotting import Picture, Theme, picture, plain_axes
 from dpcgan_fast.report.wording import NOT_KNOWN, significant
 
 _WIDTH, _HEIGHT = 8.6, 3.3  # inches; the page scales it
+_BEYOND = 0.02  # of what an AUROC can be: a wide interval by Student's t goes further, which would look like a mistake
 _PANELS = (  # score, title, and the direction in which it is better
     ("auroc", "AUROC of gradient boosting, higher is better"),
     ("c2st_binned", "Told apart from real rows, lower is better"),
@@ -48,6 +49,8 @@ def curve_picture(values: Mapping[str, Any]) -> Picture | None:
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("epsilon")
             axes.set_title(title, loc="left")
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, -_BEYOND), min(top, 1 + _BEYOND))
             plain_axes(axes, grid="y")
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -31,7 +31,6 @@ from dpcgan_fast.synthesis.statistics import (
     draws_from_statistics,
     dry_statistics,
     release_statistics,
-    statistics_name,
     trains_for_clusters,
 )  # fmt: skip
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
@@ -217,8 +216,8 @@ def start(
         complete = complete.as_records()
         statistics: dict[str, torch.Tensor] = {}
         if draws_from_statistics(records, settings):
-            statistics = release_statistics(raw.table, complete, plan, ledger, key, settings.seed, raw.where)
-            released.statistics = statistics_name(complete, settings)
+            found = release_statistics(raw.table, complete, plan, ledger, key, settings.seed, raw.where)
+            statistics, released.statistics = found
         codec, networks = _networks(complete, settings, device, make)
         state = _state(records, settings, released, networks, codec, device)
         state.released = statistics

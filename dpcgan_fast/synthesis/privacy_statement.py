@@ -9,7 +9,7 @@ from dpcgan_fast.privacy.card import SETTINGS_ASSUMPTION, CardFacts, privacy_car
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.releases import ReleasedFacts
-from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER, OF_STATISTICS, STATISTICS
+from dpcgan_fast.synthesis.statistics import CLUSTERS_BY_AUTOENCODER, CODE_AUTOENCODER, OF_STATISTICS, STATISTICS
 from dpcgan_fast.train.plan import TRAINED_RELEASE_SHARE, TRAINING_SHARE, BudgetPlan
 from dpcgan_fast.train.settings import TrainSettings
 
@@ -117,11 +117,13 @@ def _setting_lines(
             "The statistics are several Gaussian releases that together cost what their one line in the ledger says"
         )
     encoder = plan.release(CODE_AUTOENCODER)
-    if encoder is not None:
+    if encoder is not None and released.statistics.endswith(CLUSTERS_BY_AUTOENCODER):
         lines.append(
             f"{encoder.mechanism}: {encoder.steps} steps, sample rate {encoder.sample_rate:.6g}, noise multiplier "
             f"{encoder.noise_multiplier:g}, {TRAINED_RELEASE_SHARE:.0%} of that amount"
         )
+    elif encoder is not None:
+        lines.append(f"{encoder.mechanism}: not trained; {TRAINED_RELEASE_SHARE:.0%} of that amount is left unspent")
     lines.append(f"synthetic rows are drawn from {drawn_from(released)}")
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
     return lines

@@ -7,7 +7,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dpcgan_fast.baselines import STATISTICS, FittedBaseline, arrays_of, has_statistics, restored, statistics_for
+from dpcgan_fast.baselines import (
+    COUNTED,
+    STATISTICS,
+    FittedBaseline,
+    arrays_of,
+    has_statistics,
+    released_name,
+    restored,
+    statistics_for,
+)  # fmt: skip
 from dpcgan_fast.baselines.code_mixture import ClusterFinder, release_mixture
 from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
@@ -22,6 +31,7 @@ from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan
 
 CODE_AUTOENCODER = "autoencoder of codes"  # of its line in the ledger
+CLUSTERS_BY_AUTOENCODER = ", clusters by an autoencoder"  # in words, where it was trained
 OF_STATISTICS = (STATISTICS, CODE_AUTOENCODER)  # releases that are not made with the others
 _DRY_ROWS = 64
 
@@ -40,16 +50,11 @@ def trains_for_clusters(schema: Schema, settings: TrainSettings) -> bool:
     return asked and draws_from_statistics(schema, settings) and bool(schema.codes_columns())
 
 
-def statistics_name(schema: Schema, settings: TrainSettings) -> str:
-    """Of the statistics of a complete schema of records, in words."""
-    name = statistics_for(schema).name
-    return f"{name}, clusters by an autoencoder" if trains_for_clusters(schema, settings) else name
-
-
 def release_statistics(
     table: pa.Table, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, seed: int | None, where: str
-) -> dict[str, Tensor]:
-    """Pays for the statistics of the training rows, and gives all numbers that rows are drawn from, by name.
+) -> tuple[dict[str, Tensor], str]:
+    """Pays for the statistics of the training rows; gives all numbers that rows are drawn from by name, and in words
+    what they are.
 
     schema: complete, of records
     seed:   of what an autoencoder that finds clusters needs beside noise; None for fresh draws
@@ -62,7 +67,10 @@ def release_statistics(
     seq = ledger.reserve(mechanism, key.key_id)
     fitted = unaccounted_statistics(table, schema, mechanism.noise_multiplier, key, where, clusters)
     ledger.close(seq, 1)
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
+    words = released_name(fitted)
+    if encoder is not None and words != COUNTED:
+        words += CLUSTERS_BY_AUTOENCODER
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}, words
 
 
 def unaccounted_statistics(
@@ -72,6 +80,8 @@ def unaccounted_statistics(
     """As `release_statistics`, with no line in any ledger: whoever calls it accounts for it.
 
     schema: complete, of records; clusters: what finds clusters of codes
+    Formal guarantee: as private as one Gaussian release of this noise multiplier, but for what `clusters` accounts for
+    itself. Raises InputError if the table does not fit the schema.
     """
     placed = _placed(with_days(table, schema, where), schema, where)
     return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key)

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from scipy.stats import t
 
 from dpcgan_fast.bench import write_results
@@ -114,9 +116,15 @@ def test_runs_spread_over_workers_are_those_of_one(fits, monkeypatch):
     assert again["cells"][:3] == results["cells"]
 
 
-def test_workers_are_processes_of_their_own():
-    results = bench_paper(Grid(("support2",), ()), None, lambda _: None, silent, jobs=2)
-    assert [one["system"] for one in results["cells"]] == ["real"]
+def test_workers_are_processes_of_their_own_with_one_thread_each(tmp_path):
+    """They run cells, and what is wrong there is told here."""
+    missing = cells.Cell("cervical", "no such system", 1.0, 0, 0)
+    with cells._workers(1) as workers:
+        assert workers.submit(os.getpid).result() != os.getpid()
+        assert workers.submit(torch.get_num_threads).result() == 1
+        assert workers.submit(cells.Cell.to_dict, missing).result() == missing.to_dict()
+        with pytest.raises(InputError, match="There is no such table"):
+            workers.submit(cells.run_cell, replace(missing, data="nowhere"), 1, tmp_path).result()
 
 
 @pytest.mark.usefixtures("fits")

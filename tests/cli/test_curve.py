@@ -6,8 +6,9 @@ import re
 import pyarrow.csv
 import pytest
 
-from dpcgan_fast.cli import run
+from dpcgan_fast.cli import run, using
 from dpcgan_fast.synthesis.anew import StatisticsAnew
+from tests.synthesis.code_runs import quick_runs
 from tests.synthesis.runs import model_of
 from tests.tables import make_table
 
@@ -20,8 +21,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curve")
     for name, table in (("train", make_table()), ("test", make_table(200, seed=1))):
         pyarrow.csv.write_csv(table, folder / f"{name}.csv")
-    model_of().fit(make_table(), folder / "run")
-    model_of(statistics=False).fit(make_table(), folder / "networks")
+    with quick_runs():
+        model_of().fit(make_table(), folder / "run")
+        model_of(statistics=False).fit(make_table(), folder / "networks")
     return folder
 
 
@@ -50,6 +52,19 @@ def draws(monkeypatch):
     return made
 
 
+@pytest.fixture
+def _other_figures_once(monkeypatch):
+    """What is evaluated beside the curve is computed in the first call alone."""
+    real, kept = using.evaluate_tables, []
+
+    def once(*arguments, **named):
+        kept.extend([real(*arguments, **named)] if not kept else [])
+        return kept[0]
+
+    monkeypatch.setattr(using, "evaluate_tables", once)
+
+
+@pytest.mark.usefixtures("_other_figures_once")
 def test_a_stopped_curve_goes_on_and_ends_in_metrics_page_and_sentences(place, tmp_path, capsys, draws):
     out = tmp_path / "e"
     assert evaluated(place, out, *CURVE) == 4
@@ -84,7 +99,7 @@ def test_there_is_no_curve_unless_it_is_asked_for(place, tmp_path):
         (["--curve-epsilons", "1,3"], {}, "no use without a curve"),
         (["--curve-releases", "3"], {}, "no use without a curve"),
         (["--curve", "--curve-epsilons", "1"], {}, "make no curve"),
-        (["--curve", "--curve-epsilons", "1,many"], {}, "These are no epsilons"),
+        (["--curve", "--curve-epsilons", "1,many"], {}, "Give positive numbers, such as 0.5,1,3,10."),
         (["--curve", "--curve-releases", "1"], {}, "at least two releases"),
     ],
     ids=[

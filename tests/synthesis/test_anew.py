@@ -12,13 +12,15 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import noise_key
 from dpcgan_fast.synthesis import DPCGAN, anew
+from tests.synthesis.code_runs import quick_runs
 from tests.synthesis.runs import model_of
 from tests.tables import make_schema, make_table
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> DPCGAN:
-    return model_of().fit(make_table(), tmp_path_factory.mktemp("anew") / "run")
+    with quick_runs():
+        return model_of().fit(make_table(), tmp_path_factory.mktemp("anew") / "run")
 
 
 def test_at_the_runs_own_epsilon_the_noise_is_the_runs_own(model):
@@ -89,7 +91,8 @@ def test_rows_keep_to_the_constraints(tmp_path):
     rng = np.random.default_rng(0)
     pairs = np.sort(rng.random((400, 2)), axis=1)
     table = pa.table({"low": pairs[:, 0], "high": pairs[:, 1]})
-    model = model_of(Schema.from_dict(values)).fit(table, tmp_path / "run")
+    with quick_runs():
+        model = model_of(Schema.from_dict(values)).fit(table, tmp_path / "run")
     drawn = model.statistics_anew().draw(table, 5.0, 300)
     assert drawn.num_rows == 300
     assert (np.asarray(drawn["low"]) < np.asarray(drawn["high"])).all()
@@ -109,6 +112,7 @@ def test_an_opened_run_has_them_too(model):
     ids=["networks", "no privacy"],
 )
 def test_a_run_without_statistics_or_privacy_is_refused(tmp_path, changes, what):
-    model = model_of(make_schema(), **changes).fit(make_table(), tmp_path / "run")
+    with quick_runs():
+        model = model_of(make_schema(), **changes).fit(make_table(), tmp_path / "run")
     with pytest.raises(InputError, match=what):
         model.statistics_anew()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dpcgan_fast.baselines import Baseline
+from dpcgan_fast.baselines import COUNTED, Baseline
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import CodeRecords, MixturePlan
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
@@ -243,12 +243,23 @@ def test_a_private_search_pays_for_it_inside_of_the_selection(tmp_path):
     assert 2.9 < account(charged(lines), 1e-4).epsilon <= 3.0
 
 
-def test_where_clusters_are_not_looked_for_nothing_is_paid_for_them(tmp_path, monkeypatch):
+def test_where_people_are_few_for_clusters_nothing_is_paid_for_them_and_the_run_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: None))
     with quick_runs():
-        model().fit(patients(), tmp_path / "run")
+        fitted = model().fit(patients(), tmp_path / "run")
     names = [line.mechanism for line in charged(read_ledger(tmp_path / "run" / "ledger.jsonl")[0])]
     assert CODE_AUTOENCODER not in names
+    assert fitted.privacy()["drawn_from"] == f"statistics: {COUNTED}"
+    assert f"{CODE_AUTOENCODER}: not trained" in fitted.privacy_card()
+    assert f"{CODE_AUTOENCODER}: 200 steps" not in fitted.privacy_card()
+
+
+def test_at_other_epsilons_it_would_have_to_be_trained_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(releases, "cluster_steps", lambda _: 2)
+    with quick_runs():
+        fitted = model().fit(patients(), tmp_path / "run")
+    with pytest.raises(InputError, match="by way of one, which would have to be trained"):
+        fitted.statistics_anew()
 
 
 # ---- what it finds

@@ -43,7 +43,7 @@ class TestPrivacy:
         return PrivateStep(critic, torch.optim.SGD(critic.parameters(), 1.0), CLIP, 0.0, 1.0), critic
 
     def moved(self, records, labels, private=True):
-        """How far one step without noise moves the critic, divided by 1."""
+        """How far one step without noise moves the critic, at a rate and an expected batch of 1."""
         step, critic = self.critic_step()
         before = torch.cat([p.detach().flatten() for p in critic.parameters()])
         step.backward(1e3 * step(records, labels), private=private)

@@ -236,8 +236,8 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
         f"{sentence} A target is for the mean over 5 noise seeds and 3 splits, 15 runs; it is met if the mean over the "
         "runs that there are meets it. Both purely adversarial systems stand beside the target for them: "
         f"`{ADVERSARIAL[0]}` has the published networks, `{ADVERSARIAL[1]}` those of preset `auto`. "
-        f"`{CODES_AE}` has a convolutional autoencoder inside. Independent codes are the baseline "
-        f"`{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
+        f"`{CODES_AE}` is `auto` with clusters of codes by a convolutional autoencoder. Independent codes are the "
+        f"baseline `{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
         of_targets,
         "`auto` beside the best yardstick of equal epsilon: at least as good if the AUROC of gradient boosting is not "
         "less with disjoint 95 % intervals; better, or worse, by what differs with disjoint intervals, of the distance "
