@@ -65,9 +65,13 @@ def quick_runs():
     def plenty(_composition, epsilon, _delta):
         return 0.0 if math.isinf(epsilon) else 20.0
 
+    plan.make_plan.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accountant, "_pld_epsilon", lambda events, delta, interval: fine(events, delta, 30 * interval))
         patch.setattr(plan, "calibrate_noise_multiplier", plenty)
         patch.setattr(auto, "_CALIBRATION_ROWS", 64)
         patch.setattr(auto, "_CALIBRATION_ROUNDS", 2)
-        yield
+        try:
+            yield
+        finally:
+            plan.make_plan.cache_clear()  # plans are kept: none with plenty of noise may reach another test
