@@ -104,7 +104,10 @@ class Tree:
         names = {f"within.{place}": column for place, column in enumerate(self.columns) if column.type == "numeric"}
         if not any(name in arrays for name in names):
             return None
-        return WithinBins({column.name: checked_within(arrays[name], column) for name, column in names.items()})
+        classes = len(arrays["shares.0"])
+        return WithinBins(
+            {column.name: checked_within(arrays[name], column, classes) for name, column in names.items()}
+        )
 
     def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
         noisy = release_histograms(rows, self.columns, budget, share)

@@ -66,10 +66,10 @@ class WithinBins:
         return numbers_of(column, rng.uniform(edges[pieces], edges[pieces + 1]), missing)
 
 
-def checked_within(given: np.ndarray, column: Column) -> np.ndarray:
+def checked_within(given: np.ndarray, column: Column, class_count: int) -> np.ndarray:
     """Chances of the pieces of a column's bins as they were kept. Raises ValueError if they are none."""
     _, bins = piece_edges(column)
-    if given.ndim != 2 or given.shape[1] != len(bins) or not (given >= 0).all():
+    if given.shape != (class_count, len(bins)) or not (given >= 0).all():
         raise ValueError("Expected chances of the pieces of each bin.")
     if not np.allclose(np.add.reduceat(given, _starts(bins), axis=1), 1.0):
         raise ValueError("Expected chances that add up to 1 in each bin.")
@@ -109,7 +109,8 @@ def _pieces(rows: Rows, column: Column) -> np.ndarray:
 def _given(noisy: np.ndarray, column: Column, std: float) -> np.ndarray:
     """Chances of pieces given bin and class, (class_count, pieces), from their noisy counts."""
     edges, bins = piece_edges(column)
-    even = np.diff(edges) / np.maximum(np.diff(bin_edges(column)), 1e-300)[bins]
+    widths = np.diff(edges) + 1e-300  # bounds as near as numbers can be have bins without any width
+    even = widths / np.add.reduceat(widths, _starts(bins))[bins]
     of_all = denoised_counts(noisy.sum(0), std * math.sqrt(len(noisy)))
     counts = np.tile(of_all / len(noisy), (len(noisy), 1))
     possible = of_all > 0

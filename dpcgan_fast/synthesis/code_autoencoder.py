@@ -24,6 +24,7 @@ from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.models.auto import trunk
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, sampling_key
+from dpcgan_fast.train.state import scale_learning_rate
 
 # Source of all: measured on the made-up table of `bench/paper/code_world.py`, 40,000 x 1,071, at three epsilons.
 MAX_GRAD_NORM = 0.5
@@ -133,7 +134,7 @@ class AutoencoderClusters:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(secrets.randbits(62) if self.seed is None else self.seed)
             network = CodeAutoencoder(torch.from_numpy(np.log(shares)).float())
-        optimizer = torch.optim.Adam(network.parameters())
+        optimizer = torch.optim.Adam(network.parameters(), lr=_LR)
         step = PrivateStep(
             network,
             optimizer,
@@ -144,9 +145,8 @@ class AutoencoderClusters:
         )
         sampler = PoissonSampler(len(units), mechanism.sample_rate, sampling_key(mechanism.mechanism, self.seed))
         for number in range(mechanism.steps):
-            for group in optimizer.param_groups:
-                warm = min(1.0, (number + 1) / _WARM_UP)
-                group["lr"] = _LR * warm * (1 - (1 - _LAST_RATE) * number / mechanism.steps)
+            warm = min(1.0, (number + 1) / _WARM_UP)
+            scale_learning_rate(optimizer, warm * (1 - (1 - _LAST_RATE) * number / mechanism.steps))
             for rows in _parts(units[sampler.draw(number)], _ROWS_AT_A_TIME):
                 held = _held(records, rows, len(shares))
                 step.backward(code_loss(step(held), held))

@@ -143,6 +143,8 @@ def check_before_reading(
 def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = make_networks) -> None:
     """Everything that can be refused without the data and the plan. Raises InputError."""
     schema.require_complete()
+    if not schema.signals and all(column.name == schema.label for column in schema.columns):
+        raise InputError("There is nothing beside the label", "schema, columns", "Name columns that are to be drawn.")
     _refuse_idle_constraints(schema)
     schema = schema.as_records()
     if not is_conditional(settings.preset) and schema.has_private_lists():

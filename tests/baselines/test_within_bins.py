@@ -68,6 +68,19 @@ def test_pieces_make_up_the_bins(kind, bounds):
         assert (np.floor(edges[1:]) > np.floor(edges[:-1])).all(), "a whole number in each"
 
 
+@pytest.mark.parametrize("epsilon", [1.0, math.inf])
+def test_bounds_as_near_as_numbers_can_be_leave_chances_that_can_be_kept(epsilon):
+    """Their bins have no width, and no chance may be a number that is none."""
+    near = {"name": "x", "type": "numeric", "bounds": [1.0, math.nextafter(1.0, 2.0)]}
+    schema = Schema.from_dict({"unit": None, "label": "y", "columns": [near, *COLUMNS[1:]]})
+    people = rounded_people(5000).drop_columns("pressure").append_column("x", pa.array(np.ones(5000)))
+    statistics = statistics_for(schema)
+    arrays = arrays_of(statistics.fit(people, epsilon, 1e-5))
+    assert any("within" in name for name in arrays)
+    drawn = restored(statistics, arrays, seeded=False).sample(50, np.random.default_rng(0))
+    assert set(drawn["x"].to_pylist()) <= {1.0, math.nextafter(1.0, 2.0)}
+
+
 def test_where_noise_would_hide_it_nothing_is_spent():
     rows = Rows.of(rounded_people(50), schema_of())
     budget = Budget(3.0, NoiseKey())
@@ -102,6 +115,6 @@ def test_kept_chances_draw_the_same_rows_and_others_are_refused():
     again = restored(statistics, arrays, fitted.seeded)
     assert again.sample(100, np.random.default_rng(3)).equals(fitted.sample(100, np.random.default_rng(3)))
     name = next(name for name in arrays if "within" in name)
-    for bad in (arrays[name][:, :-1], arrays[name] * 2, -arrays[name], arrays[name][0]):
+    for bad in (arrays[name][:, :-1], arrays[name][:1], arrays[name] * 2, -arrays[name], arrays[name][0]):
         with pytest.raises(ValueError, match="chances"):
             restored(statistics, {**arrays, name: bad}, fitted.seeded)

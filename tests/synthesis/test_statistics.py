@@ -78,6 +78,12 @@ def test_which_statistics_there_are_follows_from_the_schema(schema, name):
         assert statistics_for(schema).name == name
 
 
+def test_a_label_alone_is_refused_before_anything_is_read(tmp_path):
+    schema = schema_of([{"name": "died", "type": "binary"}], label="died")
+    with pytest.raises(InputError, match="nothing beside the label"):
+        model_of(schema).fit(tmp_path / "nothing.csv")
+
+
 def test_all_releases_together_cost_what_the_line_of_the_ledger_says(tmp_path):
     """Gaussian releases compose by the sum of their squared ratios, also if each follows from those before it."""
     model = model_of().fit(make_table(), tmp_path / "run")
