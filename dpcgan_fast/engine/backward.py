@@ -60,7 +60,7 @@ def reached_uses(
         formed[place] = None
         hooks.append(edge.node.register_prehook(partial(_form, formed, place, form, edge.output_nr)))
     try:
-        found = iter(torch.autograd.grad(outputs, [*wanted, *inputs], grad_outputs=grad_outputs, allow_unused=True))
+        found = iter(_grad(outputs, [*wanted, *inputs], grad_outputs))
     finally:
         for hook in hooks:
             hook.remove()
@@ -77,6 +77,15 @@ def reached_uses(
         if call.used:
             mark_used(call)
     return reached, [next(found) for _ in inputs]
+
+
+def _grad(outputs: Sequence[Tensor], inputs: Sequence[Any], grad_outputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """`torch.autograd.grad(..., allow_unused=True)` without its looks at the arguments, which take as long as a layer
+    of a small net; the engine itself refuses gradients of another shape."""
+    keep_graph = create_graph = False
+    return torch.autograd.graph._engine_run_backward(
+        tuple(outputs), tuple(grad_outputs), keep_graph, create_graph, tuple(inputs), True, accumulate_grad=False
+    )
 
 
 def _form(

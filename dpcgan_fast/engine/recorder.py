@@ -11,6 +11,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.utils import parametrize
@@ -85,10 +86,15 @@ def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any] = MappingProxyTy
 
 def _edges_of(output: Any) -> tuple[GradientEdge | None, ...]:
     """The edge of each tensor in a layer's output, None where it has no gradient."""
-    if isinstance(output, Tensor):
-        return (get_gradient_edge(output) if output.requires_grad else None,)
-    outputs = tensors_in((output,))
-    return tuple(get_gradient_edge(out) if out.requires_grad else None for out in outputs)
+    outputs = (output,) if isinstance(output, Tensor) else tensors_in((output,))
+    return tuple([_edge_of(out) for out in outputs])
+
+
+def _edge_of(output: Tensor) -> GradientEdge | None:
+    node = output.grad_fn
+    if node is None or isinstance(node, torch._C._FunctionBase):  # a leaf, or a node that needs more than a reference
+        return get_gradient_edge(output) if output.requires_grad else None
+    return GradientEdge(node, output.output_nr)
 
 
 def _versions(tensors: list[Tensor]) -> tuple[int, ...]:

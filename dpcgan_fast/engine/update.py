@@ -7,6 +7,7 @@ where it does not; `noisy_gradients` is for an optimizer that takes its own step
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ _FLAGS = (
 )
 
 
+# What plain SGD has none of.
+_BEYOND_PLAIN = ("momentum", "weight_decay", "nesterov", "maximize", "differentiable", "fused")
+
+
 class OwnStepError(Exception):
     """Why an optimizer takes its own step."""
 
@@ -46,22 +51,29 @@ def check_update(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Param
         unusual.append("momentum")
     if unusual or any(isinstance(group[name], Tensor) for name in ("lr", "weight_decay")):
         raise OwnStepError(f"the optimizer uses {unusual[0] if unusual else 'tensor settings'}")
-    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
-    if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
-        raise OwnStepError("the optimizer has hooks")
+    watched = _watched(optimizer)
+    if watched:
+        raise OwnStepError(watched)
     if group.get("fused") and any(p.is_cuda for p in parameters):
         raise OwnStepError("it was made with fused=True, which counts steps on the GPU")
     counts = {float(optimizer.state[p]["step"]) for p in parameters if "step" in optimizer.state.get(p, {})}
     if len(counts) > 1:
         raise OwnStepError("its parameters have taken different numbers of steps")
-    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-        raise OwnStepError("a learning rate scheduler counts the optimizer's steps")
-    if "step" in optimizer.__dict__:
-        raise OwnStepError("its step was replaced")
     if any(p.dtype != torch.float32 or not p.is_contiguous() for p in parameters):
         raise OwnStepError("a parameter is not contiguous float32")
     if len({p.device for p in parameters}) > 1:
         raise OwnStepError("its parameters lie on several devices")
+
+
+def _watched(optimizer: torch.optim.Optimizer) -> str:
+    """What others have put on the optimizer's step, which must be called then; empty if nothing."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks"
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return "all optimizers have hooks"
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return "a learning rate scheduler counts the optimizer's steps"
+    return "its step was replaced" if "step" in optimizer.__dict__ else ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,23 @@ def noisy_update(
             state.name, settings, clamps,
         )  # fmt: skip
     torch.autograd.graph.increment_version(parameters)
+
+
+def own_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Any:
+    """`optimizer.step()`; of plain SGD that nobody watches, its rule alone, bit for bit: what comes before it in
+    torch takes as long as a layer of a small net.
+
+    parameters: all that are trained, each with its gradient
+    """
+    alone = len(optimizer.param_groups) == 1 and len(parameters) > 0
+    if type(optimizer) is not SGD or _watched(optimizer) or not alone:
+        return optimizer.step()
+    group = optimizer.param_groups[0]
+    if any(group.get(name) for name in _BEYOND_PLAIN) or isinstance(group["lr"], Tensor):
+        return optimizer.step()
+    with torch.no_grad():
+        torch._foreach_add_(parameters, [p.grad for p in parameters], alpha=-group["lr"])  # type: ignore[reportPrivateImportUsage]
+    return None
 
 
 def noisy_gradients(

@@ -8,7 +8,7 @@ from torch import nn
 
 from dpcgan_fast import ops
 from dpcgan_fast.engine import PrivateStep
-from dpcgan_fast.engine.update import noisy_gradients
+from dpcgan_fast.engine.update import noisy_gradients, own_step
 from dpcgan_fast.privacy import noise_key
 from tests.engine.nets import row_losses
 
@@ -139,3 +139,36 @@ class TestGradientsForAnOptimizersOwnStep:
         for grad, want in zip(grads, expected, strict=True):
             assert grad.dtype == dtype
             torch.testing.assert_close(grad, want.to(dtype))
+
+
+def stepped_by_its_rule(module, **settings):
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, **settings)
+    for parameter in module.parameters():
+        parameter.grad = torch.arange(parameter.numel(), dtype=torch.float32).view_as(parameter).cos()
+    own_step(optimizer, list(module.parameters()))
+    return optimizer
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9}, {"weight_decay": 0.1}, {"maximize": True}])
+def test_an_own_step_is_that_of_torch_bit_for_bit(settings):
+    ours, theirs = net(), net()
+    stepped_by_its_rule(ours, **settings)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1, **settings)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        other.grad = one.grad.clone()
+    optimizer.step()
+    assert torch.equal(vector(ours), vector(theirs))
+    assert not torch.equal(vector(ours), vector(net()))
+
+
+def test_an_own_step_calls_what_others_have_put_on_the_optimizers():
+    module, calls = net(), []
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
+    own_step(optimizer, list(module.parameters()))
+    replaced = torch.optim.SGD(module.parameters(), 0.1)
+    replaced.step = lambda: calls.append("replaced")
+    own_step(replaced, list(module.parameters()))
+    assert calls == ["hook", "replaced"]

@@ -131,11 +131,12 @@ class GradSampleHooks(AbstractGradSampleHooks):
     @contextmanager
     def plain(self) -> Iterator[None]:
         """For work in which the module runs as it is: where layers without a rule are run again, row by row."""
-        before, self.hooks_enabled = self.hooks_enabled, False
+        own = self.__dict__  # a module's own way to set an attribute takes as long as a small op
+        before, own["hooks_enabled"] = self.hooks_enabled, False
         try:
             yield
         finally:
-            self.hooks_enabled = before
+            own["hooks_enabled"] = before
 
     def take_layerwise(self) -> None:
         """Keeps to the layerwise path from now on."""
@@ -144,7 +145,8 @@ class GradSampleHooks(AbstractGradSampleHooks):
 
     def take_pending(self) -> list[Batch]:
         """What backward passes have left since the last call."""
-        pending, self._pending = self._pending, []
+        pending = self._pending.copy()
+        self._pending.clear()
         return pending
 
     @property
@@ -216,7 +218,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
         return refuse
 
     def _receive(self, batches: list[Batch]) -> None:
-        self._pending += batches
+        self._pending.extend(batches)
         if self.grad_samples:
             with self.plain():
                 for batch in batches:

@@ -17,7 +17,7 @@ from dpcgan_fast.engine.clipped_sum import GradientSum, sum_of
 from dpcgan_fast.engine.norm_picker import NormPicker, timing_refused
 from dpcgan_fast.engine.report import StepReport
 from dpcgan_fast.engine.settings import noise_std
-from dpcgan_fast.engine.update import noisy_gradients
+from dpcgan_fast.engine.update import noisy_gradients, own_step
 from dpcgan_fast.ops import NoiseKey
 
 StepHook = Callable[[Any], None]
@@ -79,8 +79,12 @@ class DPOptimizer(OpacusDPOptimizer):
     @property
     def modules(self) -> list[GradSampleHooks]:
         """The modules whose parameters are optimized."""
-        owners = {id(owner): owner for owner in map(owner_of, self.params) if owner is not None}
-        return list(owners.values())
+        owners: list[GradSampleHooks] = []
+        for parameter in self.params:
+            owner = owner_of(parameter)
+            if owner is not None and not any(owner is known for known in owners):
+                owners.append(owner)
+        return owners
 
     @property
     def accumulated_iterations(self) -> int:
@@ -239,6 +243,15 @@ class DPOptimizer(OpacusDPOptimizer):
         self._is_last_step_skipped = False
         self._uses = 0
         return True
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Clips, adds noise, and takes the wrapped optimizer's step; see `pre_step`."""
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        with ops.same_backend():
+            ready = self.pre_step()
+        return own_step(self.original_optimizer, self.params) if ready else None
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Drops what backward passes left; clipped sums as well, unless the last step was skipped."""
