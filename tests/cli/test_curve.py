@@ -84,6 +84,8 @@ def test_a_stopped_curve_goes_on_and_ends_in_metrics_page_and_sentences(place, t
     assert "not differentially private" in printed
     page = (out / "report.html").read_text()
     assert "Means with intervals against epsilon" in page
+    assert curve["key"] not in page
+    assert (out / "curve.secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_there_is_no_curve_unless_it_is_asked_for(place, tmp_path):
