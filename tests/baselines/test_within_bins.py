@@ -82,12 +82,14 @@ def test_bounds_as_near_as_numbers_can_be_leave_chances_that_can_be_kept(epsilon
     assert all(1 <= value <= upper for value in drawn["x"].to_pylist())
 
 
-def test_where_noise_would_hide_it_nothing_is_spent():
-    rows = Rows.of(rounded_people(50), schema_of())
+@pytest.mark.parametrize("rows", [50, 20_000])
+@pytest.mark.parametrize(("total", "made"), [(25.0, False), (10_000.0, True)])
+def test_where_noise_would_hide_it_nothing_is_spent_and_the_released_totals_decide(rows, total, made):
     budget = Budget(3.0, NoiseKey())
-    columns = schema_of().columns[:2]
-    assert release_within_bins(rows, columns, np.array([25.0, 25.0]), budget, 0.1) is None
-    assert budget.mechanisms == []
+    columns, people = schema_of().columns[:2], Rows.of(rounded_people(rows), schema_of())
+    found = release_within_bins(people, columns, np.array([total, total]), budget, 0.1)
+    assert (found is not None) == made
+    assert [one.mechanism for one in budget.mechanisms] == ["within bins"] * made
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 300.0])
@@ -105,7 +107,8 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
         return Baseline("tree", schema, (Tree(schema.columns[:2]),))
 
     monkeypatch.setattr("tests.baselines.replay.RELEASE", noted)
-    refuse_moves(monkeypatch, rounded_people(60), epsilon, baseline_of)
+    people = rounded_people(60).select(["weight", "pressure", "y"])  # nobody's first column is missing
+    refuse_moves(monkeypatch, people, epsilon, baseline_of)
     assert "within bins" in names
 
 
