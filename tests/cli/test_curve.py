@@ -120,6 +120,15 @@ def test_what_makes_no_curve_is_refused_before_anything_is_read(place, tmp_path,
     assert not (tmp_path / "e").exists()
 
 
+@pytest.mark.parametrize("inside", ["", "evaluation"])
+def test_figures_are_not_written_into_the_run_folder(place, capsys, inside):
+    """It is handed on as what is private, and `save` copies all of it."""
+    before = sorted((place / "run").rglob("*"))
+    assert evaluated(place, place / "run" / inside) == 2
+    assert "--out" in capsys.readouterr().err
+    assert sorted((place / "run").rglob("*")) == before
+
+
 def test_the_help_names_the_options_and_what_the_curve_reveals(capsys):
     assert run(["evaluate", "--help"]) == 0
     helped = " ".join(re.sub(r"[^\w\s.,-]", " ", capsys.readouterr().out).split())
