@@ -37,7 +37,8 @@ def piece_edges(column: Column) -> tuple[np.ndarray, np.ndarray]:
         else:
             share = np.linspace(0, 1, _PIECES + 1)[1:-1]
             inner = lower * (1 - share) + upper * share
-        found.append(np.clip(np.append(lower, inner), lower, upper))
+        # Rounding may lead back between near bounds, and out of the bin.
+        found.append(np.maximum.accumulate(np.clip(np.append(lower, inner), lower, upper)))
     bins = np.repeat(np.arange(len(found)), [len(own) for own in found])
     return np.append(np.concatenate(found), edges[-1]), bins
 

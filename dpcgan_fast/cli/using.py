@@ -23,7 +23,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.visits import schema_of_sample
 from dpcgan_fast.data.writing import TableWriter, check_output
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate import CurveGrid, Metrics, curve_in, utility_curve
+from dpcgan_fast.evaluate import CurveGrid, Metrics, curve_in, curve_secret, utility_curve
 from dpcgan_fast.evaluate import evaluate as evaluate_tables
 from dpcgan_fast.evaluate.curve import RELEASES
 from dpcgan_fast.files import make_private_folder
@@ -113,6 +113,9 @@ def evaluate(
 ) -> None:
     """Compare synthetic with real held-out rows. The figures are NOT differentially private: do not release them."""
     model = DPCGAN.load(run)
+    if run.resolve() in (out.resolve(), *out.resolve().parents):
+        what = "The figures are not differentially private, and what is in a run folder is"
+        raise InputError(what, f"--out {out}", "Give a folder that is not in the run's.")
     grid = _curve_grid(model, train, curve, curve_epsilons, curve_releases)
     schema = model.released_schema
     test_table = _read(real, schema)
@@ -181,7 +184,8 @@ def evaluate_run(
     """Evaluates, and writes metrics.json and report.html into `out`; gives the metrics and the report's path.
 
     They show real rows' statistics, so that a folder that is made for them is its owner's alone.
-    grid: of a curve, for which there must be a training table; metrics.json is written again after each release
+    grid: of a curve, for which there must be a training table; metrics.json is written again after each release, and
+          curve.secret tells a later call whether it is of the same tables
     """
     privacy = model.privacy()
     metrics = evaluate_tables(synthetic, test, schema, train=train, privacy=privacy)
@@ -198,7 +202,8 @@ def evaluate_run(
 def _with_curve(
     metrics: Metrics, model: DPCGAN, schema: Schema, test: pa.Table, train: pa.Table, path: Path, grid: CurveGrid
 ) -> Metrics:
-    curves = utility_curve(model.statistics_anew(), train, test, schema, grid, curve_in(path))
+    secret = curve_secret(path.with_name("curve.secret"))
+    curves = utility_curve(model.statistics_anew(), train, test, schema, grid, secret, curve_in(path))
     with WorkProgress() as progress:
         for step, curve in enumerate(curves):
             if step == 0:

@@ -8,6 +8,7 @@ from dpcgan_fast.evaluate.code_columns import code_view as code_view
 from dpcgan_fast.evaluate.code_figures import code_distances as code_distances
 from dpcgan_fast.evaluate.curve import CurveGrid as CurveGrid
 from dpcgan_fast.evaluate.curve import curve_in as curve_in
+from dpcgan_fast.evaluate.curve import curve_secret as curve_secret
 from dpcgan_fast.evaluate.curve import utility_curve as utility_curve
 from dpcgan_fast.evaluate.fidelity import Fidelity as Fidelity
 from dpcgan_fast.evaluate.fidelity import fidelity as fidelity

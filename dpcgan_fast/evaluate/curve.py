@@ -3,9 +3,12 @@
 Rows are judged on real held-out rows, so that a curve, like all of evaluation, is not differentially private.
 """
 
+import contextlib
 import hashlib
+import hmac
 import json
 import math
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from dpcgan_fast.evaluate.sides import Side
 from dpcgan_fast.evaluate.spread import Spread, first_fall, spread
 from dpcgan_fast.evaluate.two_sample import c2st
 from dpcgan_fast.evaluate.utility import TRAINING_ROWS, check_test_table, predictions
+from dpcgan_fast.files import write_whole
 from dpcgan_fast.synthesis.anew import StatisticsAnew
 
 RELEASES = 5  # at each epsilon, unless more or fewer are asked for
@@ -36,6 +40,7 @@ _SAID = (
     ("c2st_binned", "The AUROC of telling rows from real ones (numbers in bins)", "falls"),
 )
 _OPTION = "--curve-epsilons"
+_SECRET_BYTES = 32
 
 Scores = dict[str, float | None]
 
@@ -77,14 +82,31 @@ def curve_in(path: Path) -> Any:
         return None
 
 
+def curve_secret(path: Path) -> bytes:
+    """What marks the tables of curves in a folder, from a file of its owner alone that is made where there is none.
+
+    Raises MachineError if it cannot be written.
+    """
+    with contextlib.suppress(OSError):
+        found = path.read_bytes()
+        if len(found) == _SECRET_BYTES:
+            return found
+    made = secrets.token_bytes(_SECRET_BYTES)
+    write_whole(path, made, private=True)
+    return made
+
+
 def utility_curve(
-    anew: StatisticsAnew, train: pa.Table, test: pa.Table, schema: Schema, grid: CurveGrid, before: Any = None
-) -> Iterator[dict[str, Any]]:
+    anew: StatisticsAnew, train: pa.Table, test: pa.Table, schema: Schema, grid: CurveGrid, secret: bytes,
+    before: Any = None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The curve as JSON values: at once what was there before, then again after each release; the last one is whole.
 
     train, test: real rows, the former with the unit's column if the schema has one
     schema:      the run's own, with released values in place of "private" ones
-    before:      an earlier curve: what it has of the same run, tables and versions is kept and not made again
+    secret:      see `curve_secret`; without it nobody can tell of a curve whether it was made from some tables
+    before:      an earlier curve: what it has of the same run, tables and versions is kept and not made again, if the
+                 secret is the same
 
     A curve is {"private": False, "delta", "own_epsilon", "rows", "points", "gets_worse", "sentences", "spent", "key"}.
     points: by rising epsilon {"epsilon", "noise_multiplier", "runs", "auroc", "ap", "c2st_binned"}; runs are scores of
@@ -92,6 +114,7 @@ def utility_curve(
     gets_worse: by score, the epsilons of the first mean that is better than one at a greater epsilon, beyond both
             half-widths together; null where there is none
     spent:  epsilon that all releases of the curve together cost the training rows, at the same delta
+    rows:   of each draw, from the public or paid number of units: how many rows there are would tell of one more
     key:    what points can be kept for
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
@@ -101,8 +124,8 @@ def utility_curve(
     view = code_view(schema, test)
     seen, real = schema if view is None else view.schema, Side.of(test, schema, view, "--real")
     check_test_table(real.wide, seen)
-    rows = max(1, min(train.num_rows, TRAINING_ROWS))
-    key = _key(anew, train, test, rows)
+    rows = max(1, min(round(anew.units), TRAINING_ROWS))
+    key = _key(anew, train, test, rows, secret)
     runs = _kept(before, key)
     for epsilon in grid.epsilons:
         runs.setdefault(epsilon, [])
@@ -123,9 +146,13 @@ def _scores(drawn: pa.Table, test: pa.Table, schema: Schema) -> Scores:
     return {name: found.get(name) for name in _BETTER}
 
 
-def _key(anew: StatisticsAnew, train: pa.Table, test: pa.Table, rows: int) -> str:
-    """Differs wherever a release or a score would be of another kind."""
-    hashed = hashlib.sha256(f"{anew.run} {rows} {dpcgan_fast.__version__} {sklearn.__version__}".encode())
+def _key(anew: StatisticsAnew, train: pa.Table, test: pa.Table, rows: int, secret: bytes) -> str:
+    """Differs wherever a release or a score would be of another kind.
+
+    A plain hash would tell whoever knows all rows but one whether that one is there.
+    """
+    about = f"{anew.run} {rows} {dpcgan_fast.__version__} {sklearn.__version__}"
+    hashed = hmac.new(secret, about.encode(), hashlib.sha256)
     for table in (train, test):
         hashed.update(table.schema.serialize())
         for batch in table.to_batches():
@@ -216,6 +243,7 @@ def _said(
 def _revealed(anew: StatisticsAnew, spent: float, releases: int) -> str:
     return (
         f"Publishing the curve reveals more than the run: its {releases} releases cost the training rows an epsilon of "
-        f"{spent:.3g} at delta {anew.delta:g} on top of the run's {anew.epsilon:g}, no ledger has them, and nothing "
-        "protects the test rows, on which its figures are computed."
+        f"{spent:.3g} at delta {anew.delta:g} on top of the run's {anew.epsilon:g}, and no ledger has them. Nothing "
+        "protects the test rows, on which its figures are computed, nor the training rows in what is shown of these "
+        "themselves beside it."
     )

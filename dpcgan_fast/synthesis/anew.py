@@ -19,6 +19,7 @@ class StatisticsAnew:
     sampler:              of the run
     epsilon, delta:       the run's own; epsilon is finite
     own_noise_multiplier: of the run's own statistics
+    units:                number of units, public or as the run released it
     run:                  SHA-256 of the run's model file
     """
 
@@ -26,6 +27,7 @@ class StatisticsAnew:
     epsilon: float
     delta: float
     own_noise_multiplier: float
+    units: float
     run: str
 
     def noise_multiplier(self, epsilon: float) -> float:

@@ -190,8 +190,11 @@ class DPCGAN:
             raise InputError("The run has no finite epsilon", "--curve", "Leave it out, or give a private run.")
         mechanisms = config["privacy"]["mechanisms"]
         own = next(m["noise_multiplier"] for m in mechanisms if m["mechanism"] == STATISTICS)
-        run, settings = config["model_sha256"], self.settings
-        return StatisticsAnew(self._sampler, settings.epsilon, settings.delta, own, run)
+        settings = self.settings
+        units = settings.n_units if settings.n_units is not None else config["released"]["n_units"]
+        return StatisticsAnew(
+            self._sampler, settings.epsilon, settings.delta, own, float(units), config["model_sha256"]
+        )
 
     def save(self, path: str | Path) -> None:
         """Copies the run folder. Raises InputError if there is something at the path already."""

@@ -27,6 +27,7 @@ class Replay:
         self.answers: list[Release] = []
         self.asked: list[np.ndarray] = []
         self.sensitivities: list[float] = []
+        self.shares: list[float] = []
         self._spoil = spoil
 
     def first(self, budget: Budget, name: str, values: np.ndarray, sensitivity: float, share: float) -> Release:
@@ -34,7 +35,19 @@ class Replay:
         self.answers.append(replace(answer, values=self._spoil(answer.values)))
         self.asked.append(values)
         self.sensitivities.append(sensitivity)
+        self.shares.append(share)
         return self.answers[-1]
+
+    def fixed(self) -> Any:
+        """Answers alone, whatever a table would release; it asserts that as much is asked for, at the same share."""
+        given = iter(zip(self.answers, self.asked, self.sensitivities, self.shares, strict=True))
+
+        def release(_: Budget, name: str, values: np.ndarray, sensitivity: float, share: float) -> Release:
+            answer, first, *before = next(given)
+            assert (name, values.shape, sensitivity, share) == (answer.mechanism.mechanism, first.shape, *before)
+            return answer
+
+        return release
 
     def again(self, moved: list[float]) -> Any:
         given = iter(zip(self.answers, self.asked, self.sensitivities, strict=True))

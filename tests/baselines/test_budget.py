@@ -58,6 +58,15 @@ def test_noise_is_in_proportion_to_the_sensitivity_and_grows_as_the_share_falls(
         assert low < release.values.std() / release.std < high
 
 
+def test_there_is_a_little_more_noise_than_was_asked_for_so_that_rounding_spends_nothing():
+    """Of sums of 1/rows, and of shares: at most 1e-9 each."""
+    budget = Budget(1.5, NoiseKey())
+    for _ in range(3):
+        budget.release("counts", np.zeros(3), 1.0, 1 / 3 + 1e-10)
+    spent = sum(1 / one.noise_multiplier**2 for one in budget.mechanisms)
+    assert (1 - 1e-5) / 1.5**2 < spent < (1 - 1e-6) / 1.5**2
+
+
 def test_no_more_is_spent_than_there_is():
     budget = Budget(1.0, NoiseKey())
     budget.release("first", np.zeros(2), 1.0, 0.7)

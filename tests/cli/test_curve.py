@@ -84,6 +84,8 @@ def test_a_stopped_curve_goes_on_and_ends_in_metrics_page_and_sentences(place, t
     assert "not differentially private" in printed
     page = (out / "report.html").read_text()
     assert "Means with intervals against epsilon" in page
+    assert curve["key"] not in page
+    assert (out / "curve.secret").stat().st_mode & 0o777 == 0o600
 
 
 def test_there_is_no_curve_unless_it_is_asked_for(place, tmp_path):
@@ -116,6 +118,15 @@ def test_what_makes_no_curve_is_refused_before_anything_is_read(place, tmp_path,
     assert evaluated(place, tmp_path / "e", *options, **more) == 2
     assert what in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "evaluation"])
+def test_figures_are_not_written_into_the_run_folder(place, capsys, inside):
+    """It is handed on as what is private, and `save` copies all of it."""
+    before = sorted((place / "run").rglob("*"))
+    assert evaluated(place, place / "run" / inside) == 2
+    assert "--out" in capsys.readouterr().err
+    assert sorted((place / "run").rglob("*")) == before
 
 
 def test_the_help_names_the_options_and_what_the_curve_reveals(capsys):

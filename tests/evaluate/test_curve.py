@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate import CurveGrid, curve, curve_in, utility_curve
+from dpcgan_fast.evaluate import CurveGrid, curve, curve_in, curve_secret, utility_curve
 from dpcgan_fast.privacy import Mechanism, account
 from dpcgan_fast.synthesis.anew import StatisticsAnew
 from tests.evaluate.tables import patients, schema_of, shuffled_label
@@ -19,7 +19,7 @@ from tests.synthesis.code_runs import VOCABULARY, code_schema
 
 TRAIN, TEST = patients(300, 1), patients(400, 2)
 GRID = CurveGrid((0.5, 2.0, 8.0), 2)
-OWN = 2.0
+OWN, UNITS, SECRET = 2.0, 320, b"of a folder"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Draws(StatisticsAnew):
 
 def draws(**changes: Any) -> Draws:
     sampler: Any = None
-    return replace(Draws(sampler, OWN, 1e-5, 2.2, "a run", made=[]), **changes)
+    return replace(Draws(sampler, OWN, 1e-5, 2.2, UNITS, "a run", made=[]), **changes)
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def unscored(monkeypatch):
     )
 
 
-def whole(anew, before=None, grid=GRID, train=TRAIN, test=TEST, schema=None) -> dict[str, Any]:
+def whole(anew, before=None, grid=GRID, train=TRAIN, test=TEST, schema=None, secret=SECRET) -> dict[str, Any]:
     """The last of the curves, as it comes out of a file."""
-    *_, last = utility_curve(anew, train, test, schema or schema_of(), grid, before)
+    *_, last = utility_curve(anew, train, test, schema or schema_of(), grid, secret, before)
     return json.loads(json.dumps(last))
 
 
@@ -60,7 +60,7 @@ def test_a_point_has_the_scores_of_its_releases_their_means_and_intervals():
     found = whole(draws(), grid=CurveGrid((0.5, 2.0), 3))
     assert [point["epsilon"] for point in found["points"]] == [0.5, 2.0]
     assert found["private"] is False
-    assert found["rows"] == TRAIN.num_rows
+    assert found["rows"] == UNITS
     for point in found["points"]:
         aurocs = [run["auroc"] for run in point["runs"]]
         assert len(aurocs) == 3
@@ -95,6 +95,27 @@ def test_what_all_releases_cost_together_is_what_the_accountant_composes():
     revealed = found["sentences"][-1]
     assert "Publishing the curve reveals more than the run: its 6 releases cost" in revealed
     assert f"an epsilon of {found['spent']:.3g} at delta 1e-05 on top of the run's 2" in revealed
+    assert "Nothing protects the test rows" in revealed
+    assert "nor the training rows in what is shown of these themselves" in revealed
+
+
+def test_one_row_more_shows_in_nothing_but_what_is_drawn_and_a_key_that_tells_nobody_without_the_secret(monkeypatch):
+    monkeypatch.setattr(curve, "_scores", lambda *_: dict.fromkeys(("auroc", "ap", "c2st_binned"), 0.5))
+    without, with_one = (whole(draws(), train=table) for table in (TRAIN.slice(1), TRAIN))
+    keys = {found.pop("key") for found in (without, with_one)}
+    assert without == with_one
+    keys |= {whole(draws(), train=TRAIN, secret=bytes([i]))["key"] for i in range(3)}
+    assert len(keys) == 5
+
+
+def test_the_secret_is_drawn_once_for_its_owner_alone(tmp_path):
+    path, other = tmp_path / "curve.secret", tmp_path / "other"
+    made = curve_secret(path)
+    assert curve_secret(path) == made == path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert curve_secret(other) != made
+    path.write_bytes(b"")
+    assert len(curve_secret(path)) == len(made) == 32
 
 
 @pytest.mark.usefixtures("unscored")
@@ -113,7 +134,7 @@ def test_releases_that_are_there_are_not_made_again():
 @pytest.mark.usefixtures("unscored")
 def test_a_curve_is_given_after_each_release_so_that_it_can_go_on():
     anew = draws()
-    curves = utility_curve(anew, TRAIN, TEST, schema_of(), GRID)
+    curves = utility_curve(anew, TRAIN, TEST, schema_of(), GRID, SECRET)
     stopped = [next(curves) for _ in range(4)][-1]
     assert anew.made == [0.5, 2.0, 8.0]
     rest = draws()
@@ -125,10 +146,13 @@ def test_a_curve_is_given_after_each_release_so_that_it_can_go_on():
 @pytest.mark.usefixtures("unscored")
 @pytest.mark.parametrize(
     "other",
-    [{"train": TRAIN.slice(1)}, {"train": shuffled_label(TRAIN)}, {"test": TEST.slice(1)}, {"anew": draws(run="b")}],
-    ids=["fewer training rows", "other training rows", "other test rows", "another run"],
-)
-def test_nothing_is_kept_of_another_run_or_table(other):
+    [
+        {"train": TRAIN.slice(1)}, {"train": shuffled_label(TRAIN)}, {"test": TEST.slice(1)}, {"anew": draws(run="b")},
+        {"secret": b"of another folder"},
+    ],
+    ids=["fewer training rows", "other training rows", "other test rows", "another run", "another folder"],
+)  # fmt: skip
+def test_nothing_is_kept_of_another_run_table_or_folder(other):
     before = whole(draws())
     anew = other.get("anew", draws())
     anew.made.clear()
@@ -174,7 +198,7 @@ def test_codes_are_judged_as_evaluation_sees_them():
             return table.select(["died", "dx"]).slice(0, rows)
 
     schema, sampler = code_schema(VOCABULARY, ("died", "dx")), None
-    found = whole(Same(sampler, OWN, 1e-5, 2.2, "run", made=[]), train=table, test=table, schema=schema)  # type: ignore[arg-type]
+    found = whole(Same(sampler, OWN, 1e-5, 2.2, 200, "run", made=[]), train=table, test=table, schema=schema)  # type: ignore[arg-type]
     assert found["points"][0]["auroc"]["mean"] > 0.7, "it learned from the very rows that it is tested on"
     assert found["points"][0]["c2st_binned"]["mean"] <= 0.5
 

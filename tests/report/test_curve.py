@@ -9,7 +9,7 @@ from dpcgan_fast.evaluate import CurveGrid, evaluate, utility_curve
 from dpcgan_fast.report.curve import curve_picture
 from dpcgan_fast.report.page import render
 from tests.evaluate.tables import schema_of
-from tests.evaluate.test_curve import draws
+from tests.evaluate.test_curve import SECRET, draws
 from tests.report.pages import CARD, PRIVACY, SYNTHETIC, TEST, TRAIN, Page
 
 HEADING = "Epsilon and utility"
@@ -18,7 +18,7 @@ HEADING = "Epsilon and utility"
 def page_with_curve(label: bool = True) -> Page:
     schema = schema_of() if label else schema_of(label=None)
     metrics = evaluate(SYNTHETIC, TEST, schema, train=TRAIN, privacy=PRIVACY)
-    *_, curve = utility_curve(draws(), TRAIN, TEST, schema, CurveGrid((0.5, 2.0, 8.0), 2))
+    *_, curve = utility_curve(draws(), TRAIN, TEST, schema, CurveGrid((0.5, 2.0, 8.0), 2), SECRET)
     return Page(render(replace(metrics, curve=curve), SYNTHETIC, TEST, schema, PRIVACY, CARD))
 
 

@@ -63,10 +63,12 @@ def test_each_draw_is_a_release_of_that_noise_with_a_fresh_secret_key(model, mon
 
 
 def test_nothing_of_the_run_changes(model):
-    before = (model.folder / "ledger.jsonl").read_bytes()
-    rows = model.sample(40, seed=1)
+    def files():
+        return {path: path.read_bytes() for path in model.folder.rglob("*") if path.is_file()}
+
+    before, rows = files(), model.sample(40, seed=1)
     model.statistics_anew().draw(make_table(), 10.0, 50)
-    assert (model.folder / "ledger.jsonl").read_bytes() == before
+    assert files() == before
     assert model.sample(40, seed=1).equals(rows)
 
 
@@ -101,9 +103,18 @@ def test_rows_keep_to_the_constraints(tmp_path):
 def test_an_opened_run_has_them_too(model):
     found, own = DPCGAN.load(model.folder).statistics_anew(), model.statistics_anew()
     assert isinstance(found.sampler.statistics, FittedBaseline)
-    assert (found.epsilon, found.delta, found.own_noise_multiplier, found.run) == (
-        own.epsilon, own.delta, own.own_noise_multiplier, own.run
+    assert (found.epsilon, found.delta, found.own_noise_multiplier, found.units, found.run) == (
+        own.epsilon, own.delta, own.own_noise_multiplier, own.units, own.run
     )  # fmt: skip
+
+
+def test_the_number_of_units_is_the_public_one_or_else_the_paid_one(model, tmp_path):
+    """Never that of the rows: it would tell of one more."""
+    assert model.statistics_anew().units == make_schema().n_units
+    with quick_runs():
+        paid = model_of(make_schema(n_units=None)).fit(make_table(), tmp_path / "run")
+    (said,) = [fact for fact in paid.privacy()["paid"] if fact.startswith("number of units")]
+    assert said == f"number of units: {paid.statistics_anew().units:.1f}"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.models import make_networks
 from dpcgan_fast.train import gan
 from dpcgan_fast.train.data import Chunk
-from dpcgan_fast.train.gan import _generator_step, _paired_rows
+from dpcgan_fast.train.gan import _generator_step, _paired_rows, _separate_rows
 from dpcgan_fast.train.session import Turn
 from dpcgan_fast.train.stepping import Stepping
 
@@ -64,6 +64,23 @@ def test_removing_a_unit_moves_the_joint_forms_sum_by_at_most_the_clipping_norm(
     for gone in everyone:
         rest = paired_sum(networks, records, [row for row in everyone if row != gone], latents)
         assert float((whole - rest).norm()) <= CLIP * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("drawn", [(), (1,), (30, 12)], ids=["no rows", "one row", "two chunks"])
+def test_fakes_are_as_many_as_the_public_expected_batch_whatever_was_drawn(drawn):
+    """Their randomness is kept in checkpoints, whose state would else tell how many rows were drawn."""
+    networks = make_networks("auto", [Block("numeric", f"X{i}", i, 1, sample=True) for i in range(40)], 2, seed=0)
+    step = PrivateStep(networks.critic, torch.optim.SGD(networks.critic.parameters(), lr=0.0), CLIP, 0.0, 8.0)
+    randomness, alone = (torch.Generator().manual_seed(3) for _ in range(2))
+    session = SimpleNamespace(
+        settings=SimpleNamespace(critic_loss="hinge"),
+        state=SimpleNamespace(networks=networks, rates=torch.ones(2), randomness=randomness, divisors={"critic": 8.0}),
+        data=SimpleNamespace(n_labels=2, device=torch.device("cpu")),
+    )
+    chunks = [Chunk(torch.rand(rows, 40), torch.eye(2)[torch.arange(rows) % 2], None) for rows in drawn]
+    _separate_rows(session, Stepping(step, 8.0, None))(Turn(0, chunks))  # type: ignore[arg-type]
+    networks.generate(gan.draw_labels(session, 8, alone), alone)  # type: ignore[arg-type]
+    assert torch.equal(randomness.get_state(), alone.get_state())
 
 
 # ---- the generator
