@@ -26,9 +26,12 @@ _WEAKEST = 1 / 400  # of half the width of the bounds: weaker rows count with th
 _SMALLEST_HALF = 1e-300  # so that a share of it is no subnormal number
 _SILENT = 1e-100  # of half the width: weaker rows have no waves. The squares of stronger ones do not underflow
 # Of what a signal may spend. Source: measured on UCI Epileptic.
-_STRENGTH_SHARE, _MEAN_SHARE = 0.1, 0.05
+_STRENGTH_SHARE, _MEAN_SHARE = 0.1, 0.1
 _WEIGHT = 4.0  # of a signal's part, where a histogram of one column weighs 1
-_CLEAR = 4.0  # standard deviations of the noise that a mean must exceed: waves are many, most of them weak
+# Standard deviations of the noise that a mean must exceed: more where the mean is next to nothing of a row, for there
+# false means stand out among weak waves.
+_CLEAR, _CLEAR_OF_LITTLE = 2.0, 4.0
+_MUCH = 0.1  # of the power of rows: what their mean has of it where they have a shape in common
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Waves:
         totals = np.maximum(strengths.values.sum(axis=1), 1.0)
         waves = _unit_waves(values)
         means = budget.release(f"waves: {name}", rows.sums(waves), 1.0, share * _MEAN_SHARE)
-        mean = np.where(np.abs(means.values) > _CLEAR * means.std, means.values, 0.0) / totals[:, None]
+        mean = _clear(means.values, means.std, totals) / totals[:, None]
         strong = Strong(shares_of(strengths.values, totals) * totals[:, None], bins)
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
         bands = release_bands(rows, waves - mean[rows.classes], strong, budget, left)
@@ -94,6 +97,13 @@ class Waves:
         if shares.shape != bands.groups.shape or mean.shape != (len(shares), len(columns)):
             raise ValueError("Expected strengths and means of waves of each class.")
         return _DrawnWaves(columns, _Scale.of(columns), np.empty((0, 0)), mean, bands, SETTLED, shares)
+
+
+def _clear(means: np.ndarray, std: float, totals: np.ndarray) -> np.ndarray:
+    """Noisy sums (class_count, length) of unit rows, 0 where they do not stand clear of the noise."""
+    power = (means**2 - std**2).sum(axis=1) / totals**2
+    least = np.where(power > _MUCH, _CLEAR, _CLEAR_OF_LITTLE) * std
+    return np.where(np.abs(means) > least[:, None], means, 0.0)
 
 
 @dataclass
