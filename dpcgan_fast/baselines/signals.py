@@ -1,4 +1,4 @@
-"""Signals by how strong they are and by which waves they consist of: no shape but that of an average.
+"""Signals by how strong they are and by which waves they consist of, see `bands`; of shapes, an average for each class.
 
 Strength is the root mean square amplitude about the middle of the bounds; waves are the coefficients of the orthonormal
 discrete cosine transform (DCT-II). Of a row of unit length their squares sum to 1, whatever the row holds, so that a
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.fft import dct, idct
 
+from dpcgan_fast.baselines.bands import Bands, Strong, release_bands
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.histograms import drawn_cells, shares_of
 from dpcgan_fast.baselines.parts import SETTLED, Totals, numbers_of
@@ -24,12 +25,13 @@ STRENGTHS = 24  # bins of the root mean square, evenly spaced in its logarithm
 _WEAKEST = 1 / 400  # of half the width of the bounds: weaker rows count with those
 _SMALLEST_HALF = 1e-300  # so that a share of it is no subnormal number
 _SILENT = 1e-100  # of half the width: weaker rows have no waves. The squares of stronger ones do not underflow
-# Of what a signal may spend. Source: measured on UCI Epileptic, where 15 % for strengths is enough at epsilon 0.1.
-_STRENGTH_SHARE, _MEAN_SHARE = 0.15, 0.15
-_BLUR, _LEAST_BLUR = 0.12, 0.3  # width of the window over neighbouring squares: so much of the wave's number, and more
-_FLOOR = 2e-6  # of the squares
+# Of what a signal may spend. Source: measured on UCI Epileptic.
+_STRENGTH_SHARE, _MEAN_SHARE = 0.1, 0.1
 _WEIGHT = 4.0  # of a signal's part, where a histogram of one column weighs 1
-_CLEAR = 2.0  # standard deviations of the noise that a mean must exceed
+# Standard deviations of the noise that a mean must exceed: more where the mean is next to nothing of a row, for there
+# false means stand out among weak waves.
+_CLEAR, _CLEAR_OF_LITTLE = 2.0, 4.0
+_MUCH = 0.1  # of the power of rows: what their mean has of it where they have a shape in common
 
 
 @dataclass(frozen=True)
@@ -65,63 +67,68 @@ class _Scale:
 
 @dataclass
 class Waves:
-    """The part of a signal by, for each class, a histogram of strengths and the mean and mean square of each wave."""
+    """The part of a signal by, for each class, a histogram of strengths, the mean of each wave, and bands of waves."""
 
     signal: Signal
     weight: float = _WEIGHT
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnWaves":
-        """Three releases: strengths, means and squares."""
+        """Releases of strengths and means, and those of `release_bands`."""
         columns, name = signal_columns(self.signal), self.signal.name
         scale = _Scale.of(columns)
         values = scale.rows_of(rows, columns)
-        counts = rows.histogram(scale.bins(values), STRENGTHS)
+        bins = scale.bins(values)
+        counts = rows.histogram(bins, STRENGTHS)
         strengths = budget.release(f"strengths: {name}", counts, 1.0, share * _STRENGTH_SHARE)
+        totals = np.maximum(strengths.values.sum(axis=1), 1.0)
         waves = _unit_waves(values)
         means = budget.release(f"waves: {name}", rows.sums(waves), 1.0, share * _MEAN_SHARE)
+        mean = _clear(means.values, means.std, totals) / totals[:, None]
+        strong = Strong(shares_of(strengths.values, totals) * totals[:, None], bins)
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
-        squares = budget.release(f"squares of waves: {name}", rows.sums(waves**2), 1.0, left)
-        totals = Totals(strengths.values.sum(axis=1), strengths.std**2 * STRENGTHS)
-        return _DrawnWaves(columns, scale, strengths.values, means.values, means.std, squares.values, totals)
+        bands = release_bands(rows, waves - mean[rows.classes], strong, budget, left)
+        said = Totals(strengths.values.sum(axis=1), strengths.std**2 * STRENGTHS)
+        return _DrawnWaves(columns, scale, strengths.values, mean, bands, said)
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnWaves":
         """See `KeptPart.restored`."""
-        columns, none = signal_columns(self.signal), np.empty((0, 0))
-        settled = arrays["shares"], arrays["mean"], arrays["variance"]
-        return _DrawnWaves(columns, _Scale.of(columns), none, none, 0.0, none, SETTLED, *settled)
+        columns, shares, mean = signal_columns(self.signal), arrays["shares"], arrays["mean"]
+        bands = Bands.restored(arrays, len(columns))
+        if shares.shape != bands.groups.shape or mean.shape != (len(shares), len(columns)):
+            raise ValueError("Expected strengths and means of waves of each class.")
+        return _DrawnWaves(columns, _Scale.of(columns), np.empty((0, 0)), mean, bands, SETTLED, shares)
+
+
+def _clear(means: np.ndarray, std: float, totals: np.ndarray) -> np.ndarray:
+    """Noisy sums (class_count, length) of unit rows, 0 where they do not stand clear of the noise."""
+    power = (means**2 - std**2).sum(axis=1) / totals**2
+    least = np.where(power > _MUCH, _CLEAR, _CLEAR_OF_LITTLE) * std
+    return np.where(np.abs(means) > least[:, None], means, 0.0)
 
 
 @dataclass
 class _DrawnWaves:
-    """means, squares: (class_count, length) noisy sums over rows of unit length; std: of the noise of means."""
+    """strengths: (class_count, STRENGTHS) noisy numbers of rows; mean: (class_count, length) of rows of unit length."""
 
     columns: tuple[Column, ...]
     scale: _Scale
     strengths: np.ndarray
-    means: np.ndarray
-    std: float
-    squares: np.ndarray
+    mean: np.ndarray
+    bands: Bands
     totals: Totals
     _shares: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    _mean: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
-    _variance: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
     def settle(self, totals: np.ndarray) -> None:
         self._shares = shares_of(self.strengths, totals)
-        clear = np.abs(self.means) > _CLEAR * self.std
-        self._mean = np.where(clear, self.means, 0.0) / totals[:, None]
-        squares = self.squares / totals[:, None] - self._mean**2
-        self._variance = np.maximum(squares @ _window(len(self.columns)).T, _FLOOR)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """See `KeptDrawn.arrays`."""
-        return {"shares": self._shares, "mean": self._mean, "variance": self._variance}
+        return {"shares": self._shares, "mean": self.mean, **self.bands.arrays()}
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
-        noise = rng.standard_normal((len(classes), len(self.columns)))
-        waves = self._mean[classes] + noise * np.sqrt(self._variance[classes])
-        strength = self.scale.strengths(drawn_cells(self._shares, classes, rng), rng)
-        return _signal(waves, strength, self.columns, self.scale)
+        bins = drawn_cells(self._shares, classes, rng)
+        waves = self.mean[classes] + self.bands.draw(classes, bins, rng)
+        return _signal(waves, self.scale.strengths(bins, rng), self.columns, self.scale)
 
 
 @dataclass
@@ -183,10 +190,3 @@ def _unit_waves(values: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(waves, axis=1, keepdims=True)
     heard = norms > _SILENT
     return np.where(heard, waves, 0.0) / np.where(heard, norms, 1.0)
-
-
-def _window(length: int) -> np.ndarray:
-    """Weights of neighbouring waves, (length, length), rows sum to 1: the wider the faster the wave."""
-    wave = np.arange(length)
-    weights = np.exp(-0.5 * ((wave[:, None] - wave) / (_BLUR * wave[:, None] + _LEAST_BLUR)) ** 2)
-    return weights / weights.sum(axis=1, keepdims=True)

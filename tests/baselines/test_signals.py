@@ -8,6 +8,7 @@ import pytest
 from scipy.fft import dct
 
 from dpcgan_fast.baselines import baselines_for, choice
+from dpcgan_fast.baselines import signals as signals_part
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.data.schema import Schema
 from tests.baselines.tables import LENGTH, signal_schema, signals
@@ -60,6 +61,16 @@ def test_a_shape_that_all_rows_have_is_kept():
     real, own = (values(table, 0).mean(axis=0) for table in (train, drawn))
     assert own.argmax() == pytest.approx(real.argmax(), abs=1)
     assert np.corrcoef(own, real)[0, 1] > 0.9
+
+
+def test_means_count_sooner_where_rows_have_a_shape_in_common():
+    means = np.zeros((2, LENGTH))
+    means[:, 3] = 3.0  # standard deviations of the noise
+    means[0, 0] = 60.0
+    found = signals_part._clear(means, 1.0, np.array([100.0, 100.0]))
+    assert found[:, 3].tolist() == [3.0, 0.0]
+    assert found[0, 0] == 60.0
+    assert np.array_equal(signals_part._clear(means, 0.0, np.array([100.0, 100.0])), means)
 
 
 def test_rows_of_zeros_give_finite_values_within_the_bounds():

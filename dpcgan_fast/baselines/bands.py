@@ -1,0 +1,226 @@
+"""Waves of unit rows by how much of a row is in each band of them, and by which waves of a row go together.
+
+How much of it is in each band differs from row to row more than chance would have it, and what is much in one band goes
+with much or little in others: recordings of a brain at rest, say, each have a rhythm of their own. A single spectrum
+has rows all alike in that. Logarithms of the powers of bands are near to a normal distribution, of which a few noisy
+moments tell everything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.rows import Rows
+
+_LEAST_POWER = 1e-7  # mean square of a wave of a row of unit length: less counts as that
+_SMALLEST = 1e-14  # mean square of a band whose waves are not looked at
+# Source of all below: measured on UCI Epileptic.
+_MEAN_SHARE, _WAVE_SHARE = 0.15, 0.25  # of what bands may spend: where levels lie at all, and pairs of waves
+_REACH = 1.5  # nats from the mean level, times the root of the number of bands, beyond which rows count as nearer
+_GROUPS = 3  # of strength
+_CLEAR_LEVELS = 0.1  # nats^2: noise of an entry of the covariance of levels that groups of strength may have
+_CLEAR_WAVES = 0.3  # about the largest eigenvalue of the noise of correlations of waves, which have a mean one of 1
+_MOST_WAVES = 256  # that are looked at in pairs
+_LEAST_VARIANCE = 0.02  # of eigenvalues
+
+
+def band_edges(length: int) -> np.ndarray:
+    """First waves of the bands, and the length: octaves up to wave 8, then halves of octaves, (bands + 1,) int64."""
+    octaves = [8 << k for k in range(max(0, length.bit_length() - 3))]
+    inner = [edge for first in octaves for edge in (first, first + first // 2)]
+    inner = [edge for edge in (1, 2, 4, *inner) if edge < length]
+    if inner and inner[-1] > 4 and length - inner[-1] < inner[-1] / 2:
+        inner.pop()  # the last band is no narrower than the others
+    return np.array([0, *inner, length])
+
+
+def levels_of(waves: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Logarithm of the mean square of each band: (rows, bands) float64 in [log _LEAST_POWER, 0]."""
+    return np.log(np.clip(_powers(waves, edges), _LEAST_POWER, 1.0))
+
+
+def even_waves(waves: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Waves with a mean square of 1 in each band of each row, or of 0 where there is next to nothing.
+
+    Formal guarantee: the first n waves of a row, n an edge, have an L2 norm of at most sqrt(n), but for rounding.
+    """
+    powers = _powers(waves, edges)
+    scale = np.where(powers > _SMALLEST, 1 / np.sqrt(np.maximum(powers, _SMALLEST)), 0.0)
+    return waves * np.repeat(scale, np.diff(edges), axis=1)
+
+
+def _powers(waves: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(waves**2, edges[:-1], axis=1) / np.diff(edges)
+
+
+@dataclass(frozen=True)
+class Strong:
+    """How strong rows are, as it was released.
+
+    counts: (class_count, bins) numbers of rows, none negative
+    bins:   (rows,) int64, of each training row
+    """
+
+    counts: np.ndarray
+    bins: np.ndarray
+
+    def groups(self, most: int) -> np.ndarray:
+        """Group of each class's bins, rising, (class_count, bins) int64: groups hold about as many rows."""
+        middles = np.cumsum(self.counts, axis=1) - self.counts / 2
+        return np.minimum((middles / np.maximum(middles[:, -1:], 1.0) * most).astype(np.int64), most - 1)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """What waves are drawn from.
+
+    groups: (class_count, bins) int64, the group of strength of each bin
+    levels: (class_count, groups, bands) float64, mean logarithm of the mean square
+    spread: (class_count, groups, bands, bands), symmetric roots of the covariances of levels
+    pairs:  (class_count, n, n), symmetric roots of the covariances of the first n waves, n an edge or 0
+    """
+
+    length: int
+    groups: np.ndarray
+    levels: np.ndarray
+    spread: np.ndarray
+    pairs: np.ndarray
+
+    def draw(self, classes: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Waves of rows of these classes and bins of strength, (rows, length) float64."""
+        edges, groups = band_edges(self.length), self.groups[classes, bins]
+        waves = rng.standard_normal((len(classes), self.length))
+        levels = rng.standard_normal((len(classes), len(edges) - 1))
+        paired = self.pairs.shape[1]
+        for label in np.unique(classes):
+            members = classes == label
+            waves[members, :paired] = waves[members, :paired] @ self.pairs[label]
+            for group in np.unique(groups[members]):
+                own = members & (groups == group)
+                levels[own] = self.levels[label, group] + levels[own] @ self.spread[label, group]
+        heights = np.exp(np.clip(levels, np.log(_LEAST_POWER), 0.0) / 2)
+        return even_waves(waves, edges) * np.repeat(heights, np.diff(edges), axis=1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All but the length, by names that `restored` knows."""
+        return {"groups": self.groups, "levels": self.levels, "spread": self.spread, "pairs": self.pairs}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray], length: int) -> "Bands":
+        """What `arrays` gave. Raises KeyError or ValueError for anything else."""
+        found = cls(length, arrays["groups"], arrays["levels"], arrays["spread"], arrays["pairs"])
+        classes, groups, bands = found.levels.shape
+        paired = found.pairs.shape[-1]
+        edges = band_edges(length)
+        whole = len(found.groups) == classes and (found.groups >= 0).all() and (found.groups < groups).all()
+        shapes = found.spread.shape == (classes, groups, bands, bands) and found.pairs.shape == (
+            classes,
+            paired,
+            paired,
+        )
+        if not (whole and shapes and bands == len(edges) - 1 and paired in edges):
+            raise ValueError("Expected levels and pairs of waves that fit each other and the signal's length.")
+        return found
+
+
+def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget, share: float) -> Bands:
+    """Spends a share of the budget on bands of waves, in two or three releases.
+
+    waves: (rows, length) float64, what rows of unit length are beside a mean that is known
+    How many groups of strength and how many waves in pairs there are follows from the noise and the released counts.
+    Formal guarantee: what is released of each row is a vector of L2 norm at most 1, or its products, whose norm is its
+    square, or both. A unit's rows weigh 1 together, so that it moves a release by no more than one row can.
+    """
+    length = waves.shape[1]
+    edges = band_edges(length)
+    classes, bands = len(strong.counts), len(edges) - 1
+    of_class = np.maximum(strong.counts.sum(axis=1), 1.0)
+    paired = _paired(edges, budget.std(1.0, share * _WAVE_SHARE) / of_class.mean())
+    left = share * (1 - _MEAN_SHARE - (_WAVE_SHARE if paired else 0.0))
+
+    levels = levels_of(waves, edges)
+    half = -np.log(_LEAST_POWER) / 2
+    places = (levels + half) / (half * np.sqrt(bands))  # of norm at most 1
+    rough = budget.release("levels of bands", rows.sums(places), 1.0, share * _MEAN_SHARE)
+    middle = np.clip(rough.values / of_class[:, None] * np.sqrt(bands), -1.0, 1.0) * half - half
+
+    reach = _REACH * np.sqrt(bands)
+    std = budget.std(np.sqrt(2), left)
+    many = std * reach**2 * _GROUPS / of_class.mean() <= _CLEAR_LEVELS
+    groups = strong.groups(_GROUPS if many else 1)
+    count = int(groups.max()) + 1
+    own = groups[rows.classes, strong.bins]
+    near = (levels - middle[rows.classes]) / reach
+    near /= np.maximum(1.0, np.linalg.norm(near, axis=1, keepdims=True))
+    sums = np.stack([rows.sums(near * (own == group)[:, None]) for group in range(count)], axis=1)
+    both = np.concatenate([sums, _products(rows, near, own, count)], axis=2)
+    noisy = budget.release("levels of bands and their products", both, np.sqrt(2), left)
+    numbers = np.stack([(strong.counts * (groups == group)).sum(axis=1) for group in range(count)], axis=1)
+    numbers = np.maximum(numbers, 1.0)
+    moved = _shrunk(noisy.values[..., :bands], numbers, noisy.std, axes=(1,))
+    square = _square(_shrunk(noisy.values[..., bands:], numbers, noisy.std, axes=(0, 1)), bands)
+    # The mean of all cells' products holds their means, too: what is drawn is as wide as the rows of a cell.
+    spread = _root((square - moved[..., :, None] * moved[..., None, :]) * reach**2)
+    pairs = np.empty((classes, 0, 0))
+    if paired:
+        even = even_waves(waves, edges)[:, :paired] / np.sqrt(paired)
+        products = _products(rows, even, np.zeros(len(even), np.int64), 1)[:, 0]
+        noisy = budget.release("pairs of waves", products, 1.0, share * _WAVE_SHARE)
+        pairs = _root(paired * _square(_shrunk(noisy.values, of_class, noisy.std, axes=(0,)), paired))
+    return Bands(length, groups, middle[:, None] + moved * reach, spread, pairs)
+
+
+def _paired(edges: np.ndarray, std: float) -> int:
+    """How many of the first waves are looked at in pairs. std: of the noise of a row's share"""
+    fits = [n for n in edges if n <= _MOST_WAVES and std * n * np.sqrt(2 * n) <= _CLEAR_WAVES]
+    return int(max(fits)) if fits[-1] > 1 else 0
+
+
+def _products(rows: Rows, values: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """Weighted sums of products of all pairs of values, each pair once, by class and group.
+
+    values: (rows, n) of L2 norm at most 1; returns (class_count, count, n (n + 1) / 2) float64
+    Formal guarantee: products of two different values are taken times sqrt(2), so that those of a row have an L2 norm
+    that is the square of the row's.
+    """
+    n = values.shape[1]
+    upper = np.triu_indices(n)
+    scale = np.where(upper[0] == upper[1], 1.0, np.sqrt(2))
+    found = np.zeros((rows.class_count, count, len(scale)))
+    for label in range(rows.class_count):
+        for group in range(count):
+            members = np.flatnonzero((rows.classes == label) & (groups == group))
+            own = values[members]
+            found[label, group] = ((own * rows.weights[members, None]).T @ own)[upper] * scale
+    return found
+
+
+def _square(products: np.ndarray, n: int) -> np.ndarray:
+    """Symmetric matrices (..., n, n) of the products that `_products` gives, (..., n (n + 1) / 2)."""
+    upper = np.triu_indices(n)
+    found = np.zeros((*products.shape[:-1], n, n))
+    found[..., upper[0], upper[1]] = products / np.where(upper[0] == upper[1], 1.0, np.sqrt(2))
+    return found + np.swapaxes(np.triu(found, 1), -1, -2)
+
+
+def _shrunk(sums: np.ndarray, numbers: np.ndarray, std: float, axes: tuple[int, ...]) -> np.ndarray:
+    """Means of cells out of noisy sums (..., n), each as near to that of all cells along the axes as its noise says.
+
+    numbers: (...) rows of each cell, positive; std: of the noise of a sum
+    Source: the positive part of the estimator of James and Stein, 1961.
+    """
+    means = sums / numbers[..., None]
+    of_all = sums.sum(axis=axes, keepdims=True) / numbers.sum(axis=axes, keepdims=True)[..., None]
+    away = means - of_all
+    distance = (away**2).sum(axis=-1)
+    noise = sums.shape[-1] * (std / numbers) ** 2
+    kept = np.maximum(1 - noise / np.maximum(distance, np.maximum(noise, 1e-300)), 0.0)
+    return of_all + np.where(std > 0, kept, 1.0)[..., None] * away
+
+
+def _root(matrices: np.ndarray) -> np.ndarray:
+    """Symmetric roots of symmetric matrices (..., n, n), no eigenvalue of which counts as less than the least."""
+    values, vectors = np.linalg.eigh(matrices)
+    return (vectors * np.sqrt(np.maximum(values, _LEAST_VARIANCE))[..., None, :]) @ np.swapaxes(vectors, -1, -2)
