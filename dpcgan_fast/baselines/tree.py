@@ -1,5 +1,6 @@
 """Columns that depend on the class and, along a tree, on one other column each, where that shows above the noise.
 
+What the tree leaves of how columns depend on each other is added as correlations, see `residuals`.
 Source of the idea: Chow and Liu 1968; chosen and measured by noisy tables as in MST, McKenna et al., arXiv 2108.04978.
 """
 
@@ -16,19 +17,28 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components, mini
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.groups import Grouping, grouping
 from dpcgan_fast.baselines.histograms import (
-    drawn_cells,
     release_histograms,
     shares_of,
     totals_of,
+    width_of,
 )
 from dpcgan_fast.baselines.parts import SETTLED, Totals, values_of
+from dpcgan_fast.baselines.residuals import Atoms, Step, drawn_along, release_correlations
 from dpcgan_fast.baselines.rows import Rows
-from dpcgan_fast.baselines.within_bins import WithinBins, checked_within, release_within_bins
+from dpcgan_fast.baselines.within_bins import (
+    WithinBins,
+    checked_within,
+    piece_edges,
+    pieces_of,
+    release_within_bins,
+)
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.privacy.denoising import closest_histogram
 
 MOST_COLUMNS = 64  # beyond it the scores of all pairs take most of the noise
-_HISTOGRAMS_SHARE, _SCORES_SHARE = 0.35, 0.15  # of what the tree may spend; the rest is for the tables of its edges
+# Of what the tree may spend; the rest is for the tables of its edges.
+_HISTOGRAMS_SHARE, _SCORES_SHARE, _CORRELATIONS_SHARE = 0.55, 0.06, 0.15
+_LEAST_STRENGTH = 60.0  # rows over the noise of a histogram's cell, below which pairs would show next to nothing
 _WITHIN_SHARE = 0.1  # likewise, for how bins are filled, where the data are enough to tell
 _SCORED_GROUPS = 4  # of a column's cells, while pairs of columns are compared
 _GROUPS = (20, 12, 8, 6, 4, 3, 2)  # of the cells of a column in an edge's table, the finest that the noise allows
@@ -70,22 +80,51 @@ class Tree:
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
         """Histograms, how bins are filled, scores of all pairs, then tables of the pairs that are chosen."""
-        for_tables = share * (1 - _HISTOGRAMS_SHARE - _SCORES_SHARE)
         noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
         shown = _Shown.of(self.columns, noisy, std)
+        left = share * (1 - _HISTOGRAMS_SHARE)
+        if shown.totals.sum() < _LEAST_STRENGTH * std:
+            return self._alone(rows, noisy, std, budget, left, None)
         numeric = tuple(column for column in self.columns if column.type == "numeric")
         within = release_within_bins(rows, numeric, shown.totals, budget, share * _WITHIN_SHARE)
         if within is not None:
-            for_tables -= share * _WITHIN_SHARE
+            left -= share * _WITHIN_SHARE
         edges = self._edges(rows, shown, budget, share * _SCORES_SHARE)
+        left -= share * _SCORES_SHARE
+        for_tables = left - share * _CORRELATIONS_SHARE
         edges = _worth_their_noise(edges, shown, rows.class_count, budget, for_tables)
-        if not edges:  # what is left buys the histograms once more
-            again, std_again = self._histograms(rows, budget, for_tables)
-            first = std_again**2 / (std**2 + std_again**2) if std else 0.5
-            noisy = [first * one + (1 - first) * two for one, two in zip(noisy, again, strict=True)]
-            std = std * std_again / math.hypot(std, std_again) if std else 0.0
+        if not edges:
+            return self._alone(rows, noisy, std, budget, left, within)
         tables = [_measured(rows, edge, shown, budget, for_tables / len(edges)) for edge in edges]
-        return _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables, within)
+        drawn = _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables, within)
+        drawn.settle(shown.totals)
+        atoms = [self._atoms(rows, column, within) for column in self.columns]
+        drawn.factors = release_correlations(
+            rows, drawn.steps(), atoms, shown.totals, budget, share * _CORRELATIONS_SHARE
+        )
+        return drawn
+
+    def _alone(
+        self, rows: Rows, noisy: list[np.ndarray], std: float, budget: Budget, left: float, within: WithinBins | None
+    ) -> "_DrawnTree":
+        """Columns that are independent given the class: what is left buys the histograms once more."""
+        again, std_again = self._histograms(rows, budget, left)
+        first = std_again**2 / (std**2 + std_again**2) if std else 0.5
+        noisy = [first * one + (1 - first) * two for one, two in zip(noisy, again, strict=True)]
+        std = std * std_again / math.hypot(std, std_again) if std else 0.0
+        return _DrawnTree(self.columns, noisy, totals_of(noisy, std), [], within)
+
+    def _atoms(self, rows: Rows, column: Column, within: WithinBins | None) -> Atoms:
+        width, classes = width_of(column), rows.class_count
+        if within is None or column.type != "numeric":
+            cell, of_row, chances = np.arange(width), rows.cells(column), np.ones((classes, width))
+        else:
+            _, bins = piece_edges(column)
+            missing = np.arange(bins[-1] + 1, width)
+            cell, of_row = np.append(bins, missing), pieces_of(rows, column)
+            chances = np.append(within.given[column.name], np.ones((classes, len(missing))), axis=1)
+        # A cell that is missing in a column that has none is in no histogram; such a row counts as in the last one.
+        return Atoms(np.minimum(of_row, len(cell) - 1), cell, chances)
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnTree":
         """See `KeptPart.restored`."""
@@ -98,7 +137,11 @@ class Tree:
             groups = Grouping(of_cell[0], int(of_cell[0].max()) + 1), Grouping(of_cell[1], int(of_cell[1].max()) + 1)
             tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
             given[child] = arrays[f"given.{number}"]
-        return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), shares, given)
+        factors = arrays.get("factors")
+        expected = (len(arrays["shares.0"]), len(self.columns), len(self.columns))
+        if factors is not None and not (factors.shape == expected and np.allclose((factors**2).sum(axis=-1), 1.0)):
+            raise ValueError("Expected factors of correlations.")
+        return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), factors, shares, given)
 
     def _kept_within(self, arrays: Mapping[str, np.ndarray]) -> WithinBins | None:
         names = {f"within.{place}": column for place, column in enumerate(self.columns) if column.type == "numeric"}
@@ -239,6 +282,7 @@ class _DrawnTree:
     totals: Totals
     tables: list[Table]
     within: WithinBins | None  # None: bins are filled evenly
+    factors: np.ndarray | None = None  # of the correlations beyond the tree, see `release_correlations`
     _shares: list[np.ndarray] = field(default_factory=list)
     _given: dict[int, np.ndarray] = field(default_factory=dict)  # by child, chances of its groups given the parent's
 
@@ -278,27 +322,28 @@ class _DrawnTree:
         if self.within is not None:
             places = {column.name: place for place, column in enumerate(self.columns)}
             kept |= {f"within.{places[name]}": given for name, given in self.within.given.items()}
+        if self.factors is not None:
+            kept["factors"] = self.factors
         return kept
 
-    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
-        found: dict[int, np.ndarray] = {}
+    def steps(self) -> list[Step]:
+        """How columns are drawn once they are settled, parents before their children."""
         children = {table.edge.child for table in self.tables}
-        for place in range(len(self.columns)):
-            if place not in children:
-                found[place] = drawn_cells(self._shares[place], classes, rng)
-        for table in self.tables:  # parents come before their children
+        first = [place for place in range(len(self.columns)) if place not in children]
+        steps = [Step(place, None, np.zeros(1, np.int64), self._shares[place][:, None]) for place in first]
+        for table in self.tables:
             parent, child = table.groups
-            given = self._given[table.edge.child]
-            before = classes * parent.count + parent.of_cell[found[table.edge.parent]]
-            group = drawn_cells(given.reshape(-1, child.count), before, rng)
-            within = child.within(self._shares[table.edge.child])
-            found[table.edge.child] = drawn_cells(
-                within.reshape(-1, within.shape[-1]), classes * child.count + group, rng
-            )
+            place = table.edge.child
+            chances = self._given[place] @ child.within(self._shares[place])
+            steps.append(Step(place, table.edge.parent, parent.of_cell, chances))
+        return steps
+
+    def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
+        found, inside = drawn_along(self.steps(), self.factors, classes, rng)
         drawn = {}
         for place, column in enumerate(self.columns):
             if self.within is not None and column.type == "numeric":
-                drawn[column.name] = self.within.draw(column, found[place], classes, rng)
+                drawn[column.name] = self.within.draw(column, found[place], inside[place], classes, rng)
             else:
                 drawn[column.name] = values_of(column, found[place], rng)
         return drawn

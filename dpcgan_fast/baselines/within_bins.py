@@ -20,7 +20,8 @@ from dpcgan_fast.privacy.denoising import denoised_counts, denoised_ratios
 _PIECES = 32  # of a bin at most; of whole numbers each is one where there are no more
 _LARGEST_RATIO = math.exp(3.0)
 _EVEN = 1.0  # standard deviations of the noise of a piece by which bins are filled evenly
-_LEAST_STRENGTH = 150.0  # rows over that noise, below which it would show next to nothing
+_LEAST_STRENGTH = 50.0  # rows over that noise, below which it would show next to nothing
+_CLASS_STRENGTH = 150.0  # likewise, of how classes differ
 
 
 def piece_edges(column: Column) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +53,13 @@ class WithinBins:
 
     given: dict[str, np.ndarray]
 
-    def draw(self, column: Column, found: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> pa.Array:
-        """Cells of a numeric column from its public cells and the classes of their rows, (rows,) int64 each."""
+    def draw(
+        self, column: Column, found: np.ndarray, inside_cell: np.ndarray, classes: np.ndarray, rng: np.random.Generator
+    ) -> pa.Array:
+        """Cells of a numeric column from its public cells and the classes of their rows, (rows,) int64 each.
+
+        inside_cell: (rows,) uniform in [0, 1), by which the piece of the bin is taken
+        """
         edges, bins = piece_edges(column)
         missing = found == bins[-1] + 1
         inside = np.where(missing, 0, found)
@@ -61,7 +67,7 @@ class WithinBins:
         pieces = np.empty(len(found), np.int64)
         for index, own in enumerate(ends):
             members = np.flatnonzero(classes == index)
-            pieces[members] = np.searchsorted(own, inside[members] + rng.random(len(members)), side="right")
+            pieces[members] = np.searchsorted(own, inside[members] + inside_cell[members], side="right")
         starts = np.append(_starts(bins), len(bins))
         pieces = np.clip(pieces, starts[inside], starts[inside + 1] - 1)  # rounding leads out of no bin
         return numbers_of(column, rng.uniform(edges[pieces], edges[pieces + 1]), missing)
@@ -84,7 +90,7 @@ def release_within_bins(
 
     totals: (class_count,) released numbers of rows
     None, and nothing is spent, where the noise would hide it all. Counts of all classes together tell how a bin is
-    filled, and those of one how much more or less so there.
+    filled, and those of one how much more or less so there, if the rows are enough for that too.
     Formal guarantee: a unit moves the release by at most sqrt(len(columns)) in L2 norm: its rows weigh 1 in each
     column, and each falls into one piece or none.
     """
@@ -95,32 +101,39 @@ def release_within_bins(
     counts = [_pieces(rows, column) for column in columns]
     noisy = budget.release("within bins", np.concatenate(counts, axis=1), sensitivity, share)
     parts = np.split(noisy.values, np.cumsum([part.shape[1] for part in counts])[:-1], axis=1)
+    alike = totals.sum() < _CLASS_STRENGTH * std
     return WithinBins(
-        {column.name: _given(part, column, noisy.std) for column, part in zip(columns, parts, strict=True)}
+        {column.name: _given(part, column, noisy.std, alike) for column, part in zip(columns, parts, strict=True)}
     )
+
+
+def pieces_of(rows: Rows, column: Column) -> np.ndarray:
+    """The piece of each row's number, (rows,) int64; the number of pieces where it is missing."""
+    values, (edges, bins) = numbers(rows.table, column), piece_edges(column)
+    return np.where(np.isnan(values), len(bins), np.searchsorted(edges[1:-1], values, side="right"))
 
 
 def _pieces(rows: Rows, column: Column) -> np.ndarray:
     """Weight of the rows of each class in each piece: (class_count, pieces)."""
-    values, (edges, bins) = numbers(rows.table, column), piece_edges(column)
-    found = np.where(np.isnan(values), len(bins), np.searchsorted(edges[1:-1], values, side="right"))
-    return rows.histogram(found, len(bins) + 1)[:, :-1]
+    pieces = len(piece_edges(column)[1])
+    return rows.histogram(pieces_of(rows, column), pieces + 1)[:, :-1]
 
 
-def _given(noisy: np.ndarray, column: Column, std: float) -> np.ndarray:
-    """Chances of pieces given bin and class, (class_count, pieces), from their noisy counts."""
+def _given(noisy: np.ndarray, column: Column, std: float, alike: bool) -> np.ndarray:
+    """Chances of pieces given bin and class, (class_count, pieces), from their noisy counts. alike: in all classes"""
     edges, bins = piece_edges(column)
     widths = np.diff(edges) + 1e-300  # bounds as near as numbers can be have bins without any width
     even = widths / np.add.reduceat(widths, _starts(bins))[bins]
     of_all = denoised_counts(noisy.sum(0), std * math.sqrt(len(noisy)))
     counts = np.tile(of_all / len(noisy), (len(noisy), 1))
     possible = of_all > 0
-    if len(noisy) > 1 and possible.any():
+    if not alike and len(noisy) > 1 and possible.any():
         of_class = np.maximum(noisy.sum(1), 1.0)
         expected = np.outer(of_class / of_class.sum(), of_all[possible])
         counts[:, possible] = expected * denoised_ratios(noisy[:, possible], expected, std, _LARGEST_RATIO)
     # As many rows as the noise of a piece amounts to fill each bin evenly: no chance is an accident of the noise.
-    counts = counts + (_EVEN * std + 1e-9) * even
+    noise = std / math.sqrt(len(noisy)) if alike else std
+    counts = counts + (_EVEN * noise + 1e-9) * even
     return counts / np.add.reduceat(counts, _starts(bins), axis=1)[:, bins]
 
 

@@ -78,7 +78,7 @@ def test_columns_that_do_not_depend_or_that_the_noise_hides_are_drawn_on_their_o
 
 def test_without_edges_the_whole_budget_goes_to_the_histograms():
     rng = np.random.default_rng(0)
-    table = pa.table({**{f"x{i}": rng.random(500) for i in range(3)}, "y": rng.integers(0, 2, 500)})
+    table = pa.table({**{f"x{i}": rng.random(700) for i in range(3)}, "y": rng.integers(0, 2, 700)})
     mechanisms = fitted_tree(schema_of(3), table, 1.0).mechanisms
     assert [one.mechanism for one in mechanisms] == ["histograms", "scores of pairs", "histograms"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpcgan_fast.baselines import Baseline, arrays_of, restored, statistics_for, within_bins
+from dpcgan_fast.baselines import Baseline, arrays_of, restored, statistics_for, tree, within_bins
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.tree import Tree
@@ -82,6 +82,16 @@ def test_bounds_as_near_as_numbers_can_be_leave_chances_that_can_be_kept(epsilon
     assert all(1 <= value <= upper for value in drawn["x"].to_pylist())
 
 
+def test_with_few_rows_bins_are_filled_alike_in_all_classes():
+    columns = schema_of().columns[:2]
+    for rows, alike in ((2000, True), (20_000, False)):
+        people = rounded_people(rows)
+        budget = Budget(3.0, NoiseKey(seed=1))
+        found = release_within_bins(Rows.of(people, schema_of()), columns, np.full(2, rows / 2), budget, 0.1)
+        assert found is not None
+        assert all(np.array_equal(own[0], own[1]) == alike for own in found.given.values())
+
+
 @pytest.mark.parametrize("rows", [50, 20_000])
 @pytest.mark.parametrize(("total", "made"), [(25.0, False), (10_000.0, True)])
 def test_where_noise_would_hide_it_nothing_is_spent_and_the_released_totals_decide(rows, total, made):
@@ -94,7 +104,8 @@ def test_where_noise_would_hide_it_nothing_is_spent_and_the_released_totals_deci
 
 @pytest.mark.parametrize("epsilon", [1.0, 300.0])
 def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, epsilon):
-    monkeypatch.setattr(within_bins, "_LEAST_STRENGTH", 0.0)
+    for module in (within_bins, tree):
+        monkeypatch.setattr(module, "_LEAST_STRENGTH", 0.0)
     names: list[str] = []
     release = Budget.release
 

@@ -1,0 +1,139 @@
+"""Correlations beyond a tree: what is summed is bounded, known ones come back, and what is drawn has the marginals."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import norm
+
+from dpcgan_fast.baselines import Baseline, statistics_for, tree
+from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.residuals import Step, drawn_along, expected_normals, shrunk
+from dpcgan_fast.baselines.statistics import arrays_of, restored
+from dpcgan_fast.baselines.tree import Tree
+from dpcgan_fast.data.public_cells import modelled_columns
+from dpcgan_fast.data.schema import Schema
+from tests.baselines.replay import refuse_moves
+
+COLUMNS = [
+    *({"name": name, "type": "numeric", "bounds": [0, 1], "missing": True} for name in ("a", "b")),
+    {"name": "c", "type": "categorical", "categories": ["x", "y", "z"]},
+    {"name": "d", "type": "numeric", "bounds": [0, 1]},
+    {"name": "label", "type": "binary"},
+]
+CORRELATION = 0.6  # of the normals of all pairs of numbers
+
+
+def schema_of(**more) -> Schema:
+    return Schema.from_dict({"unit": None, "label": "label", "columns": COLUMNS, **more})
+
+
+def alike(rows: int, seed: int = 0) -> pa.Table:
+    """Numbers that all depend on something in common, which no tree of pairs can say."""
+    rng = np.random.default_rng(seed)
+    label, common = rng.integers(0, 2, rows), rng.standard_normal(rows)
+    values = {}
+    for name in ("a", "b", "d"):
+        values[name] = norm.cdf(
+            math.sqrt(CORRELATION) * common + math.sqrt(1 - CORRELATION) * rng.standard_normal(rows)
+        )
+    values["a"] = pa.array(values["a"], mask=rng.random(rows) < 0.1)
+    values["c"] = pa.array(rng.choice(["x", "y", "z", "other"], rows))
+    return pa.table({**values, "label": label})
+
+
+@pytest.mark.parametrize("epsilon", [20.0, math.inf])
+def test_pairs_that_the_tree_does_not_join_depend_as_real_ones_do(epsilon):
+    statistics = statistics_for(schema_of())
+    real = alike(20_000)
+    fitted = statistics.fit(real, epsilon, 1e-5)
+    (part,) = fitted.parts
+    drawn = fitted.sample(20_000, np.random.default_rng(0)).to_pandas()
+    names = ["a", "b", "d"]
+    expected = real.to_pandas()[names].corr().to_numpy()
+    error = np.abs(drawn[names].corr().to_numpy() - expected).max()
+    part.factors = None  # pyright: ignore[reportAttributeAccessIssue]
+    without = fitted.sample(20_000, np.random.default_rng(0)).to_pandas()
+    assert error < 0.6 * np.abs(without[names].corr().to_numpy() - expected).max()
+
+
+def test_what_is_kept_draws_the_same_rows_and_other_factors_are_refused():
+    statistics = statistics_for(schema_of())
+    fitted = statistics.fit(alike(5000), 5.0, 1e-5)
+    arrays = arrays_of(fitted)
+    again = restored(statistics, arrays, fitted.seeded)
+    assert again.sample(100, np.random.default_rng(3)).equals(fitted.sample(100, np.random.default_rng(3)))
+    for bad in (arrays["0.factors"] * 2, arrays["0.factors"][:1], arrays["0.factors"][:, :-1]):
+        with pytest.raises(ValueError, match="factors"):
+            restored(statistics, {**arrays, "0.factors": bad}, fitted.seeded)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilon):
+    """Every pair is taken for clear, so that there is a tree and something beyond it."""
+    monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
+    monkeypatch.setattr(tree._Shown, "by_chance", lambda *_: -1e6)
+    monkeypatch.setattr(tree, "_worth_their_noise", lambda edges, *_: edges)
+
+    names: list[str] = []
+    release = Budget.release
+
+    def noted(budget, name, *rest):
+        names.append(name)
+        return release(budget, name, *rest)
+
+    def baseline_of(**more) -> Baseline:
+        schema = schema_of().model_copy(update=more)
+        columns = tuple(column for column in modelled_columns(schema) if column.name != "label")
+        return Baseline("tree", schema, (Tree(columns),))
+
+    monkeypatch.setattr("tests.baselines.replay.RELEASE", noted)
+    refuse_moves(monkeypatch, alike(60), epsilon, baseline_of)
+    assert "correlations beyond the tree" in names
+
+
+def test_with_few_rows_for_the_noise_the_histograms_have_everything():
+    mechanisms = statistics_for(schema_of()).fit(alike(300), 0.5, 1e-5).mechanisms
+    assert [one.mechanism for one in mechanisms] == ["histograms", "histograms"]
+
+
+def test_cells_are_drawn_by_their_chances_whatever_the_correlations():
+    chances = np.array([[[0.2, 0.0, 0.8]]])
+    steps = [
+        Step(0, None, np.zeros(1, np.int64), chances),
+        Step(1, 0, np.array([0, 0, 1]), np.array([[[1.0, 0.0], [0.3, 0.7]]])),
+    ]
+    correlation = np.array([[1.0, 0.9], [0.9, 1.0]])
+    factors = np.linalg.cholesky(correlation)[None]
+    found, inside = drawn_along(steps, factors, np.zeros(40_000, np.int64), np.random.default_rng(0))
+    assert np.bincount(found[0], minlength=3) / 40_000 == pytest.approx([0.2, 0.0, 0.8], abs=0.015)
+    assert (found[1][found[0] == 0] == 0).all()
+    for place in (0, 1):
+        assert ((inside[place] >= 0) & (inside[place] < 1)).all()
+    assert inside[0].mean() == pytest.approx(0.5, abs=0.015)
+
+
+def test_expected_normals_are_those_of_the_stretches():
+    chances = np.array([0.1, 0.5, 0.0, 0.4])
+    normals = np.random.default_rng(0).standard_normal(400_000)
+    ends = norm.ppf([0.1, 0.6])
+    parts = [
+        normals[normals < ends[0]],
+        normals[(normals >= ends[0]) & (normals < ends[1])],
+        normals[normals >= ends[1]],
+    ]
+    found = expected_normals(chances)
+    assert found[[0, 1, 3]] == pytest.approx([part.mean() for part in parts], abs=0.01)
+    assert chances @ found == pytest.approx(0.0, abs=1e-9)
+    assert np.isfinite(expected_normals(np.zeros((2, 3)))).all()
+
+
+def test_values_that_the_noise_explains_are_shrunk_and_clear_ones_stay():
+    rng = np.random.default_rng(0)
+    truth = np.where(np.arange(400) < 40, 0.7, 0.0)
+    grid = np.linspace(-0.98, 0.98, 99)
+    noisy = truth + rng.normal(0, 0.1, 400)
+    found = shrunk(noisy, np.full(400, 0.1), grid)
+    assert np.abs(found - truth).mean() < 0.4 * np.abs(noisy - truth).mean()
+    assert np.isfinite(shrunk(noisy * 1e9, np.full(400, 1e-3), grid)).all()
