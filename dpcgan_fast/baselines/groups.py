@@ -57,3 +57,12 @@ def grouping(column: Column, weights: np.ndarray, most: int) -> Grouping:
     # A missing cell of a column that has none is in no table, whatever its group.
     rest = np.full(cell_count(column) - present, groups.max() + 1 if column.missing else 0)
     return Grouping(np.concatenate([groups, rest]).astype(np.int64), most)
+
+
+def kept_grouping(column: Column, of_cell: np.ndarray) -> Grouping:
+    """Groups of a column's cells that were kept. Raises ValueError for what are none."""
+    found = np.unique(of_cell[: width_of(column)])
+    whole = of_cell.shape == (cell_count(column),) and of_cell.dtype == np.int64
+    if not (whole and np.array_equal(found, np.arange(len(found))) and np.isin(of_cell, found).all()):
+        raise ValueError("Expected a group of each cell, and in each group a cell that is released.")
+    return Grouping(of_cell, len(found))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.parts import SETTLED, Totals, values_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import cell_count
 from dpcgan_fast.data.schema import Column
@@ -54,6 +54,14 @@ def shares_of(noisy: np.ndarray, totals: np.ndarray) -> np.ndarray:
     return shares / shares.sum(axis=1, keepdims=True)
 
 
+def kept_shares(columns: tuple[Column, ...], arrays: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Shares of each column's cells within each class that were kept. Raises KeyError or ValueError for others."""
+    classes = len(arrays["shares.0"])
+    return [
+        checked_chances(arrays[f"shares.{place}"], classes, width_of(column)) for place, column in enumerate(columns)
+    ]
+
+
 def drawn_cells(shares: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A cell for each row, by the shares (groups, cells) of its group: (rows,) int64."""
     found = np.zeros(len(groups), np.int64)
@@ -82,8 +90,7 @@ class Histograms:
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnHistograms":
         """See `KeptPart.restored`."""
-        shares = [arrays[f"shares.{place}"] for place in range(len(self.columns))]
-        return _DrawnHistograms(self.columns, [], SETTLED, shares)
+        return _DrawnHistograms(self.columns, [], SETTLED, kept_shares(self.columns, arrays))
 
 
 @dataclass

@@ -74,6 +74,13 @@ class KeptPart(Part, Protocol):
         ...
 
 
+def checked_chances(kept: np.ndarray, *shape: int) -> np.ndarray:
+    """Chances (..., n) float64 that were kept, those of the last axis adding up to 1. Raises ValueError for others."""
+    if kept.shape != shape or not (kept >= 0).all() or not np.allclose(kept.sum(axis=-1), 1.0):
+        raise ValueError(f"Expected chances of shape {shape} that add up to 1.")
+    return kept
+
+
 def values_of(column: Column, found: np.ndarray, rng: np.random.Generator) -> pa.Array:
     """Values for public cells: whole or uniform numbers within the bin, names of categories, null where missing."""
     if column.type != "numeric":

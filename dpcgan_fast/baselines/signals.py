@@ -16,7 +16,7 @@ from scipy.fft import dct, idct
 from dpcgan_fast.baselines.bands import Bands, Strong, release_bands
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.histograms import drawn_cells, shares_of
-from dpcgan_fast.baselines.parts import SETTLED, Totals, numbers_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, numbers_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import bounds_of, numbers, signal_columns
 from dpcgan_fast.data.schema import Column, Signal
@@ -92,10 +92,13 @@ class Waves:
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnWaves":
         """See `KeptPart.restored`."""
-        columns, shares, mean = signal_columns(self.signal), arrays["shares"], arrays["mean"]
+        columns, mean = signal_columns(self.signal), arrays["mean"]
         bands = Bands.restored(arrays, len(columns))
-        if shares.shape != bands.groups.shape or mean.shape != (len(shares), len(columns)):
+        shares = checked_chances(arrays["shares"], len(bands.levels), STRENGTHS)
+        if bands.groups.shape != shares.shape or mean.shape != (len(shares), len(columns)):
             raise ValueError("Expected strengths and means of waves of each class.")
+        if not np.isfinite(mean).all():
+            raise ValueError("Expected finite means of waves.")
         return _DrawnWaves(columns, _Scale.of(columns), np.empty((0, 0)), mean, bands, SETTLED, shares)
 
 

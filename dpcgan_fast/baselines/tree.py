@@ -15,14 +15,15 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.groups import Grouping, grouping
+from dpcgan_fast.baselines.groups import Grouping, grouping, kept_grouping
 from dpcgan_fast.baselines.histograms import (
+    kept_shares,
     release_histograms,
     shares_of,
     totals_of,
     width_of,
 )
-from dpcgan_fast.baselines.parts import SETTLED, Totals, values_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, values_of
 from dpcgan_fast.baselines.residuals import Atoms, Step, drawn_along, release_correlations
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.within_bins import (
@@ -128,17 +129,24 @@ class Tree:
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnTree":
         """See `KeptPart.restored`."""
-        shares = [arrays[f"shares.{place}"] for place in range(len(self.columns))]
+        shares = kept_shares(self.columns, arrays)
         tables: list[Table] = []
         given: dict[int, np.ndarray] = {}
-        for number in range(len(arrays["edges"])):
-            parent, child = (int(place) for place in arrays["edges"][number])
-            of_cell = arrays[f"parent.{number}"], arrays[f"child.{number}"]
-            groups = Grouping(of_cell[0], int(of_cell[0].max()) + 1), Grouping(of_cell[1], int(of_cell[1].max()) + 1)
+        edges = arrays["edges"]
+        drawn_before = set(range(len(self.columns))) - set(edges[:, 1].tolist())
+        for number, (parent, child) in enumerate(edges.tolist()):
+            if parent not in drawn_before or child in drawn_before or child not in range(len(self.columns)):
+                raise ValueError("Expected edges of a tree, parents before their children.")
+            drawn_before.add(child)
+            groups = (
+                kept_grouping(self.columns[parent], arrays[f"parent.{number}"]),
+                kept_grouping(self.columns[child], arrays[f"child.{number}"]),
+            )
             tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
-            given[child] = arrays[f"given.{number}"]
+            sizes = len(shares[0]), groups[0].count, groups[1].count
+            given[child] = checked_chances(arrays[f"given.{number}"], *sizes)
         factors = arrays.get("factors")
-        expected = (len(arrays["shares.0"]), len(self.columns), len(self.columns))
+        expected = (len(shares[0]), len(self.columns), len(self.columns))
         if factors is not None and not (factors.shape == expected and np.allclose((factors**2).sum(axis=-1), 1.0)):
             raise ValueError("Expected factors of correlations.")
         return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), factors, shares, given)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpcgan_fast.baselines import arrays_of, statistics_for
+from dpcgan_fast.baselines import arrays_of, restored, statistics_for
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.data.schema import Schema
 from tests.baselines.replay import Replay
@@ -20,9 +20,13 @@ NUMBER = [{"name": "age", "type": "numeric", "bounds": [0, 110], "integer": True
 # name of the kind: a schema, a table from a seed and a number of rows, and what is released among other things
 KINDS: dict[str, tuple[Schema, Any, set[str]]] = {
     "bins of numbers": (schema_of_people(), rounded_people, {"histograms", "within bins", "scores of pairs"}),
-    "a chain of columns": (schema_of(4), lambda rows, seed: chained(rows, 4, seed), {"within bins", "table"}),
+    "a chain of columns": (
+        schema_of(4),
+        lambda rows, seed: chained(rows, 4, seed),
+        {"within bins", "table", "correlations beyond the tree"},
+    ),
     "one column": (schema_of(1), lambda rows, seed: chained(rows, 1, seed), {"histograms"}),
-    "a signal": (signal_schema(), signals, set()),
+    "a signal": (signal_schema(), signals, {"levels of bands and their products", "pairs of waves"}),
     "a signal and a column": (signal_schema(NUMBER), signals, {"histograms"}),
     "codes": (codes_schema((), most=10), codes_table, set()),
 }
@@ -41,3 +45,33 @@ def test_other_rows_with_the_same_answers_leave_the_same_numbers(monkeypatch, ki
     assert set(after) == set(before)
     for name, values in before.items():
         assert np.array_equal(after[name], values), name
+
+
+def spoiled(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays that no release gives in the place of this one, by what was done to it."""
+    whole = values.dtype.kind == "i"
+    first = values.copy()
+    first.flat[0] = -1 if whole else np.nan
+    found = {"cut": values[..., :-1], "first value": first}
+    return {**found, "large": values + 1000, "no whole numbers": values.astype(float)} if whole else found
+
+
+@pytest.mark.parametrize("kind", ["bins of numbers", "a chain of columns", "one column", "a signal"])
+def test_spoiled_numbers_are_refused_before_anything_is_drawn(kind):
+    schema, make, _ = KINDS[kind]
+    statistics = statistics_for(schema)
+    arrays = arrays_of(statistics.fit(make(6000, 0), 20.0, 1e-5))
+    for name, values in arrays.items():
+        for bad in spoiled(values).values() if values.size else ():
+            with pytest.raises((KeyError, ValueError, IndexError, TypeError)):
+                restored(statistics, {**arrays, name: bad}, seeded=False)
+
+
+def test_edges_that_are_no_tree_are_refused():
+    schema, make, _ = KINDS["a chain of columns"]
+    statistics = statistics_for(schema)
+    arrays = arrays_of(statistics.fit(make(6000, 0), 20.0, 1e-5))
+    edges = arrays["0.edges"]
+    for bad in (edges[::-1], edges[:, ::-1], np.full_like(edges, 1), edges + 1):
+        with pytest.raises(ValueError, match="tree"):
+            restored(statistics, {**arrays, "0.edges": bad}, seeded=False)
