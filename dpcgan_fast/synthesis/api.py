@@ -197,14 +197,17 @@ class DPCGAN:
         )
 
     def save(self, path: str | Path) -> None:
-        """Copies the run folder. Raises InputError if there is something at the path already."""
-        source = self._fitted().path
+        """Copies the run, and nothing else that was put into its folder, such as an evaluation's figures.
+
+        Raises InputError if there is something at the path already.
+        """
+        source = self._fitted()
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise InputError("There is something at the output path already", str(path), "Choose a new folder.")
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            shutil.copytree(source, partial, ignore=shutil.ignore_patterns(".*"))
+            shutil.copytree(source.path, partial, ignore=source.others)
             partial.chmod(PRIVATE_FOLDER)
             if target.exists():
                 target.rmdir()

@@ -53,6 +53,14 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def others(self, folder: str, names: list[str]) -> list[str]:
+        """Names in a folder of the run that are no files of it, for `shutil.copytree`: figures of the real rows may
+        have been put there."""
+        own = (self.config, self.schema, self.ledger, self.model, self.card, self.log, self.checkpoints)
+        known = {path.name for path in own}
+        top = Path(folder) == self.path
+        return [name for name in names if name.startswith(".") or (top and name not in known)]
+
     @classmethod
     def create(cls, path: str | Path) -> "RunFolder":
         """Makes a new run folder. Raises InputError if there is something at the path already."""

@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 
 import pyarrow.csv
 import pytest
 
+from dpcgan_fast import DPCGAN
 from dpcgan_fast.cli import run, using
 from dpcgan_fast.synthesis.anew import StatisticsAnew
 from tests.synthesis.code_runs import quick_runs
@@ -121,12 +123,14 @@ def test_what_makes_no_curve_is_refused_before_anything_is_read(place, tmp_path,
 
 
 @pytest.mark.parametrize("inside", ["", "evaluation"])
-def test_figures_are_not_written_into_the_run_folder(place, capsys, inside):
-    """It is handed on as what is private, and `save` copies all of it."""
-    before = sorted((place / "run").rglob("*"))
-    assert evaluated(place, place / "run" / inside) == 2
-    assert "--out" in capsys.readouterr().err
-    assert sorted((place / "run").rglob("*")) == before
+def test_figures_in_the_run_folder_are_warned_of_and_not_saved_with_the_run(place, tmp_path, capsys, inside):
+    """It is handed on as what is private."""
+    own = shutil.copytree(place / "run", tmp_path / "run")
+    before = sorted(path.relative_to(own) for path in own.rglob("*"))
+    assert evaluated(place, own / inside, name=own) == 0
+    assert "in the run's folder" in capsys.readouterr().err
+    DPCGAN.load(own).save(tmp_path / "saved")
+    assert sorted(path.relative_to(tmp_path / "saved") for path in (tmp_path / "saved").rglob("*")) == before
 
 
 def test_the_help_names_the_options_and_what_the_curve_reveals(capsys):

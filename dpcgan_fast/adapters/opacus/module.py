@@ -131,7 +131,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
     @contextmanager
     def plain(self) -> Iterator[None]:
         """For work in which the module runs as it is: where layers without a rule are run again, row by row."""
-        own = self.__dict__  # a module's own way to set an attribute takes as long as a small op
+        own = vars(self)  # a module's own way to set an attribute takes as long as a small op
         before, own["hooks_enabled"] = self.hooks_enabled, False
         try:
             yield
