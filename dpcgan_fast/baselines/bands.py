@@ -116,12 +116,9 @@ class Bands:
         edges = band_edges(length)
         whole = found.groups.dtype == np.int64 and (found.groups >= 0).all() and (found.groups < groups).all()
         finite = all(np.isfinite(own).all() for own in found.arrays().values())
-        shapes = found.spread.shape == (classes, groups, bands, bands) and found.pairs.shape == (
-            classes,
-            paired,
-            paired,
-        )
-        if not (whole and finite and shapes and bands == len(edges) - 1 and paired in edges):
+        square = found.spread.shape == (classes, groups, bands, bands)
+        square = square and found.pairs.shape == (classes, paired, paired)
+        if not (whole and finite and square and bands == len(edges) - 1 and paired in edges):
             raise ValueError("Expected levels and pairs of waves that fit each other and the signal's length.")
         return found
 

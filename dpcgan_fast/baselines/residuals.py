@@ -17,10 +17,8 @@ from dpcgan_fast.baselines.rows import Rows
 
 _ROOM = 2.0  # standard deviations of a row's squared length above what is expected: longer rows are shortened to it
 _LARGEST = 4.0  # of a normal
-_GRID, _OWN_GRID = (
-    np.linspace(-0.98, 0.98, 99),
-    np.linspace(-0.6, 0.6, 61),
-)  # of correlations, of what classes differ by
+_GRID = np.linspace(-0.98, 0.98, 99)  # of correlations
+_OWN_GRID = np.linspace(-0.6, 0.6, 61)  # of what those of a class differ by
 _MOST = 0.97  # of a correlation
 _ROUNDS = 100
 

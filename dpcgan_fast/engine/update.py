@@ -157,16 +157,17 @@ def own_step(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter
     """`optimizer.step()`; of plain SGD that nobody watches, its rule alone, bit for bit: what comes before it in
     torch takes as long as a layer of a small net.
 
-    parameters: all that are trained, each with its gradient
+    parameters: all that are trained
     """
+    grads = [p.grad for p in parameters]
     alone = len(optimizer.param_groups) == 1 and len(parameters) > 0
-    if type(optimizer) is not SGD or _watched(optimizer) or not alone:
+    if type(optimizer) is not SGD or _watched(optimizer) or not alone or any(grad is None for grad in grads):
         return optimizer.step()
     group = optimizer.param_groups[0]
     if any(group.get(name) for name in _BEYOND_PLAIN) or isinstance(group["lr"], Tensor):
         return optimizer.step()
     with torch.no_grad():
-        torch._foreach_add_(parameters, [p.grad for p in parameters], alpha=-group["lr"])  # type: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(parameters, grads, alpha=-group["lr"])  # type: ignore[reportPrivateImportUsage]
     return None
 
 

@@ -57,12 +57,11 @@ class same_backend:  # noqa: N801  used as a function, for which contextlib's ta
 
     def __enter__(self) -> None:
         global _kept
-        self._outer = _kept
         _kept = backend()
 
     def __exit__(self, *_: object) -> None:
         global _kept
-        _kept = self._outer
+        _kept = None
 
 
 def backend() -> str:

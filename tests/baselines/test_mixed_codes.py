@@ -88,7 +88,7 @@ def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity
         schema = codes_schema() if label else codes_schema((), None)
         return mixed_of(schema.model_copy(update=more))
 
-    releases = refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil)
+    releases = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil))
     of_codes = ["numbers", "counts", *["a round"] * 3, "numbers of clusters", "pairs"]
     assert releases == len(of_codes) + label  # and the histogram of the column
 

@@ -172,3 +172,13 @@ def test_an_own_step_calls_what_others_have_put_on_the_optimizers():
     replaced.step = lambda: calls.append("replaced")
     own_step(replaced, list(module.parameters()))
     assert calls == ["hook", "replaced"]
+
+
+def test_an_own_step_leaves_what_has_no_gradient():
+    module = net()
+    first, *others = module.parameters()
+    for parameter in others:
+        parameter.grad = torch.ones_like(parameter)
+    own_step(torch.optim.SGD(module.parameters(), 0.1), list(module.parameters()))
+    assert torch.equal(first, next(net().parameters()))
+    assert all(not torch.equal(p, q) for p, q in zip(others, list(net().parameters())[1:], strict=True))

@@ -110,7 +110,7 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
         schema = codes_schema().model_copy(update=more)
         return Baseline("codes", schema, (MixedCodes(schema.codes_columns()[0], mixed=True, clusters=find),))
 
-    moved = refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil)
+    moved = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil))
     assert moved == len(["numbers", "counts", *["centres"] * 6, *["clusters"] * 2, "numbers of clusters", "pairs"])
 
 

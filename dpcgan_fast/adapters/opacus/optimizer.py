@@ -249,9 +249,7 @@ class DPOptimizer(OpacusDPOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 closure()
-        with ops.same_backend():
-            ready = self.pre_step()
-        return own_step(self.original_optimizer, self.params) if ready else None
+        return own_step(self.original_optimizer, self.params) if self.pre_step() else None
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Drops what backward passes left; clipped sums as well, unless the last step was skipped."""
