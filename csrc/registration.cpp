@@ -26,14 +26,13 @@ TORCH_LIBRARY(dpcgan_fast, m) {
   m.def(
       "window_per_sample_grad_(Tensor(a!) out, Tensor(b!) sq_norm, Tensor(c!)? bias, Tensor x, Tensor g, "
       "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups) -> ()");
-  // The norms alone, with `bias` the sums of g as well, and sum_n factor[n] G_n; rows of factor 0 are not read.
-  // factor: (B,) float64  returns (B,) float64 and (B, O or 0), and (O, C/groups, *kernel_size) float64
+  // The clipped sums of such layers, each row's gradients formed once: scale sum_n factor[n] G_n with the factor, as
+  // clip_factor has it, of the norm over these layers and others_sq_norm, (B,) float64, what all others add to it.
+  // geometry: for each x and g, kernel_size, stride, padding, dilation, groups, and 1 with a bias that g adds up to.
+  // returns factor (B,), weights (O, C/groups, taps of a channel) and biases (O or 0), float64
   m.def(
-      "window_sq_norm(Tensor x, Tensor g, int[] kernel_size, int[] stride, int[] padding, int[] dilation, "
-      "int groups, bool bias) -> (Tensor, Tensor)");
-  m.def(
-      "window_weighted_grad(Tensor x, Tensor g, Tensor factor, int[] kernel_size, int[] stride, int[] padding, "
-      "int[] dilation, int groups) -> Tensor");
+      "windows_clipped_sum(Tensor[] x, Tensor[] g, int[] geometry, Tensor others_sq_norm, float max_grad_norm, "
+      "float scale) -> (Tensor, Tensor[], Tensor[])");
   // Per-sample gradients of GroupNorm's affine pair.  x, g: (B, C, S)  returns weight, bias: (B, C)
   m.def("group_norm_per_sample_grad(Tensor x, Tensor g, int groups, float eps) -> (Tensor, Tensor)");
   // Per-sample gradients of LayerNorm's affine pair; the last dimension is normalised.

@@ -29,7 +29,7 @@ settings.load_profile("default")
 SIMD_LEVELS = ("portable", "avx2", "avx512")
 # Ops of the fused path, and of convolutions of images; a module on a GPU takes other paths.
 CPU_OPS = {
-    "window_per_sample_grad_", "window_sq_norm", "window_weighted_grad", "fused_forward", "fused_sq_norm",
+    "window_per_sample_grad_", "windows_clipped_sum", "fused_forward", "fused_sq_norm",
     "fused_clipped_sum", "fused_infer", "fused_draw", "uniform_", "gather_rows",
 }  # fmt: skip
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and ops.has_cuda_kernels() else ("cpu",)

@@ -228,7 +228,6 @@ constexpr int64_t kPositionsAtATime = 256;  // partial sums keep rounding small 
 template <int kBytes, class T, int kRows, int kColumns>
 struct WindowTile {
   using Vector = typename VectorOf<T, kBytes>::type;
-  static constexpr int kNumel = kRows * kColumns * VectorOf<T, kBytes>::kLanes;
 
   int64_t begin, end;
   const RunVector* vectors;
@@ -288,27 +287,6 @@ struct WindowTile {
     }
     const Wide both = sum[0] + sum[1];
     std::memcpy(sums, &both, kBytes);
-  }
-
-  // sums, kNumel of them, += factor times the gradients, in double.
-  DPCGAN_INLINE void accumulate(double factor, double* sums) const {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-      for (int q = 0; q < kColumns; ++q, sums += VectorOf<T, kBytes>::kLanes)
-        each_half(total[r][q], [&](int lane, const Wide& half) DPCGAN_INLINE_BODY {
-          const Wide sum = load_doubles<kBytes>(sums + lane) + factor * half;
-          std::memcpy(sums + lane, &sum, kBytes);
-        });
-  }
-
-  // out, (outputs, taps), += such sums.
-  DPCGAN_INLINE void add_to(int64_t taps, const double* sums, double* out) const {
-    constexpr int kLanes = VectorOf<T, kBytes>::kLanes;
-    for (int r = 0; r < kRows && begin + r < end; ++r)
-      for (int q = 0; q < kColumns; ++q)
-        for (int64_t i = 0; i < vectors[q].count; ++i)
-          out[(begin + r) * taps + vectors[q].to + i] += sums[(r * kColumns + q) * kLanes + i];
   }
 
  private:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from dpcgan_fast import ops
+
 
 def peak_tensor_bytes(make: Callable[[], Callable[[], object]]) -> int:
     """Most bytes of CPU tensors that setting up a step and taking it twice hold at once.
@@ -15,6 +17,7 @@ def peak_tensor_bytes(make: Callable[[], Callable[[], object]]) -> int:
     make: sets the step up and gives a function that takes it; what is kept between steps counts
     """
     gc.collect()  # or what is freed meanwhile, from before, would count as less held
+    ops.drop_spare()  # or memory that earlier steps have left, and these use again, would not count
     with _without_native_output(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run = make()
         run()

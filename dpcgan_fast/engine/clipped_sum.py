@@ -1,5 +1,6 @@
 """Clips the per-unit gradients of one batch over all layers together, and adds them up."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradie
 from dpcgan_fast.engine.norm_picker import NormPicker
 from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.engine.rules_conv import ConvGradient, WindowGradient
-from dpcgan_fast.ops import LayerNorms, NormMode, UnitGroups
+from dpcgan_fast.ops import LayerNorms, NormChoice, NormMode, UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
+
+_MOST_CACHED = 2**20  # weights of all layers whose gradients of a row wait in the cache: 4 MiB, and 8 of sums
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,17 @@ def add_clipped_sum(
             torch._foreach_mul_(list(sums.values()), scale)  # pyright: ignore[reportPrivateImportUsage]
         add_to(total, sums)
         return Clipped(only.reports(name, pick(only, False)), lambda: ops.clip_factor(sq_norm, max_grad_norm))
+    cached = units is None and valid is None
     gradients: list[tuple[LayerGradient, NormMode]] = []
     reports: list[LayerReport] = []
     lent: list[Tensor] = []
+    room = _MOST_CACHED if cached and pick.chooses else math.inf
     for name, gradient in named:
         choice = pick(gradient, units is not None)
+        if choice.mode == "direct" and isinstance(gradient, WindowGradient) and gradient.in_registers:
+            room -= gradient.weight.numel()
+            if room < 0:
+                choice = NormChoice("materialise", "gradients of other layers fill the cache")
         reports += gradient.reports(name, choice)
         if choice.mode == "materialise":
             gradient = _form(gradient, choice.reason)
@@ -116,20 +125,74 @@ def add_clipped_sum(
         return Clipped((), lambda: torch.ones(0, dtype=torch.float64))
     step = _WholeStep.of(gradients, pick.chooses and units is None and ops.backend() == "native")
     if step is None:
-        norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
-        factor = ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
-    else:
-        factor = step.clip_factor(max_grad_norm, units, valid)
-    scaled = factor if scale == 1 else factor * scale
-    row_factor = scaled if units is None else scaled[units.unit_of_row]
-    if step is None:
-        sums = [gradient.weighted(row_factor) for gradient, _ in gradients]
+        windows = _OneVisit.of(gradients) if cached else None
+        if windows is None:
+            factor, sums = _by_layer(gradients, max_grad_norm, units, valid, scale)
+        else:
+            factor, sums = windows.clipped_sums(max_grad_norm, scale)
         for layer_sum in sums:  # all or none: after an error the same rows may be given again
             add_to(total, layer_sum)
     else:
-        step.add_weighted_sum(row_factor, total)
+        factor = step.clip_factor(max_grad_norm, units, valid)
+        step.add_weighted_sum(_of_rows(factor, units, scale), total)
     ops.give_back(lent)
     return Clipped(tuple(reports), lambda: factor)
+
+
+def _of_rows(factor: Tensor, units: UnitGroups | None, scale: int) -> Tensor:
+    """What each row's gradient is multiplied by, (B,), from the factors of units."""
+    scaled = factor if scale == 1 else factor * scale
+    return scaled if units is None else scaled[units.unit_of_row]
+
+
+def _by_layer(
+    gradients: Sequence[tuple[LayerGradient, NormMode]], max_grad_norm: float, units: UnitGroups | None,
+    valid: Tensor | None, scale: int,
+) -> tuple[Tensor, list[GradientSum]]:  # fmt: skip
+    """Clip factors (U,), and the clipped sums of each layer: norms of all layers first, then their sums."""
+    norms = [gradient.sq_norm(mode, units) for gradient, mode in gradients]
+    factor = ops.clip_factor(reduce(Tensor.add, norms), max_grad_norm, valid)
+    row_factor = _of_rows(factor, units, scale)
+    return factor, [gradient.weighted(row_factor) for gradient, _ in gradients]
+
+
+@dataclass(frozen=True)
+class _OneVisit:
+    """Convolutions of images on the CPU: norms of all other layers come first, and then each row is visited once."""
+
+    windows: list[WindowGradient]
+    others: list[tuple[LayerGradient, NormMode]]
+
+    @classmethod
+    def of(cls, gradients: Sequence[tuple[LayerGradient, NormMode]]) -> "_OneVisit | None":
+        """None where no gradient is formed so."""
+        windows: list[WindowGradient] = []
+        others: list[tuple[LayerGradient, NormMode]] = []
+        for gradient, mode in gradients:
+            fits = isinstance(gradient, WindowGradient) and mode == "direct" and gradient.in_registers
+            if fits and all(gradient.x.dtype == window.x.dtype for window in windows):
+                windows.append(gradient)
+            else:
+                others.append((gradient, mode))
+        return cls(windows, others) if windows else None
+
+    def clipped_sums(self, max_grad_norm: float, scale: int) -> tuple[Tensor, list[GradientSum]]:
+        """Clip factors (B,), and the clipped sums of each layer."""
+        norms = [gradient.sq_norm(mode, None) for gradient, mode in self.others]
+        biases = [bias for window in self.windows for bias in window.bias_beside.items()]
+        norms += [ops.rows_sq_norm([rows]) for _, rows in biases]
+        x = self.windows[0].x
+        of_others = reduce(Tensor.add, norms) if norms else x.new_zeros(x.shape[0], dtype=torch.float64)
+        layers = [window.window_layer for window in self.windows]
+        clipped = ops.windows_clipped_sum(layers, of_others, max_grad_norm, scale)
+        row_factor = _of_rows(clipped.factor, None, scale)
+        sums = [gradient.weighted(row_factor) for gradient, _ in self.others]
+        sums += [{parameter: ops.rows_weighted_sum(rows, row_factor)} for parameter, rows in biases]
+        for window, weight, bias in zip(self.windows, clipped.weights, clipped.biases, strict=True):
+            sums.append({window.weight: weight})
+            if window.bias is not None and not window.transposed:
+                sums.append({window.bias: bias})
+        return clipped.factor, sums
 
 
 @dataclass(frozen=True)

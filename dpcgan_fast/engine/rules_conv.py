@@ -4,7 +4,7 @@ In one dimension a row's norm can be had without its gradient in several ways; i
 product of its output gradient and the windows of its input.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch.nn.functional as F
@@ -15,10 +15,9 @@ from dpcgan_fast import ops
 from dpcgan_fast.engine.layer_gradients import LayerGradient, MaterialisedGradient, PerSample, operands
 from dpcgan_fast.engine.recorder import LayerUse
 from dpcgan_fast.engine.report import LayerReport
-from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowProblem
+from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowLayer, WindowProblem
 
 _KEPT = 2**18  # weights, 1 MiB a row
-_FEW_POSITIONS = 32  # up to so many, a row's gradient is formed twice in the time that it takes to store and read it
 
 
 @dataclass(eq=False)
@@ -81,7 +80,6 @@ class WindowGradient:
     transposed: bool
     weight: nn.Parameter
     bias: nn.Parameter | None
-    _in_registers: bool | None = field(default=None, init=False)  # how `sq_norm` has measured
 
     def parameters(self) -> list[nn.Parameter]:
         """The weight and, where it is trainable, the bias."""
@@ -92,9 +90,13 @@ class WindowGradient:
         groups, positions = self.problem.groups, self.g.shape[2:].numel()
         taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
         if asked == "auto" and self.weight.numel() <= _KEPT:
-            if positions <= _FEW_POSITIONS and not grouped and self.problem.in_registers(self.x):
-                return NormChoice("direct", "few positions: forming gradients twice costs less than storing them")
-            return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
+            if grouped or not self.in_registers:
+                return NormChoice(
+                    "materialise", "one product in single precision a row, and few enough weights to keep"
+                )
+            if self.weight.numel() < self.g.shape[1:].numel():
+                return NormChoice("materialise", "smaller than the gradient of the output, which is let go")
+            return NormChoice("direct", "a row's gradients stay in the cache until it is clipped")
         return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
 
     def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
@@ -118,25 +120,30 @@ class WindowGradient:
         return MaterialisedGradient(self.rule, reason, {self.weight: formed.weight, **bias}, sq_norm, lent=True)
 
     def sq_norm(self, mode: NormMode, units: UnitGroups | None) -> Tensor:
-        """Norms without per-sample gradients of the weight."""
-        self._in_registers = mode == "direct" and units is None and self.problem.in_registers(self.x)
-        if self._in_registers:
-            from_grad = self.bias is not None and not self.transposed
-            sq_norm, sums = self.problem.register_sq_norm(self.x, self.g, from_grad)
-            if self.bias is not None and from_grad:
-                self._bias_rows = {self.bias: sums}
-                return sq_norm
-        else:
-            sq_norm = self.problem.sq_norm(self.x, self.g, mode, units)
+        """Norms without per-sample gradients of the weight, in double."""
+        sq_norm = self.problem.sq_norm(self.x, self.g, mode, units)
         bias = list(self._bias_rows.values())
         return sq_norm + ops.rows_sq_norm(bias, units) if bias else sq_norm
 
     def weighted(self, factor: Tensor) -> dict[nn.Parameter, Tensor]:
-        """One contraction over rows and positions, of the gradients that `sq_norm` measured."""
-        assert self._in_registers is not None, "a weighted sum of gradients that were not measured"
-        of_problem = self.problem.register_weighted_grad if self._in_registers else self.problem.weighted_grad
+        """One contraction over rows and positions, in double."""
         bias = {parameter: ops.rows_weighted_sum(grad, factor) for parameter, grad in self._bias_rows.items()}
-        return {self.weight: of_problem(self.x, self.g, factor), **bias}
+        return {self.weight: self.problem.weighted_grad(self.x, self.g, factor), **bias}
+
+    @property
+    def in_registers(self) -> bool:
+        """Whether `ops.windows_clipped_sum` takes the weight's gradient, as `window_layer` has it."""
+        return self.problem.in_registers(self.x)
+
+    @property
+    def window_layer(self) -> WindowLayer:
+        """The layer with the bias whose gradient is formed beside the weight's, if there is one."""
+        return WindowLayer(self.problem, self.x, self.g, self.bias is not None and not self.transposed)
+
+    @property
+    def bias_beside(self) -> PerSample:
+        """Per-sample gradients of a bias that `window_layer` leaves out."""
+        return self._bias_rows if self.transposed else {}
 
     @cached_property
     def _bias_rows(self) -> PerSample:
@@ -146,7 +153,7 @@ class WindowGradient:
 
 def kept_early(gradient: LayerGradient) -> LayerGradient:
     """The gradient of images row by row, if it will be kept so, which frees the gradient of the layer's output."""
-    if not isinstance(gradient, WindowGradient) or not gradient.problem.in_registers(gradient.x):
+    if not isinstance(gradient, WindowGradient) or not gradient.in_registers:
         return gradient
     choice = gradient.choose("auto")
     return gradient.materialised(choice.reason) if choice.mode == "materialise" else gradient

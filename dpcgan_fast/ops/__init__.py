@@ -52,6 +52,7 @@ from dpcgan_fast.ops._noise import gaussian_noise_ as gaussian_noise_
 from dpcgan_fast.ops._reference import BIAS_FROM_GRAD as BIAS_FROM_GRAD
 from dpcgan_fast.ops._reference import BIAS_FROM_INPUT as BIAS_FROM_INPUT
 from dpcgan_fast.ops._reference import BIAS_NONE as BIAS_NONE
+from dpcgan_fast.ops._spare import drop_spare as drop_spare
 from dpcgan_fast.ops._spare import give_back as give_back
 from dpcgan_fast.ops._uniform import uniform as uniform
 from dpcgan_fast.ops._units import UnitGroups as UnitGroups
@@ -60,7 +61,9 @@ from dpcgan_fast.ops._update import UpdateControl as UpdateControl
 from dpcgan_fast.ops._update import noise_blocks as noise_blocks
 from dpcgan_fast.ops._update import noisy_update_ as noisy_update_
 from dpcgan_fast.ops._update import noisy_update_armed_ as noisy_update_armed_
+from dpcgan_fast.ops._windows import WindowLayer as WindowLayer
 from dpcgan_fast.ops._windows import WindowProblem as WindowProblem
+from dpcgan_fast.ops._windows import windows_clipped_sum as windows_clipped_sum
 
 if native is not None:
     _fake.register()

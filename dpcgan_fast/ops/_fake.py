@@ -2,6 +2,8 @@
 
 # Arguments are those of the schemas in csrc/registration.cpp, and opcheck runs each function:
 # pyright: basic
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,13 +37,16 @@ def register() -> None:
     def _(out, sq_norm, bias, x, g, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
         return None
 
-    @register_fake("dpcgan_fast::window_sq_norm")
-    def _(x, g, kernel_size, stride, padding, dilation, groups, bias):  # noqa: ARG001
-        return x.new_empty(x.shape[0], dtype=torch.float64), x.new_empty(x.shape[0], g.shape[1] if bias else 0)
-
-    @register_fake("dpcgan_fast::window_weighted_grad")
-    def _(x, g, factor, kernel_size, stride, padding, dilation, groups):  # noqa: ARG001
-        return x.new_empty(g.shape[1], x.shape[1] // groups, *kernel_size, dtype=torch.float64)
+    @register_fake("dpcgan_fast::windows_clipped_sum")
+    def _(x, g, geometry, others_sq_norm, max_grad_norm, scale):  # noqa: ARG001
+        weights, biases, left = [], [], list(geometry)
+        for inputs, grads in zip(x, g, strict=True):
+            dimensions = inputs.dim() - 2
+            own, left = left[: 4 * dimensions + 2], left[4 * dimensions + 2 :]
+            sizes = grads.shape[1], inputs.shape[1] // own[-2], math.prod(own[:dimensions])
+            weights.append(inputs.new_empty(*sizes, dtype=torch.float64))
+            biases.append(inputs.new_empty(grads.shape[1] if own[-1] else 0, dtype=torch.float64))
+        return torch.empty_like(others_sq_norm), weights, biases
 
     @register_fake("dpcgan_fast::fused_infer")
     def _(x, parameters, layers, numbers, lanes):  # noqa: ARG001

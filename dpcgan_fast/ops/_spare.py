@@ -52,3 +52,9 @@ def give_back(tensors: Iterable[Tensor]) -> None:
         _spare.sort(key=lambda block: block.numel())
         while sum(block.numel() for block in _spare) > _MOST_BYTES:
             _spare.pop(0)
+
+
+def drop_spare() -> None:
+    """Lets go of what is kept."""
+    with _lock:
+        _spare.clear()

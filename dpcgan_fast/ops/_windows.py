@@ -2,16 +2,18 @@
 sees: a row's gradient is one product of its output gradient and its windows.
 
 On the CPU ops of ours take the products straight from the input, in the dtype of the operands, and measure them in
-registers. On a GPU, in the reference back end, and for norms without these gradients, windows, which take k times the
-memory of the input, are copied a few rows at a time.
+registers: to store them row by row, or to clip and add up a row while its gradients are in the cache. On a GPU, in the
+reference back end, and for norms without these gradients, windows, which take k times the memory of the input, are
+copied a few rows at a time.
 
 What is summed must be what was measured: where positions cancel, a gradient in single precision is mostly rounding, of
-which a norm in double knows nothing. So the sums in double and those of registers have norms of their own.
+which a norm in double knows nothing. So the sums in double have norms of their own, and those of registers theirs.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,17 +96,6 @@ class WindowProblem:
             total += self._pointwise.weighted_grad(windows, grad, factor[part])[0].view_as(total)
         return total
 
-    def register_sq_norm(self, x: Tensor, g: Tensor, bias: bool = False) -> tuple[Tensor, Tensor]:
-        """Squared norms of what `formed` would store, (B,) float64; only where gradients are formed `in_registers`.
-
-        bias: whether the sums of g over positions are wanted and measured, too; they are (B, O), or else (B, 0)
-        """
-        return torch.ops.dpcgan_fast.window_sq_norm(x, g, *self._geometry, bias)
-
-    def register_weighted_grad(self, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
-        """As `weighted_grad`, of what `formed` would store, and so of what `register_sq_norm` measures."""
-        return torch.ops.dpcgan_fast.window_weighted_grad(x, g, factor, *self._geometry)
-
     @property
     def _geometry(self) -> tuple[object, ...]:
         return self.kernel_size, self.stride, self.padding, self.dilation, self.groups
@@ -151,3 +142,49 @@ class WindowProblem:
         moves = [step * by for step, by in zip(over, self.stride, strict=True)]
         sizes = (*padded.shape[:2], *self.kernel_size, *positions)
         return padded.as_strided(sizes, (*padded.stride()[:2], *taps, *moves))
+
+
+@dataclass(frozen=True)
+class WindowLayer:
+    """One layer of `windows_clipped_sum`: its geometry, x and g, and whether it has a bias, whose gradient g adds up
+    to."""
+
+    problem: WindowProblem
+    x: Tensor
+    g: Tensor
+    bias: bool
+
+
+class ClippedWindows(NamedTuple):
+    """factor: clip factors, (B,); of each layer, weights: (O, C / groups, *kernel_size), biases: (O,) or (0,); all
+    float64."""
+
+    factor: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+
+def windows_clipped_sum(
+    layers: Sequence[WindowLayer], others_sq_norm: Tensor, max_grad_norm: float, scale: float = 1.0
+) -> ClippedWindows:
+    """The clipped sums of convolutions whose gradients are formed `in_registers`, once: of what `formed` would store.
+
+    layers:         of one dtype and number of rows B
+    others_sq_norm: (B,) float64, what the gradients of all other layers add to the squared norm
+    scale:          of the sums, not of the factors
+
+    Formal guarantees: as `clip_factor`, of the norm over these layers and all others.
+    """
+    geometry: list[int] = []
+    for layer in layers:
+        sizes = layer.problem
+        geometry += [*sizes.kernel_size, *sizes.stride, *sizes.padding, *sizes.dilation, sizes.groups, layer.bias]
+    x, g = [layer.x for layer in layers], [layer.g for layer in layers]
+    factor, weights, biases = torch.ops.dpcgan_fast.windows_clipped_sum(
+        x, g, geometry, others_sq_norm, max_grad_norm, scale
+    )
+    shaped = [
+        weight.view(*weight.shape[:2], *layer.problem.kernel_size)
+        for layer, weight in zip(layers, weights, strict=True)
+    ]
+    return ClippedWindows(factor, shaped, biases)

@@ -211,10 +211,51 @@ def test_large_weights_of_images_are_not_kept():
 
 
 @pytest.mark.parametrize(("size", "mode"), [(5, "direct"), (6, "materialise")])
-def test_images_with_few_positions_take_the_direct_mode(size, mode):
+def test_images_whose_gradient_is_smaller_than_that_of_the_output_keep_the_smaller_one(size, mode):
     step = sgd_step(sequential(nn.Conv2d(3, 8, 3, padding=1)))
     step.backward(row_losses(step(torch.rand(2, 3, size, size))))
     assert step.last.layers[0].mode == mode
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_images_whose_gradients_wait_in_the_cache_beside_layers_of_all_kinds(monkeypatch, backend):
+    """Each row is visited once, after the norms of all other layers; a transposed one's bias is among those."""
+    monkeypatch.setenv("DPCGAN_BACKEND", backend)
+    net = sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 5, 3, bias=False),
+        nn.GroupNorm(1, 5), nn.Conv2d(5, 6, 2, groups=1), nn.Flatten(), nn.Linear(24, 2),
+    ).double()  # fmt: skip
+    x = torch.rand(6, 2, 4, 4, dtype=torch.float64)
+    expected = clipped_sum_by_microbatches(net, x, 0.3)
+    step = sgd_step(net, 0.3)
+    step.backward(row_losses(step(x)))
+    if backend == "native":
+        assert [layer.mode for layer in step.last.layers].count("direct") >= 2
+    assert_close(moved(net, step), expected, rtol=1e-12)
+
+
+def test_images_of_two_dtypes_are_clipped_together():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x.double()
+
+    net = sequential(nn.Conv2d(1, 8, 3), Doubled(), nn.Conv2d(8, 4, 2).double())
+    x = torch.rand(5, 1, 4, 4)
+    step = sgd_step(net, 0.3)
+    step.backward(row_losses(step(x)))
+    assert {layer.mode for layer in step.last.layers} == {"direct"}
+    expected = clipped_sum_by_microbatches(copy.deepcopy(net), x, 0.3)
+    got = torch.cat([step._private_sum[parameter].flatten() for parameter in net.parameters()])
+    torch.testing.assert_close(got, flat(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_beyond_what_the_cache_holds_are_stored(monkeypatch):
+    net = sequential(*[nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)])
+    monkeypatch.setattr("dpcgan_fast.engine.clipped_sum._MOST_CACHED", 300)
+    step = sgd_step(net, 0.3)
+    step.backward(row_losses(step(torch.rand(2, 4, 3, 3))))
+    assert [layer.mode for layer in step.last.layers] == ["direct", "direct", "materialise"]
+    assert step.last.layers[-1].reason == "gradients of other layers fill the cache"
 
 
 def test_norms_of_tokens_are_taken_a_few_rows_at_a_time(monkeypatch):

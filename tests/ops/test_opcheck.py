@@ -67,15 +67,12 @@ def window_per_sample_grad_(rows, device):
         yield out, double(rows, device=device), None, *sides, *geometry
 
 
-def window_sq_norm(rows, device):
-    for sides, geometry in zip(window_operands(rows, device), WINDOWS, strict=True):
-        yield *sides, *geometry, True
-        yield *sides, *geometry, False
-
-
-def window_weighted_grad(rows, device):
-    for sides, geometry in zip(window_operands(rows, device), WINDOWS, strict=True):
-        yield *sides, double(rows, device=device), *geometry
+def windows_clipped_sum(rows, device):
+    numbers = [[*(n for sizes in geometry[:-1] for n in sizes), geometry[-1], 1] for geometry in WINDOWS]
+    others = double(rows, device=device).abs()
+    for (x, g), geometry in zip(window_operands(rows, device), numbers, strict=True):
+        yield [x], [g], geometry, others, 0.5, 2.0
+        yield [x, x], [g, g], [*geometry, *geometry[:-1], 0], others, 0.5, 1.0
 
 
 def group_norm_per_sample_grad(rows, device):
@@ -206,8 +203,8 @@ def noisy_update_armed_(rows, device):
 CASES = {
     case.__name__: case
     for case in (
-        conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, window_sq_norm,
-        window_weighted_grad, group_norm_per_sample_grad, layer_norm_per_sample_grad, rows_sq_norm, rows_weighted_sum,
+        conv_sq_norm, conv_per_sample_grad, conv_weighted_grad, window_per_sample_grad_, windows_clipped_sum,
+        group_norm_per_sample_grad, layer_norm_per_sample_grad, rows_sq_norm, rows_weighted_sum,
         clip_factor, step_clip_factor, step_weighted_sum_, fused_forward, fused_sq_norm, fused_clipped_sum, fused_infer,
         fused_draw, uniform_, gather_rows, gaussian_noise_, noisy_update_, noisy_update_armed_,
     )

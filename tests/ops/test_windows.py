@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dpcgan_fast import ops
-from dpcgan_fast.ops import WindowProblem, _spare
+from dpcgan_fast.ops import WindowLayer, WindowProblem, _spare
 from tests.conftest import at_simd_level, available_simd_levels, examples
 
 SIZES = st.tuples(*[st.integers(1, 9)] * 3)
@@ -77,30 +77,77 @@ def test_copied_windows_give_the_same(case):
     torch.testing.assert_close(total, torch.einsum("n,n...->...", factor, expected), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=examples(60))
-@given(case=window_cases(), level=st.sampled_from(available_simd_levels()))
-def test_what_is_measured_and_summed_without_storing_is_what_is_stored(case, level):
-    problem, x, g = case
-    factor = torch.rand(x.shape[0], dtype=torch.float64)
+@st.composite
+def layer_cases(draw):
+    """Up to three layers for one clipped sum, some with a bias, and what other layers add to the norms."""
+    cases = draw(st.lists(window_cases(), min_size=1, max_size=3))
+    dtype, rows = cases[0][1].dtype, draw(st.integers(0, 5))
+    layers = []
+    for problem, x, g in cases:
+        sides = (torch.randn(rows, *side.shape[1:], dtype=dtype) for side in (x, g))
+        layers.append(WindowLayer(problem, *sides, bias=draw(st.booleans())))
+    return layers, torch.rand(rows, dtype=torch.float64)
+
+
+@settings(max_examples=examples(80))
+@given(case=layer_cases(), level=st.sampled_from(available_simd_levels()), clip=st.sampled_from([0.5, 20.0, math.inf]))
+def test_what_is_clipped_in_the_cache_is_what_would_be_stored(case, level, clip):
+    layers, others = case
     with at_simd_level(level):
-        stored = problem.formed(x, g, bias=True)
-        sq_norm, sums = problem.register_sq_norm(x, g, bias=True)
-        assert torch.equal(sq_norm, stored.sq_norm)
-        assert torch.equal(sums, stored.bias)
-        assert torch.equal(problem.register_sq_norm(x, g)[0], problem.formed(x, g).sq_norm)
-        total = problem.register_weighted_grad(x, g, factor)
-    expected = torch.einsum("n,n...->...", factor, stored.weight.double())
-    torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
+        clipped = ops.windows_clipped_sum(layers, others, clip, scale=3)
+        stored = [layer.problem.formed(layer.x, layer.g, layer.bias) for layer in layers]
+    norms = sum((layer.sq_norm for layer in stored), others.clone())
+    torch.testing.assert_close(clipped.factor, ops.clip_factor(norms, clip), rtol=1e-14, atol=0.0)
+    assert len(clipped.weights) == len(clipped.biases) == len(layers)
+    for layer, formed, weight, bias in zip(layers, stored, clipped.weights, clipped.biases, strict=True):
+        expected = 3 * torch.einsum("n,n...->...", clipped.factor, formed.weight.double())
+        torch.testing.assert_close(weight, expected, rtol=1e-12, atol=1e-12)
+        if layer.bias:
+            torch.testing.assert_close(bias, 3 * clipped.factor @ formed.bias.double(), rtol=1e-12, atol=1e-12)
+        else:
+            assert bias.shape == (0,)
 
 
-@pytest.mark.parametrize("kind", ["weighted_grad", "register_weighted_grad"])
-def test_rows_of_factor_zero_are_not_read(kind):
+def layers_of(x, g, bias=True):
+    return [WindowLayer(WindowProblem((3, 3), (1, 1), (1, 1), (1, 1)), x, g, bias)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_each_row_adds_itself_whichever_thread_it_is_given_to(threads):
+    x, g = torch.randn(301, 3, 6, 6), torch.randn(301, 8, 6, 6)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        got = ops.windows_clipped_sum(layers_of(x, g), torch.zeros(301).double(), 0.7)
+    finally:
+        torch.set_num_threads(before)
+    rows = [ops.windows_clipped_sum(layers_of(x[n : n + 1], g[n : n + 1]), torch.zeros(1).double(), 0.7)
+            for n in range(301)]  # fmt: skip
+    assert torch.equal(got.factor, torch.cat([row.factor for row in rows]))
+    torch.testing.assert_close(got.weights[0], sum(row.weights[0] for row in rows), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.biases[0], sum(row.biases[0] for row in rows), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_factor_zero_are_not_read():
     problem = WindowProblem((3, 3), (1, 1), (1, 1), (1, 1))
     x, g = torch.randn(40, 3, 6, 6), torch.randn(40, 8, 6, 6)
     factor = torch.arange(40, dtype=torch.float64) % 3
-    expected = getattr(problem, kind)(x, g, factor)
+    expected = problem.weighted_grad(x, g, factor)
     x[factor == 0] = math.nan
-    assert torch.equal(getattr(problem, kind)(x, g, factor), expected)
+    assert torch.equal(problem.weighted_grad(x, g, factor), expected)
+
+
+@pytest.mark.parametrize("spoiled", ["layer", "others"])
+def test_a_row_that_is_not_finite_adds_nothing(spoiled):
+    x, g, others = torch.randn(40, 3, 6, 6), torch.randn(40, 8, 6, 6), torch.rand(40).double()
+    finite = torch.arange(40) % 3 != 0
+    expected = ops.windows_clipped_sum(layers_of(x[finite], g[finite]), others[finite], 0.5)
+    (g if spoiled == "layer" else others)[~finite] = math.nan
+    got = ops.windows_clipped_sum(layers_of(x, g), others, 0.5)
+    assert torch.equal(got.factor[finite], expected.factor)
+    assert not got.factor[~finite].any()
+    torch.testing.assert_close(got.weights[0], expected.weights[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got.biases[0], expected.biases[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("empty", ["rows", "inputs", "outputs"])
@@ -111,12 +158,21 @@ def test_nothing_to_form_is_nothing(empty, dilation):
     x, g = torch.randn(rows, inputs, 6, 6), torch.randn(rows, outputs, 6, 8 - 2 * dilation)
     formed = problem.formed(x, g, bias=True)
     assert formed.weight.shape == (rows, outputs, inputs, 3, 3)
-    assert problem.formed(x, g).sq_norm.tolist() == problem.register_sq_norm(x, g)[0].tolist() == [0.0] * rows
+    assert problem.formed(x, g).sq_norm.tolist() == [0.0] * rows
     torch.testing.assert_close(formed.bias, g.sum((2, 3)))
     torch.testing.assert_close(formed.sq_norm, formed.bias.double().square().sum(1))
-    total = problem.register_weighted_grad(x, g, torch.ones(rows, dtype=torch.float64))
-    assert total.shape == (outputs, inputs, 3, 3)
-    assert not total.any()
+    clipped = ops.windows_clipped_sum([WindowLayer(problem, x, g, bias=False)], torch.zeros(rows).double(), 1.0)
+    assert clipped.factor.tolist() == [1.0] * rows
+    assert clipped.weights[0].shape == (outputs, inputs, 3, 3)
+    assert not clipped.weights[0].any()
+
+
+def test_windows_without_a_position_have_no_gradient():
+    layer = layers_of(torch.randn(3, 2, 1, 1), torch.randn(3, 4, 0, 1))
+    clipped = ops.windows_clipped_sum(layer, torch.zeros(3).double(), 1.0)
+    assert clipped.factor.tolist() == [1.0] * 3
+    assert not clipped.weights[0].any()
+    assert not clipped.biases[0].any()
 
 
 def test_a_row_that_is_not_finite_has_no_finite_norm_and_changes_no_other():
@@ -160,6 +216,33 @@ def test_the_op_says_what_is_wrong(change, message):
     }  # fmt: skip
     with pytest.raises(RuntimeError, match=message):
         torch.ops.dpcgan_fast.window_per_sample_grad_(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"g": []}, "expected one g for each x"),
+        ({"geometry": [3, 3, 1, 1]}, "expected 10 numbers in geometry for layer 0, got 4"),
+        ({"geometry": [3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 7]}, "1 numbers of geometry are left"),
+        ({"geometry": [3, 3, 1, 1, 0, 0, 1, 1, 1, 1]}, "reach beyond"),
+        ({"x": [torch.rand(5)], "g": [torch.rand(5)]}, "expected x .B, C, ...."),
+        ({"others_sq_norm": torch.zeros(2)}, "expected others_sq_norm to be a contiguous float64 vector"),
+        ({"others_sq_norm": torch.zeros(3).double()}, "of shape .2,.*got shape .3"),
+        ({"max_grad_norm": 0.0}, "expected max_grad_norm > 0"),
+        (
+            {"x": [torch.rand(rows, 3, 5, 5) for rows in (2, 4)], "g": [torch.rand(rows, 4, 5, 5) for rows in (2, 4)],
+             "geometry": [3, 3, 1, 1, 1, 1, 1, 1, 1, 1] * 2},
+            "layers of the same rows",
+        ),
+    ],
+)  # fmt: skip
+def test_the_clipped_sum_says_what_is_wrong(change, message):
+    arguments = {
+        "x": [torch.rand(2, 3, 5, 5)], "g": [torch.rand(2, 4, 5, 5)], "geometry": [3, 3, 1, 1, 1, 1, 1, 1, 1, 1],
+        "others_sq_norm": torch.zeros(2).double(), "max_grad_norm": 1.0, "scale": 1.0, **change,
+    }  # fmt: skip
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.dpcgan_fast.windows_clipped_sum(**arguments)
 
 
 class TestSpareMemory:
@@ -210,6 +293,8 @@ class TestSpareMemory:
         ops.give_back(blocks)
         assert sum(block.numel() for block in _spare._spare) <= 2**22
         assert _spare._spare
+        _spare.drop_spare()
+        assert _spare._spare == []
 
     def test_types_and_shapes_are_those_asked_for(self):
         made = _spare.borrow((3, 2**18), torch.empty(0, dtype=torch.float64))
