@@ -28,7 +28,7 @@ from dpcgan_fast.engine.recorder import (
 from dpcgan_fast.engine.report import LayerReport, StepReport
 from dpcgan_fast.engine.row_mixing import refuse_mixed_outputs, refuse_mixed_second_rows, refuse_mixing_modules
 from dpcgan_fast.engine.rules import check_rows, layer_gradient
-from dpcgan_fast.engine.rules_conv import kept_early
+from dpcgan_fast.engine.rules_conv import formed_early, kept_early
 from dpcgan_fast.engine.wrapped import refuse_wrapped_modules
 from dpcgan_fast.ops import NormMode
 
@@ -36,7 +36,6 @@ from dpcgan_fast.ops import NormMode
 _POSITION_WISE = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)
 
 _ALL_FUSED = "every layer has a fused form"
-_IMAGES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def rows_of_call(args: tuple[Any, ...], kwargs: dict[str, Any], dim: int = 0) -> int:
@@ -124,15 +123,17 @@ class RecordedModule:
         ]
 
     def early(self, rows: int, units: bool) -> FormEarly:
-        """What forms gradients of images during the backward pass, where they will be kept row by row.
+        """What forms gradients of images during the backward pass, where they are smaller than those of the output.
 
         rows, units: as in `gradients`
         """
 
         def form_early(use: LayerUse) -> Callable[[Tensor], LayerGradient] | None:
-            if units or self._norm_mode != "auto" or self._row_dim > 0 or not isinstance(use.module, _IMAGES):
+            if units or self._norm_mode != "auto" or self._row_dim > 0 or rows == 0:
                 return None
-            return lambda grad: kept_early(self._gradient(use, (grad,), rows))
+            if not kept_early(use.module, use.numel // rows):
+                return None
+            return lambda grad: formed_early(self._gradient(use, (grad,), rows))
 
         return form_early
 

@@ -33,6 +33,7 @@ class LayerUse:
     input_nodes: tuple[Any, ...]  # graph nodes that produced the inputs; None for those that no node did
     versions: tuple[int, ...]  # of the tensor inputs, to notice a change in place
     fused: Any = None  # what the fused path keeps, if the module is a run of layers that took it
+    numel: int = 0  # of the output, if that is one tensor
 
     def check_unchanged(self) -> None:
         """Raises ValueError if an input was changed in place after the layer used it."""
@@ -157,7 +158,8 @@ def recording(layers: dict[str, nn.Module], runs: Mapping[str, FusedForward]) ->
             return
         inputs = tensors_in(args, kwargs)
         nodes = tuple([x.grad_fn for x in inputs])
-        call.uses.append(LayerUse(name, module, args, kwargs, edges, nodes, _versions(inputs), fused))
+        numel = output.numel() if isinstance(output, Tensor) else 0
+        call.uses.append(LayerUse(name, module, args, kwargs, edges, nodes, _versions(inputs), fused, numel))
 
     handles: list[RemovableHandle] = []
 

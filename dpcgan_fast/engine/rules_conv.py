@@ -18,6 +18,7 @@ from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowLayer, WindowProblem
 
 _KEPT = 2**18  # weights, 1 MiB a row
+_IMAGES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(eq=False)
@@ -90,13 +91,9 @@ class WindowGradient:
         groups, positions = self.problem.groups, self.g.shape[2:].numel()
         taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
         if asked == "auto" and self.weight.numel() <= _KEPT:
-            if grouped or not self.in_registers:
-                return NormChoice(
-                    "materialise", "one product in single precision a row, and few enough weights to keep"
-                )
-            if self.weight.numel() < self.g.shape[1:].numel():
-                return NormChoice("materialise", "smaller than the gradient of the output, which is let go")
-            return NormChoice("direct", "a row's gradients stay in the cache until it is clipped")
+            if self.in_registers and not grouped:
+                return NormChoice("direct", "a row's gradients stay in the cache until it is clipped")
+            return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
         return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
 
     def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:
@@ -151,12 +148,19 @@ class WindowGradient:
         return {} if self.bias is None else {self.bias: ops.sum_positions(self.x if self.transposed else self.g)}
 
 
-def kept_early(gradient: LayerGradient) -> LayerGradient:
-    """The gradient of images row by row, if it will be kept so, which frees the gradient of the layer's output."""
+def kept_early(module: nn.Module, row: int) -> bool:
+    """Whether a layer's gradients, row by row, take less memory than those of its output, which are let go in return.
+
+    row: elements of a row of the output
+    """
+    return isinstance(module, _IMAGES) and module.weight.numel() <= min(_KEPT, row)
+
+
+def formed_early(gradient: LayerGradient) -> LayerGradient:
+    """The gradient of such a layer row by row; as it is where that is no way to form it."""
     if not isinstance(gradient, WindowGradient) or not gradient.in_registers:
         return gradient
-    choice = gradient.choose("auto")
-    return gradient.materialised(choice.reason) if choice.mode == "materialise" else gradient
+    return gradient.materialised("smaller than the gradient of the output, which is let go")
 
 
 def _explicit_padding(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -82,7 +82,9 @@ class DPOptimizer(OpacusDPOptimizer):
         owners: list[GradSampleHooks] = []
         for parameter in self.params:
             owner = owner_of(parameter)
-            if owner is not None and not any(owner is known for known in owners):
+            if owner is None or (owners and owner is owners[-1]):  # nearly all parameters are the same module's
+                continue
+            if not any(owner is known for known in owners):
                 owners.append(owner)
         return owners
 
