@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget, noise_multiplier
 from dpcgan_fast.baselines.codes import Codes
-from dpcgan_fast.baselines.histograms import Classes, Histograms, has_cells
+from dpcgan_fast.baselines.histograms import Classes, Histograms, drawn_cells, has_cells
 from dpcgan_fast.baselines.mixed_codes import MixedCodes
 from dpcgan_fast.baselines.parts import Drawn, Part, values_of
 from dpcgan_fast.baselines.rows import Rows
@@ -93,8 +93,8 @@ class FittedBaseline:
 
         only: the class of all rows; None to draw each by the rates
         """
-        drawn = only is None
-        classes = rng.choice(len(self.rates), size=rows, p=self.rates) if drawn else np.full(rows, only, np.int64)
+        alike = np.zeros(rows, np.int64)
+        classes = drawn_cells(self.rates[None], alike, rng) if only is None else alike + only
         label = label_of(self.schema)
         sampled: dict[str, pa.Array] = {} if label is None else {label.name: values_of(label, classes, rng)}
         for part in self.parts:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, values_of
+from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, evenly, values_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import cell_count
 from dpcgan_fast.data.schema import Column
@@ -63,12 +63,25 @@ def kept_shares(columns: tuple[Column, ...], arrays: Mapping[str, np.ndarray]) -
 
 
 def drawn_cells(shares: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A cell for each row, by the shares (groups, cells) of its group: (rows,) int64."""
+    """A cell for each row, by the shares (groups, cells) of its group, `evenly`: (rows,) int64."""
     found = np.zeros(len(groups), np.int64)
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
-        found[members] = rng.choice(shares.shape[1], size=len(members), p=shares[group])
+        found[members] = cells_at(shares[group], evenly(rng.random(len(members)), rng))[0]
     return found
+
+
+def cells_at(chances: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cells by their chances (cells,), and where within the cell each row lies, in [0, 1): (rows,) each.
+
+    at: (rows,) uniform in [0, 1)
+    """
+    possible = np.flatnonzero(chances > 0)
+    ends = np.cumsum(chances[possible])
+    at = at * ends[-1]
+    number = np.minimum(np.searchsorted(ends, at, side="right"), len(possible) - 1)
+    inside = 1 - (ends[number] - at) / chances[possible[number]]
+    return possible[number], np.clip(inside, 0.0, 1 - 1e-12)
 
 
 @dataclass

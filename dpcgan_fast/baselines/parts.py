@@ -81,6 +81,20 @@ def checked_chances(kept: np.ndarray, *shape: int) -> np.ndarray:
     return kept
 
 
+def evenly(order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Uniform numbers in [0, 1) in the order of the given ones, one in each n-th of the interval: (n,) float64.
+
+    order: (n,) of any scale; in no order of its own, each of the new numbers is uniform
+    What is drawn by them is of each kind as often as it should be, but for less than one row: of independent draws,
+    numbers differ by about their own root, which would be noise on top of that for privacy. Systematic sampling: Cochran,
+    Sampling Techniques (1977), chapter 8.
+    """
+    count = len(order)
+    places = np.empty(count)
+    places[np.argsort(order, kind="stable")] = np.arange(count)
+    return np.minimum((places + rng.random(count)) / max(count, 1), np.nextafter(1.0, 0.0))
+
+
 def values_of(column: Column, found: np.ndarray, rng: np.random.Generator) -> pa.Array:
     """Values for public cells: whole or uniform numbers within the bin, names of categories, null where missing."""
     if column.type != "numeric":

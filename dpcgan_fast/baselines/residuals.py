@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.histograms import cells_at
+from dpcgan_fast.baselines.parts import evenly
 from dpcgan_fast.baselines.rows import Rows
 
 _ROOM = 2.0  # standard deviations of a row's squared length above what is expected: longer rows are shortened to it
@@ -54,23 +56,17 @@ def drawn_along(
     if factors is not None:
         for index, factor in enumerate(factors):
             normals[classes == index] = normals[classes == index] @ factor.T
-    uniforms = ndtr(normals)
     found: dict[int, np.ndarray] = {}
     within: dict[int, np.ndarray] = {}
     for step in steps:
-        groups, own = step.groups(found, len(classes)), uniforms[:, step.place]
+        groups, own = step.groups(found, len(classes)), normals[:, step.place]
         cells, inside = np.zeros(len(classes), np.int64), np.zeros(len(classes))
         kinds = classes * step.chances.shape[1] + groups
         for kind in np.unique(kinds):
             members = np.flatnonzero(kinds == kind)
             chances = step.chances.reshape(-1, step.chances.shape[2])[kind]
-            possible = np.flatnonzero(chances > 0)
-            ends = np.cumsum(chances[possible])
-            at = own[members] * ends[-1]
-            number = np.minimum(np.searchsorted(ends, at, side="right"), len(possible) - 1)
-            cells[members] = possible[number]
-            inside[members] = 1 - (ends[number] - at) / chances[possible[number]]
-        found[step.place], within[step.place] = cells, np.clip(inside, 0.0, 1 - 1e-12)
+            cells[members], inside[members] = cells_at(chances, evenly(own[members], rng))
+        found[step.place], within[step.place] = cells, inside
     return found, within
 
 

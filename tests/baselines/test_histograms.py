@@ -5,12 +5,16 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dpcgan_fast.baselines.choice import INDEPENDENT, baselines_for
 from dpcgan_fast.baselines.histograms import drawn_cells, histograms_of, shares_of, totals_of
+from dpcgan_fast.baselines.parts import evenly
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.privacy.denoising import closest_histogram
+from tests.conftest import examples
 from tests.evaluate.tables import COLUMNS, patients, schema_of
 
 
@@ -76,4 +80,33 @@ def test_each_row_draws_from_its_own_group():
     groups = np.array([1, 0, 0, 1] + [2] * 2000)
     found = drawn_cells(shares, groups, np.random.default_rng(0))
     assert found[:4].tolist() == [1, 0, 0, 1]
-    assert found[4:].mean() == pytest.approx(0.5, abs=0.06)
+    assert found[4:].sum() == pytest.approx(1000, abs=1)
+
+
+def test_each_cell_is_drawn_as_often_as_it_should_be_but_for_a_row():
+    shares = np.array([[0.123, 0.0, 0.3, 0.577], [0.25, 0.25, 0.25, 0.25]])
+    groups = np.random.default_rng(0).integers(0, 2, 997)
+    found = drawn_cells(shares, groups, np.random.default_rng(1))
+    for group, own in enumerate(shares):
+        rows = found[groups == group]
+        assert np.abs(np.bincount(rows, minlength=4) - len(rows) * own).max() <= 1
+
+
+def test_a_row_that_is_drawn_alone_is_of_a_cell_by_its_share():
+    rng = np.random.default_rng(0)
+    alone = [int(drawn_cells(np.array([[0.2, 0.8]]), np.zeros(1, np.int64), rng)[0]) for _ in range(4000)]
+    assert np.mean(alone) == pytest.approx(0.8, abs=0.03)
+
+
+def test_rows_of_a_cell_are_in_no_order():
+    found = drawn_cells(np.array([[0.5, 0.5]]), np.zeros(4000, np.int64), np.random.default_rng(0))
+    assert found[:2000].mean() == pytest.approx(0.5, abs=0.05)
+    assert (found[::2] != found[1::2]).mean() == pytest.approx(0.5, abs=0.05)
+
+
+@settings(max_examples=examples(50))
+@given(order=st.lists(st.floats(-5, 5), max_size=40), seed=st.integers(0, 99))
+def test_even_numbers_keep_the_order_and_lie_one_in_each_part(order, seed):
+    even = evenly(np.array(order), np.random.default_rng(seed))
+    assert sorted((even * len(order)).astype(int).tolist()) == list(range(len(order)))
+    assert (np.diff(even[np.argsort(order, kind="stable")]) > 0).all()

@@ -97,8 +97,9 @@ def test_cells_are_drawn_by_their_chances_whatever_the_correlations():
     correlation = np.array([[1.0, 0.9], [0.9, 1.0]])
     factors = np.linalg.cholesky(correlation)[None]
     found, inside = drawn_along(steps, factors, np.zeros(40_000, np.int64), np.random.default_rng(0))
-    assert np.bincount(found[0], minlength=3) / 40_000 == pytest.approx([0.2, 0.0, 0.8], abs=0.015)
+    assert np.bincount(found[0], minlength=3) == pytest.approx([8000, 0, 32_000], abs=1)
     assert (found[1][found[0] == 0] == 0).all()
+    assert found[1][found[0] == 2].sum() == pytest.approx(0.7 * 32_000, abs=2)
     for place in (0, 1):
         assert ((inside[place] >= 0) & (inside[place] < 1)).all()
     assert inside[0].mean() == pytest.approx(0.5, abs=0.015)
