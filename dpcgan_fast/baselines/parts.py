@@ -86,8 +86,8 @@ def evenly(order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     order: (n,) of any scale; in no order of its own, each of the new numbers is uniform
     What is drawn by them is of each kind as often as it should be, but for less than one row: of independent draws,
-    numbers differ by about their own root, which would be noise on top of that for privacy. Systematic sampling: Cochran,
-    Sampling Techniques (1977), chapter 8.
+    numbers differ by about their own root, which would be noise on top of that for privacy.
+    Source: systematic sampling, Cochran, Sampling Techniques (1977), chapter 8.
     """
     count = len(order)
     places = np.empty(count)

@@ -1,8 +1,8 @@
 """One backward pass through recorded forwards: the gradients of what layers gave, and none of a parameter.
 
 Of layers whose per-sample gradients are smaller than the gradient of the layer's output, they are formed on the way, so
-that the latter is let go as soon as the pass is done with it. All of those at once are more memory than the activations,
-and the system would clear it anew page by page in every step.
+that the latter is let go as soon as the pass is done with it. All of those at once are more memory than the
+activations, and the system would clear it anew page by page in every step.
 """
 
 from collections.abc import Callable, Sequence

@@ -169,8 +169,12 @@ class _OneVisit:
         windows: list[WindowGradient] = []
         others: list[tuple[LayerGradient, NormMode]] = []
         for gradient, mode in gradients:
-            fits = isinstance(gradient, WindowGradient) and mode == "direct" and gradient.in_registers
-            if fits and all(gradient.x.dtype == window.x.dtype for window in windows):
+            if (
+                isinstance(gradient, WindowGradient)
+                and mode == "direct"
+                and gradient.in_registers
+                and all(gradient.x.dtype == window.x.dtype for window in windows)
+            ):
                 windows.append(gradient)
             else:
                 others.append((gradient, mode))
