@@ -19,6 +19,7 @@ namespace dpcgan::cpu {
 namespace {
 
 constexpr const char* kOp = "windows_clipped_sum";
+constexpr int64_t kLeastRows = 4;  // of a worker, whose own sums are cleared and added up
 
 // A layer, and where a row's gradients and a worker's sums of it begin: first the weight's, then the bias's.
 struct Layer {
@@ -75,7 +76,7 @@ class ClippedSum {
   // factor: (B,), which is written; sums of all workers, one after another.
   std::unique_ptr<double[]> run(const double* others, double* factor) {
     const int64_t rows = layers_[0].windows.rows;
-    workers_ = std::clamp<int64_t>(rows / grain_size(row_work_), 1, at::get_num_threads());
+    workers_ = std::clamp<int64_t>(rows / std::max(kLeastRows, grain_size(row_work_)), 1, at::get_num_threads());
     std::unique_ptr<double[]> sums(new double[workers_ * numel_]);
     at::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
       const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd

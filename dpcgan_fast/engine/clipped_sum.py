@@ -19,7 +19,7 @@ from dpcgan_fast.ops import LayerNorms, NormChoice, NormMode, UnitGroups
 
 GradientSum = dict[nn.Parameter, Tensor]  # parameter -> float64 sum of clipped gradients
 
-_MOST_CACHED = 2**20  # weights of all layers whose gradients of a row wait in the cache: 4 MiB, and 8 of sums
+_MOST_CACHED = 2**21  # weights of all layers whose gradients of a row wait: 8 MiB, and 16 of sums, for each thread
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dpcgan_fast.engine.report import LayerReport
 from dpcgan_fast.ops import ConvProblem, NormChoice, NormMode, NormProblem, UnitGroups, WindowLayer, WindowProblem
 
 _KEPT = 2**18  # weights, 1 MiB a row
+_CACHED = 2**20  # likewise, while a row is formed and clipped
 _IMAGES = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -90,9 +91,9 @@ class WindowGradient:
         """Gradients of a moderate size are kept, others go by the cost model, unless a mode was asked for."""
         groups, positions = self.problem.groups, self.g.shape[2:].numel()
         taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
+        if asked == "auto" and self.in_registers and not grouped and self.weight.numel() <= _CACHED:
+            return NormChoice("direct", "a row's gradients stay in the cache until it is clipped")
         if asked == "auto" and self.weight.numel() <= _KEPT:
-            if self.in_registers and not grouped:
-                return NormChoice("direct", "a row's gradients stay in the cache until it is clipped")
             return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
         return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
 

@@ -204,17 +204,22 @@ def test_norms_of_images_are_taken_a_few_rows_at_a_time(monkeypatch, mode, group
     assert_close(moved(module, step), expected, rtol=1e-12)
 
 
-def test_large_weights_of_images_are_not_kept():
-    step = sgd_step(sequential(nn.Conv2d(128, 256, 3)))
-    step.backward(row_losses(step(torch.rand(2, 128, 4, 4))))
-    assert step.last.layers[0].mode == "gram"
-
-
-@pytest.mark.parametrize(("size", "mode"), [(5, "direct"), (6, "materialise")])
-def test_images_whose_gradient_is_smaller_than_that_of_the_output_keep_the_smaller_one(size, mode):
-    step = sgd_step(sequential(nn.Conv2d(3, 8, 3, padding=1)))
-    step.backward(row_losses(step(torch.rand(2, 3, size, size))))
+@pytest.mark.parametrize(("channels", "units", "mode"), [
+    (512, None, "gram"), (128, None, "direct"),
+    (128, torch.tensor([0, 0]), "gram"), (16, torch.tensor([0, 0]), "materialise"),
+])  # fmt: skip
+def test_large_weights_of_images_are_not_kept(channels, units, mode):
+    step = sgd_step(sequential(nn.Conv2d(channels, 256, 3)))
+    step.backward(row_losses(step(torch.rand(2, channels, 4, 4))), units)
     assert step.last.layers[0].mode == mode
+
+
+@pytest.mark.parametrize(("size", "modes"), [(5, ["direct", "direct"]), (6, ["direct", "materialise"])])
+def test_gradients_smaller_than_those_of_the_output_are_formed_on_the_way_back(size, modes):
+    """Only where the pass goes on behind the layer, so that letting go of the output's gradient helps."""
+    step = sgd_step(sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)))
+    step.backward(row_losses(step(torch.rand(2, 3, size, size))))
+    assert [layer.mode for layer in step.last.layers] == modes
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
