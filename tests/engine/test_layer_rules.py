@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from dpcgan_fast.engine.layer_gradients import operands
@@ -216,6 +217,27 @@ def test_images_whose_gradient_is_smaller_than_that_of_the_output_keep_the_small
     step = sgd_step(sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)))
     step.backward(row_losses(step(torch.rand(2, 3, size, size))))
     assert [layer.mode for layer in step.last.layers] == ["direct", mode]
+
+
+def test_a_backward_does_not_form_parametrized_weights_anew():
+    """As spectral_norm is: it moves its buffers whenever its weight is asked for."""
+
+    class Counted(nn.Module):
+        formed = 0
+
+        def forward(self, weight):
+            Counted.formed += 1
+            return weight
+
+    image = nn.Conv2d(2, 3, 3).requires_grad_(False)
+    assert image.bias is not None
+    image.bias.requires_grad_(True)
+    parametrize.register_parametrization(image, "weight", Counted())
+    step = sgd_step(sequential(nn.Conv2d(2, 2, 1), image))
+    losses = row_losses(step(torch.rand(4, 2, 6, 6)))
+    before = Counted.formed
+    step.backward(losses)
+    assert Counted.formed == before
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
