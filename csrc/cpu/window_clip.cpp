@@ -7,7 +7,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -69,22 +68,24 @@ class ClippedSum {
         numel_(layers.back().begin + layers.back().numel()),
         max_grad_norm_(max_grad_norm),
         scale_(scale) {
-    for (size_t i = 0; i < layers.size(); ++i) operands_.emplace_back(layers[i].windows, x[i], g[i]);
+    const int64_t vector = vector_bytes();
+    for (size_t i = 0; i < layers.size(); ++i) operands_.emplace_back(layers[i].windows, x[i], g[i], vector);
     for (const WindowOperands<T>& of : operands_) row_work_ += of.row_work();
   }
 
-  // factor: (B,), which is written; sums of all workers, one after another.
-  std::unique_ptr<double[]> run(const double* others, double* factor) {
+  // factor: (B,), which is written; returns the sums of all workers, (workers, numel).
+  at::Tensor run(const double* others, double* factor) {
     const int64_t rows = layers_[0].windows.rows;
     workers_ = std::clamp<int64_t>(rows / std::max(kLeastRows, grain_size(row_work_)), 1, at::get_num_threads());
-    std::unique_ptr<double[]> sums(new double[workers_ * numel_]);
+    const at::Tensor sums = at::empty({workers_, numel_}, operands_[0].x.options().dtype(at::kDouble));
+    double* all = sums.mutable_data_ptr<double>();
     at::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
       const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
       std::vector<at::Tensor> loaded;
       for (const WindowOperands<T>& of : operands_) loaded.push_back(of.allocate(1));
       const at::Tensor grads = at::empty({numel_}, operands_[0].x.options());
       for (int64_t worker = begin; worker < end; ++worker) {
-        double* own = sums.get() + worker * numel_;
+        double* own = all + worker * numel_;
         std::fill_n(own, numel_, 0.0);
         operands_[0].dispatch([&](auto width) DPCGAN_INLINE_BODY {
           for (int64_t n = worker * rows / workers_; n < (worker + 1) * rows / workers_; ++n)
@@ -166,10 +167,9 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> windows
   }
   AT_DISPATCH_FLOATING_TYPES(x[0].scalar_type(), kOp, [&] {
     ClippedSum<scalar_t> clipped(layers, x, g, max_grad_norm, scale);
-    const std::unique_ptr<double[]> sums =
-        clipped.run(others_sq_norm.const_data_ptr<double>(), factor.mutable_data_ptr<double>());
+    const at::Tensor sums = clipped.run(others_sq_norm.const_data_ptr<double>(), factor.mutable_data_ptr<double>());
     for (size_t i = 0; i < layers.size(); ++i) {
-      const double* own = sums.get() + layers[i].begin;
+      const double* own = sums.const_data_ptr<double>() + layers[i].begin;
       add_up_channels_first(layers[i].windows, own, clipped.workers(), clipped.numel(),
                             weights[i].mutable_data_ptr<double>());
       add_up(own + layers[i].weights(), clipped.workers(), clipped.numel(), biases[i].numel(),

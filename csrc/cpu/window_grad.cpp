@@ -21,7 +21,7 @@ struct Formed {
 
 template <class T>
 void form(const WindowGeometry& w, const at::Tensor& x, const at::Tensor& g, const Formed<T>& out) {
-  const WindowOperands<T> of(w, x, g);
+  const WindowOperands<T> of(w, x, g, vector_bytes());
   at::parallel_for(0, w.rows, grain_size(of.row_work()), [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
     const at::Tensor loaded = of.allocate(1);

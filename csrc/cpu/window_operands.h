@@ -53,6 +53,10 @@ inline WindowGeometry check_windows(const char* op, const at::Tensor& x, const a
                 op, ": the windows of g's ", g.sizes().slice(2), " positions reach beyond x's ", x.sizes().slice(2),
                 " with kernel_size ", kernel_size, ", stride ", stride, ", padding ", padding, ", dilation ", dilation);
   }
+  double padded_numel = static_cast<double>(windows.channels);
+  for (const int64_t size : windows.padded()) padded_numel *= static_cast<double>(size);
+  TORCH_CHECK(padded_numel < 0x1p60, op, ": a row of x's ", x.sizes().slice(1), " with padding ", padding,
+              " has more elements than can be counted");
   return windows;
 }
 
@@ -68,12 +72,13 @@ struct WindowOperands {
   static constexpr int64_t kSize = sizeof(T), kLanes = 64 / kSize;  // of the widest vectors
 
   const WindowGeometry w;
-  const int64_t bytes;  // of a vector; the level may change in between
+  const int64_t bytes;  // of a vector
   const WindowPlan plan;
   const at::Tensor x, g;
 
-  WindowOperands(const WindowGeometry& geometry, const at::Tensor& given_x, const at::Tensor& given_g)
-      : w(geometry), bytes(vector_bytes()), plan(w, bytes / kSize), x(given_x.contiguous()), g(given_g.contiguous()) {}
+  // vector: bytes of one, the same for all operands of a call, in the midst of which the level may change
+  WindowOperands(const WindowGeometry& geometry, const at::Tensor& given_x, const at::Tensor& given_g, int64_t vector)
+      : w(geometry), bytes(vector), plan(w, bytes / kSize), x(given_x.contiguous()), g(given_g.contiguous()) {}
 
   const T* grads(int64_t row, int64_t group) const {
     return g.const_data_ptr<T>() + (row * w.groups + group) * w.group_outputs() * count_of(w.positions);

@@ -154,7 +154,10 @@ def kept_early(module: nn.Module, row: int) -> bool:
 
     row: elements of a row of the output
     """
-    return isinstance(module, _IMAGES) and module.weight.numel() <= min(_KEPT, row)
+    if not isinstance(module, _IMAGES):
+        return False
+    # Not by `module.weight`: to ask a parametrized one is to form it anew, which may move its buffers.
+    return sum(parameter.numel() for parameter in module.parameters()) <= min(_KEPT, row)
 
 
 def formed_early(gradient: LayerGradient) -> LayerGradient:

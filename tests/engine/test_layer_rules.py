@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from dpcgan_fast.engine.layer_gradients import operands
@@ -212,6 +213,27 @@ def test_large_weights_of_images_are_not_kept(channels, units, mode):
     step = sgd_step(sequential(nn.Conv2d(channels, 256, 3)))
     step.backward(row_losses(step(torch.rand(2, channels, 4, 4))), units)
     assert step.last.layers[0].mode == mode
+
+
+def test_a_backward_does_not_form_parametrized_weights_anew():
+    """As spectral_norm is: it moves its buffers whenever its weight is asked for."""
+
+    class Counted(nn.Module):
+        formed = 0
+
+        def forward(self, weight):
+            Counted.formed += 1
+            return weight
+
+    image = nn.Conv2d(2, 3, 3).requires_grad_(False)
+    assert image.bias is not None
+    image.bias.requires_grad_(True)
+    parametrize.register_parametrization(image, "weight", Counted())
+    step = sgd_step(sequential(nn.Conv2d(2, 2, 1), image))
+    losses = row_losses(step(torch.rand(4, 2, 6, 6)))
+    before = Counted.formed
+    step.backward(losses)
+    assert Counted.formed == before
 
 
 @pytest.mark.parametrize(("size", "modes"), [(5, ["direct", "direct"]), (6, ["direct", "materialise"])])

@@ -8,10 +8,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dpcgan_fast import ops
+from dpcgan_fast.bench.memory import peak_tensor_bytes
 from dpcgan_fast.ops import WindowLayer, WindowProblem, _spare
 from tests.conftest import at_simd_level, available_simd_levels, examples
 
 SIZES = st.tuples(*[st.integers(1, 9)] * 3)
+ZERO = torch.zeros(1, dtype=torch.float64)
 SMALL = st.tuples(*[st.integers(1, 4)] * 3)
 CONVOLUTIONS = {2: torch.nn.grad.conv2d_weight, 3: torch.nn.grad.conv3d_weight}
 
@@ -112,6 +114,40 @@ def layers_of(x, g, bias=True):
     return [WindowLayer(WindowProblem((3, 3), (1, 1), (1, 1), (1, 1)), x, g, bias)]
 
 
+SCALES = st.sampled_from([0.0, 1e-42, 1e-20, 1e-6, 1.0, 1e9, 1e19, math.inf])
+
+
+@settings(max_examples=examples(60))
+@given(
+    case=layer_cases(), level=st.sampled_from(available_simd_levels()), clip=st.sampled_from([1e-12, 0.3, 1e6]),
+    scales=st.lists(SCALES, min_size=5, max_size=5),
+)  # fmt: skip
+def test_no_row_moves_the_clipped_sum_by_more_than_the_bound_whatever_it_holds(case, level, clip, scales):
+    layers, others = case
+    rows = len(others)
+    of_row = torch.tensor(scales[:rows], dtype=torch.float64)
+    x = [layer.x * of_row.view(-1, *[1] * (layer.x.dim() - 1)).to(layer.x.dtype) for layer in layers]
+
+    def clipped_sum(kept):
+        own = [WindowLayer(of.problem, side[kept], of.g[kept], of.bias) for of, side in zip(layers, x, strict=True)]
+        clipped = ops.windows_clipped_sum(own, others[kept], clip)
+        return clipped.factor, torch.cat([part.flatten() for part in (*clipped.weights, *clipped.biases)])
+
+    with at_simd_level(level):
+        factor, total = clipped_sum(torch.ones(rows, dtype=torch.bool))
+        for row in range(rows):
+            left = torch.arange(rows) != row
+            moved = float((total - clipped_sum(left)[1]).square().sum() + factor[row].square() * others[row])
+            assert moved <= (clip * (1 + 1e-6)) ** 2
+
+
+def test_memory_of_the_sums_is_seen_by_who_measures_memory():
+    """A worker's sums in double, what it returns, and a row's gradients in single precision."""
+    x, g = torch.randn(1, 64, 2, 2), torch.randn(1, 128, 2, 2)
+    peak = peak_tensor_bytes(lambda: lambda: ops.windows_clipped_sum(layers_of(x, g, bias=False), ZERO, 1.0))
+    assert peak >= (8 + 8 + 4) * 64 * 128 * 9
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_each_row_adds_itself_whichever_thread_it_is_given_to(threads):
     x, g = torch.randn(301, 3, 6, 6), torch.randn(301, 8, 6, 6)
@@ -203,6 +239,7 @@ def test_a_row_is_rounded_alike_whichever_others_there_are(monkeypatch, backend)
         ({"kernel_size": (3,)}, "expected 2 numbers in kernel_size"),
         ({"groups": 2}, "expected groups to divide"),
         ({"padding": (0, 0)}, "reach beyond"),
+        ({"padding": (2**31 - 1, 2**31 - 1)}, "more elements than can be counted"),
         ({"out": torch.empty(2, 4, 3, 2, 3)}, "expected a contiguous out"),
         ({"sq_norm": torch.empty(2)}, "expected a contiguous sq_norm"),
         ({"bias": torch.empty(2, 3)}, "expected a contiguous bias"),
@@ -225,6 +262,7 @@ def test_the_op_says_what_is_wrong(change, message):
         ({"geometry": [3, 3, 1, 1]}, "expected 10 numbers in geometry for layer 0, got 4"),
         ({"geometry": [3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 7]}, "1 numbers of geometry are left"),
         ({"geometry": [3, 3, 1, 1, 0, 0, 1, 1, 1, 1]}, "reach beyond"),
+        ({"geometry": [3, 3, 1, 1, 2**31 - 1, 2**31 - 1, 1, 1, 1, 1]}, "more elements than can be counted"),
         ({"x": [torch.rand(5)], "g": [torch.rand(5)]}, "expected x .B, C, ...."),
         ({"others_sq_norm": torch.zeros(2)}, "expected others_sq_norm to be a contiguous float64 vector"),
         ({"others_sq_norm": torch.zeros(3).double()}, "of shape .2,.*got shape .3"),
