@@ -6,7 +6,7 @@ batch, outside of vmap, so that the engine can record it; each row then sees its
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ from dpcgan_fast.engine.row_mixing import refuse_mixing_modules
 from dpcgan_fast.ops import UnitGroups
 
 Values = dict[str, Tensor]  # parameter name -> value
+
+
+def _are_values(given: Any, own: dict[str, nn.Parameter]) -> TypeGuard[Values]:
+    """Whether these are values for some of the module's own parameters."""
+    if not isinstance(given, dict):
+        return False
+    pairs = cast("dict[Any, Any]", given)
+    return all(name in own and isinstance(value, Tensor) for name, value in pairs.items())
 
 
 class NotBatchedError(ValueError):
@@ -90,9 +98,10 @@ class BatchedModule:
         """Takes over the values of the parameters. Raises NotBatchedError if they are not those of the module."""
         self._reset()
         own = dict(self._module.named_parameters())
-        if not isinstance(values, dict) or not all(x in own and isinstance(values[x], Tensor) for x in values):
+        if not _are_values(values, own):
             raise NotBatchedError("the gradient is not asked for a dict of parameters by the names of the module's own")
-        if "forward" in self._module.__dict__ or self._module._forward_hooks or self._module._forward_pre_hooks:
+        hooks = self._module._forward_hooks or self._module._forward_pre_hooks  # pyright: ignore  no public names
+        if hooks or "forward" in self._module.__dict__:
             raise NotBatchedError("the module has hooks or a forward of its own")
         for name, value in values.items():
             like = own[name]
@@ -178,8 +187,8 @@ class BatchedModule:
             output_structure.append(spec)
             return tuple(out.unsqueeze(1) for out in outputs)  # (B, 1, ...): a batch of one for each row
 
-        outputs = _ForAllRows.apply(for_all_rows, *(leaves[i] for i in where))
-        return tree_unflatten(list(outputs), output_structure[0])  # type: ignore[arg-type]  a tuple, by the rule
+        apply = cast("Callable[..., tuple[Tensor, ...]]", _ForAllRows.apply)  # pyright: ignore  what the vmap rule gives
+        return tree_unflatten(list(apply(for_all_rows, *(leaves[i] for i in where))), output_structure[0])
 
     def _without_own_row(self, tensor: Tensor) -> Tensor:
         """(B, 1, ...) -> (B, ...)."""

@@ -13,7 +13,7 @@ drawn. Without noise they are not private; neither are norms, losses and clip fa
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -188,7 +188,7 @@ class DPGrad:
         if self._in_dims is None:
             return tuple(None if i in argnums else 0 for i in range(len(args)))
         dims = tuple(self._in_dims)
-        if len(dims) != len(args) or not all(dim is None or isinstance(dim, int) for dim in dims):
+        if len(dims) != len(args) or any(type(dim) not in (int, type(None)) for dim in dims):
             raise ValueError(
                 f"Expected in_dims={self._in_dims} to be one int or None for each of {len(args)} arguments."
             )
@@ -221,7 +221,9 @@ class DPGrad:
         argnum = self._argnums
         batched.begin(batch.args[argnum])
         total: GradientSum = {}
-        losses, factors, report = [], [], None
+        losses: list[Tensor] = []
+        factors: list[Tensor] = []
+        report = None
         for chunk in batch.chunks(self._chunk_size):
 
             def row_losses(parameters: dict[str, nn.Parameter], chunk: _Batch = chunk) -> Tensor:
@@ -245,7 +247,8 @@ class DPGrad:
             size = max(1, _CHUNK_BYTES // max(1, row_bytes))
         common = _common_dtype(leaves)
         sums = [torch.zeros_like(leaf, dtype=torch.float64, requires_grad=False) for leaf in leaves]
-        losses, factors = [], []
+        losses: list[Tensor] = []
+        factors: list[Tensor] = []
         for chunk in batch.chunks(size):
             gradient = torch.func.grad_and_value(self._row_loss, argnums=self._argnums)
             with torch.no_grad():  # torch.func.grad does without it; what fn closes over is no part of a graph
@@ -260,7 +263,7 @@ class DPGrad:
         return sums, info
 
     def _row_loss(self, *args: Any) -> Tensor:
-        loss = self._fn(*args)
+        loss: Any = self._fn(*args)  # whatever fn returns
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(
@@ -300,8 +303,10 @@ class _Batch:
             return [self]
         ends = list(range(1, self.rows + 1))
         if self.units is not None:
-            ends = torch.unique_consecutive(self.units, return_counts=True)[1].cumsum(0).tolist()
-        parts, start = [], 0
+            counts = torch.unique_consecutive(self.units, return_counts=True)[1]  # pyright: ignore
+            ends = cast("list[int]", cast("Tensor", counts).cumsum(0).tolist())  # pyright: ignore
+        parts: list[_Batch] = []
+        start = 0
         for end, after in zip(ends, [*ends[1:], math.inf], strict=True):
             if after - start > size:
                 parts.append(self._part(start, end))

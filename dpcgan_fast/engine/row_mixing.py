@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of a forward
@@ -15,6 +16,10 @@ _PROBE_ROWS = 4
 _RNN_KIN = (nn.RNNBase, nn.MultiheadAttention)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _OVER_ROWS = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
+_MOVED = (
+    "its output for one row changes with another row's input, by what it or a module before it does. Compute over the "
+    "other dimensions, not over rows"
+)
 
 
 def _mixing_reason(module: nn.Module) -> str | None:
@@ -80,6 +85,11 @@ def _probed(
     def keep_layer(name: str, args: Any, kwargs: Any, output: Any) -> None:
         layers.setdefault(name, ((args, kwargs), output))
 
+    def refuse_packed(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if any(isinstance(x, PackedSequence) for x in (*args, *kwargs.values())):
+            reason = "a packed sequence has its rows one after another, not by a leading dimension. Give it padded ones"
+            raise _refusal(name, module, reason)
+
     def refuse_offsets(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         ids = args[0] if args else kwargs["input"]
         if ids.dim() == 1:
@@ -87,6 +97,10 @@ def _probed(
             raise _refusal(name, module, reason)
 
     handles = [root.register_forward_hook(keep_buffers)]
+    handles += [
+        module.register_forward_pre_hook(partial(refuse_packed, name), with_kwargs=True)
+        for name, module in root.named_modules()
+    ]
     handles += [
         module.register_forward_pre_hook(partial(refuse_offsets, name), with_kwargs=True)
         for name, module in root.named_modules()
@@ -128,7 +142,7 @@ def _refuse_moved_rows(modules: dict[str, nn.Module], first: _Probe, second: _Pr
         return
     guilty = (name for name in first.layers if not _same_other_rows(first.layers[name][1], second.layers[name][1]))
     name = next(guilty, "")
-    raise _refusal(name, modules[name], "its output for one row changes with another row's input")
+    raise _refusal(name, modules[name], _MOVED)
 
 
 def _refuse_data_in_buffers(modules: dict[str, nn.Module], first: _Probe, other: _Probe) -> None:
@@ -212,7 +226,7 @@ def refuse_mixed_second_rows(
     for first, second, less in zip(*outputs, strict=True):
         axes = [axis for axis in range(first.dim()) if first.shape[axis] != less.shape[axis]]
         if len(axes) != 1 or not _same_other_rows(first.transpose(0, axes[0]), second.transpose(0, axes[0])):
-            raise _refusal("", root, "its output for one row changes with another row's input")
+            raise _refusal("", root, _MOVED)
     modules = dict(root.named_modules())
     for other in (changed, fewer):
         _refuse_data_in_buffers(modules, whole, other)

@@ -109,5 +109,5 @@ def check_rows(use: LayerUse, x: Tensor, rows: int) -> None:
         raise ValueError(
             f"Expected the input of module {use.name or '(root)'!r} to have the B rows of the losses as its leading "
             "dimension; otherwise its gradients cannot be told apart by row. Keep rows as the leading dimension "
-            "throughout."
+            "throughout, and give a loss for each of them."
         )

@@ -119,6 +119,18 @@ def test_noise_is_secret_unless_a_generator_is_given():
     assert not torch.equal(noise(3), noise(4))
 
 
+@pytest.mark.parametrize("generator", [torch.Generator(), torch.default_generator], ids=["own", "torch's"])
+def test_a_generator_may_be_seeded_until_noise_is_first_drawn(generator):
+    def noise():
+        module = net()
+        made = private(PrivacyEngine(), module, noise_multiplier=1.0, noise_generator=generator)
+        generator.manual_seed(3)
+        train(*made)
+        return vector(module)
+
+    assert torch.equal(noise(), noise())
+
+
 def test_poisson_draws_are_secret_unless_a_generator_is_given():
     def draws(seed):
         torch.manual_seed(7)

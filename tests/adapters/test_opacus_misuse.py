@@ -65,6 +65,65 @@ class TestGradientsThatAreNotOfThisStep:
         optimizer.step()
         assert net.weight.summed_grad is None
 
+    def test_without_noise_it_stays_to_be_looked_at_until_gradients_are_cleared(self):
+        net = line()
+        module, optimizer = made(net)
+        optimizer.noise_multiplier = 0.0
+        module(LARGE).sum().backward()
+        optimizer.step()
+        torch.testing.assert_close(net.weight.summed_grad, LARGE / LARGE.norm())
+        optimizer.zero_grad()
+        assert net.weight.summed_grad is None
+
+
+class TestMisspeltArguments:
+    """Opacus drops them unsaid: what was meant is then not what is trained."""
+
+    def given(self, method="make_private", **settings):
+        net = line()
+        loader = DataLoader(TensorDataset(torch.rand(8, 2)), batch_size=4)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+        make = getattr(PrivacyEngine(accountant="rdp"), method)
+        return make(module=net, optimizer=optimizer, data_loader=loader, max_grad_norm=1.0, **settings)
+
+    @pytest.mark.parametrize(
+        ("wrong", "meant"),
+        [("noise_multiplyer", "noise_multiplier"), ("poisson_samplng", "poisson_sampling"), ("cliping", "clipping")],
+    )
+    def test_are_refused_with_the_nearest_that_there_is(self, wrong, meant):
+        with pytest.raises(TypeError, match=f"argument '{wrong}'. Did you mean '{meant}'"):
+            self.given(**{wrong: 1.0})
+        with pytest.raises(TypeError, match=f"argument '{wrong}'"):
+            self.given("make_private_with_epsilon", **{wrong: 1.0})
+
+    def test_are_refused_by_the_optimizer(self):
+        with pytest.raises(TypeError, match="loss_reducton"):
+            made(line(), loss_reducton="sum")
+        with pytest.raises(TypeError, match="loss_reducton"):
+            DPOptimizer(
+                torch.optim.SGD(line().parameters()), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1,
+                loss_reducton="sum",
+            )  # fmt: skip
+
+    def test_settings_of_adaptive_clipping_need_adaptive_clipping(self):
+        adaptive = {
+            "target_unclipped_quantile": 0.5, "clipbound_learning_rate": 0.2, "max_clipbound": 8.0,
+            "min_clipbound": 0.1, "unclipped_num_std": 9.0,
+        }  # fmt: skip
+        assert self.given(noise_multiplier=1.0, clipping="adaptive", **adaptive)[1].target_unclipped_quantile == 0.5
+        with pytest.raises(TypeError, match="'target_unclipped_quantile'"):
+            self.given(noise_multiplier=1.0, **adaptive)
+
+    def test_settings_of_the_search_for_noise_are_taken_by_that_alone(self):
+        budget = {"target_epsilon": 2.0, "target_delta": 1e-3, "epochs": 2}
+        noise = [
+            self.given("make_private_with_epsilon", epsilon_tolerance=tolerance, alphas=[1.2, 2, 8, 32], **budget)[1]
+            for tolerance in (1e-3, 1.0)
+        ]
+        assert noise[0].noise_multiplier < noise[1].noise_multiplier
+        with pytest.raises(TypeError, match="'epsilon_tolerance'"):
+            self.given(noise_multiplier=1.0, epsilon_tolerance=1e-3)
+
 
 def test_rows_given_again_after_an_error_count_once(monkeypatch):
     module, optimizer = made(line())

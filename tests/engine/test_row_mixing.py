@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 from dpcgan_fast.engine import PrivateStep, row_mixing
 from dpcgan_fast.engine.recorded import RecordedModule
@@ -242,6 +243,31 @@ def test_rows_that_are_sorted_for_a_layer_and_put_back_are_found():
         row_mixing.refuse_mixed_outputs(Sorted(), (x,), {}, 4)
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     assert row_mixing.refuse_mixed_outputs(module, (x,), {}, 4), "what dropout makes random is no other order"
+
+
+class TestPackedSequences:
+    """Their rows lie one after another, however many there are at each position."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, x, lengths):
+            packed = x if lengths is None else pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.inner(packed)[1][-1]
+
+    def refused(self, *args):
+        with pytest.raises(ValueError, match="a packed sequence has its rows one after another") as raised:
+            step_of(self.Recurrent())(*args)
+        return str(raised.value)
+
+    @pytest.mark.parametrize("lengths", [[4, 4, 4], [2, 4, 1]])
+    def test_that_are_made_inside_are_refused_by_the_layer_that_takes_them(self, lengths):
+        assert "'inner' (GRU)" in self.refused(torch.rand(3, 4, 3), torch.tensor(lengths))
+
+    def test_that_are_given_are_refused(self):
+        assert "(Recurrent)" in self.refused(pack_sequence([torch.rand(4, 3), torch.rand(2, 3)]), None)
 
 
 class TestRowsInSecondPlace:

@@ -7,7 +7,7 @@
 """
 
 try:
-    import opacus as _opacus  # noqa: F401
+    import opacus as _opacus  # noqa: F401  # pyright: ignore  only whether it is there
 except ImportError as error:
     raise ImportError(
         "dpcgan_fast.adapters.opacus needs Opacus, whose API it has: pip install 'opacus>=1.6,<1.7'"

@@ -1,12 +1,16 @@
 """Opacus's own GradSampleModule and DPOptimizer with our kernels, for code that keeps Opacus's classes."""
 
+# Opacus has no type stubs, and leaves much of what it has without types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from collections.abc import Callable
 from typing import Any
 
 from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 from opacus.optimizers import DPOptimizer
-from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed  # pyright: ignore
 from torch import Tensor, nn
 
 from dpcgan_fast import ops

@@ -1,5 +1,9 @@
 """Poisson draws that are secret, and Opacus's BatchMemoryManager, which forgets a batch that was left half-way."""
 
+# Opacus has no type stubs, and leaves much of what it has without types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from collections.abc import Generator
 from typing import Any
 

@@ -113,7 +113,7 @@ class Boundary:
                 "A second backward through the same forward: its rows would count twice. Call the module anew for "
                 "every backward."
             )
-        task = torch._C._current_graph_task_id()
+        task = torch._C._current_graph_task_id()  # pyright: ignore[reportPrivateUsage]  it has no public name
         if task != self._task:  # what a backward pass left that failed half-way is dropped
             self._task, self._reached = task, []
             torch.autograd.Variable._execution_engine.queue_callback(self._finish)  # type: ignore[attr-defined]

@@ -1,7 +1,12 @@
 """`PrivacyEngine` of Opacus: its loaders, validators, accountants and checkpoints, with our module and optimizer."""
 
+# Opacus has no type stubs, and leaves much of what it has without types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +16,7 @@ from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dpcgan_fast.adapters.opacus.arguments import arguments_of, arguments_of_search, refuse_unknown
 from dpcgan_fast.adapters.opacus.batches import SecurePoissonBatches
 from dpcgan_fast.adapters.opacus.module import GradSampleHooks, GradSampleModule
 from dpcgan_fast.adapters.opacus.optimizer import AdaClipDPOptimizer, DPOptimizer, DPPerLayerOptimizer
@@ -31,7 +37,7 @@ class PrivacyEngine(OpacusPrivacyEngine):
 
     `grad_sample_mode` names ways to per-sample gradients, which are not formed here: all are taken alike, and with
     "ghost" the criterion is returned as it was given.
-    Raises ValueError for distributed modules.
+    Raises ValueError for distributed modules, and TypeError for an argument that a method does not have.
     """
 
     def __init__(self, *, accountant: str = "prv", secure_mode: bool = False):
@@ -39,15 +45,38 @@ class PrivacyEngine(OpacusPrivacyEngine):
             warnings.simplefilter("ignore", UserWarning)
             super().__init__(accountant=accountant, secure_mode=False)
         self._repeats = False
+        self._of_search: set[str] = set()  # while a search for the noise is on: arguments that are of it alone
         self._secure_asked = secure_mode
 
     @functools.wraps(OpacusPrivacyEngine.make_private)
     def make_private(self, **settings: Any) -> Any:  # type: ignore[override]  it passes all on
         """As Opacus's."""
+        for name in self._of_search:  # Opacus gives them to its search for the noise, and here
+            settings.pop(name, None)
+        refuse_unknown("make_private", settings, self._known(OpacusPrivacyEngine.make_private, settings))
         self._repeats = settings.get("noise_generator") is not None
         return super().make_private(**settings)
 
-    def _prepare_data_loader(self, data_loader: DataLoader, *, poisson_sampling: bool, **settings: Any) -> DataLoader:
+    @functools.wraps(OpacusPrivacyEngine.make_private_with_epsilon)
+    def make_private_with_epsilon(self, **settings: Any) -> Any:  # type: ignore[override]  it passes all on
+        """As Opacus's."""
+        search = arguments_of_search(self.accountant.mechanism())
+        known = self._known(OpacusPrivacyEngine.make_private_with_epsilon, settings) | {"rand_on_empty"}
+        refuse_unknown("make_private_with_epsilon", settings, known | search)
+        self._of_search = search
+        try:
+            return super().make_private_with_epsilon(**settings)
+        finally:
+            self._of_search = set()
+
+    def _known(self, method: Callable[..., Any], settings: dict[str, Any]) -> set[str]:
+        """Arguments of one of Opacus's methods, and those of the optimizer that it makes."""
+        kind = _OPTIMIZERS.get(settings.get("clipping", "flat"), DPOptimizer)
+        return arguments_of(method) | (arguments_of(kind) - arguments_of(DPOptimizer))
+
+    def _prepare_data_loader(
+        self, data_loader: DataLoader[Any], *, poisson_sampling: bool, **settings: Any
+    ) -> DataLoader[Any]:
         loader = super()._prepare_data_loader(data_loader, poisson_sampling=poisson_sampling, **settings)
         sampler = loader.batch_sampler
         if poisson_sampling and not self._repeats and type(sampler) is UniformWithReplacementSampler:

@@ -1,7 +1,11 @@
 """`GradSampleModule` and `GradSampleHooks` of Opacus: the same loop, without a per-sample gradient in memory."""
 
+# Opacus has no type stubs, and leaves much of what it has without types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,8 +41,8 @@ def _own(parameter: nn.Parameter, owner: "GradSampleHooks") -> None:
 
 
 def _trainable_ids(modules: list[nn.Module]) -> tuple[int, ...]:
-    """Ids of the modules' trainable parameters, those that are shared more than once; names would take longer."""
-    own = [module._parameters.values() for module in modules]
+    """Ids of the modules' trainable parameters, those that are shared more than once."""
+    own = [module._parameters.values() for module in modules]  # pyright: ignore[reportPrivateUsage]  names take longer
     return tuple([id(p) for parameters in own for p in parameters if p is not None and p.requires_grad])
 
 
@@ -116,7 +120,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
         return self._module(*args, **kwargs)
 
     @contextmanager
-    def public_rows(self) -> Iterator[None]:
+    def public_rows(self) -> Generator[None]:
         """For forwards on rows that touch no data, such as a generator's fakes: clipped, but of no account.
 
         They are averaged over their own number, which must be public, and get no noise. Not to be used for any row that
@@ -129,7 +133,7 @@ class GradSampleHooks(AbstractGradSampleHooks):
             self._public = before
 
     @contextmanager
-    def plain(self) -> Iterator[None]:
+    def plain(self) -> Generator[None]:
         """For work in which the module runs as it is: where layers without a rule are run again, row by row."""
         own = vars(self)  # a module's own way to set an attribute takes as long as a small op
         before, own["hooks_enabled"] = self.hooks_enabled, False

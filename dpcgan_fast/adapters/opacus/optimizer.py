@@ -1,5 +1,10 @@
 """`DPOptimizer` of Opacus over our clipped sums: flat, per-parameter and adaptive clipping, with secure noise."""
 
+# Opacus has no type stubs, and leaves much of what it has without types:
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
+import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,13 +26,6 @@ from dpcgan_fast.engine.update import noisy_gradients, own_step
 from dpcgan_fast.ops import NoiseKey
 
 StepHook = Callable[[Any], None]
-
-
-def _noise_key(generator: torch.Generator | None) -> NoiseKey:
-    """A fresh secret key; a seeded one where the caller asks for reproducible noise by a generator."""
-    if generator is None:
-        return NoiseKey()
-    return NoiseKey(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
 
 
 class DPOptimizer(OpacusDPOptimizer):
@@ -56,16 +54,14 @@ class DPOptimizer(OpacusDPOptimizer):
         loss_reduction: str = "mean",
         generator: torch.Generator | None = None,
         secure_mode: bool = False,
-        **kwargs: Any,
     ):
         super().__init__(
             optimizer, noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size, loss_reduction=loss_reduction, generator=generator,
-            secure_mode=secure_mode, **kwargs,
+            secure_mode=secure_mode,
         )  # fmt: skip
         noise_std(float(max_grad_norm), float(noise_multiplier))  # checks them: a negative one would pass for no noise
-        self._key = _noise_key(generator)
-        not_timed = timing_refused(noise_multiplier, self._key.seeded)
+        not_timed = timing_refused(noise_multiplier, seeded=generator is not None)
         self._pick = NormPicker("auto", expected_batch_size or 1, not_timed)
         self.last: StepReport | None = None  # which path the last batch took, and why
         self._sums: GradientSum = {}
@@ -75,6 +71,16 @@ class DPOptimizer(OpacusDPOptimizer):
         self._clipped_to = 0.0  # the largest bound of any row in the sums; a scheduler may move it between their parts
         self._needs_clearing = False
         self.parts_of_one_draw = False  # set by our BatchMemoryManager: no row is in two parts of a step
+
+    @functools.cached_property
+    def _key(self) -> NoiseKey:
+        """A fresh secret key; a seeded one where the caller asks for reproducible noise by a generator.
+
+        Made when noise is first drawn: as in Opacus, a generator may be seeded until then.
+        """
+        if self.generator is None:
+            return NoiseKey()
+        return NoiseKey(int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device)))
 
     @property
     def modules(self) -> list[GradSampleHooks]:
@@ -116,11 +122,11 @@ class DPOptimizer(OpacusDPOptimizer):
         lacks a trained parameter; no row then enters the sums.
         """
         self._accumulate()
-        self._show_sums()
+        self._show(self._sums)
 
-    def _show_sums(self) -> None:
+    def _show(self, sums: GradientSum) -> None:
         for parameter in self.params:
-            total = sum_of(self._sums, parameter)
+            total = sum_of(sums, parameter)
             parameter.summed_grad = total.to(parameter.dtype)  # type: ignore[attr-defined]
 
     def _accumulate(self) -> None:
@@ -193,7 +199,8 @@ class DPOptimizer(OpacusDPOptimizer):
 
     def add_noise(self) -> None:
         """Leaves in `p.grad` the clipped sums with noise, divided by the expected batch size where the loss is a mean,
-        and the part of rows that touch no data; no other gradient, and no sum, stays."""
+        and the part of rows that touch no data; no other gradient stays, and no sum, but in `p.summed_grad` where there
+        is no noise to hide it."""
         std, params = self._noise_std(), self.params
         sums, self._sums, self._clipped_to = self._sums, {}, 0.0
         public_sums, self._public_sums = self._public_sums, {}
@@ -210,6 +217,8 @@ class DPOptimizer(OpacusDPOptimizer):
         )  # fmt: skip
         for parameter, grad in zip(params, grads, strict=True):
             parameter.grad = grad
+        if std == 0:
+            self._show(sums)
         self._drop_other_gradients()
 
     def _drop_other_gradients(self) -> None:
@@ -235,7 +244,7 @@ class DPOptimizer(OpacusDPOptimizer):
                     "A step over several Poisson draws, in each of which a row may be, would be charged as one over a "
                     "single draw. For parts of one draw, use BatchMemoryManager of dpcgan_fast.adapters.opacus."
                 )
-            self._show_sums()
+            self._show(self._sums)
             self._is_last_step_skipped = True
             return False
         self.add_noise()
