@@ -89,12 +89,12 @@ class WindowGradient:
 
     def choose(self, asked: NormMode, grouped: bool = False) -> NormChoice:
         """Gradients of a moderate size are kept, others go by the cost model, unless a mode was asked for."""
-        groups, positions = self.problem.groups, self.g.shape[2:].numel()
-        taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
         if asked == "auto" and self.in_registers and not grouped and self.weight.numel() <= _CACHED:
             return NormChoice("direct", "a row's gradients stay in the cache until it is clipped")
         if asked == "auto" and self.weight.numel() <= _KEPT:
             return NormChoice("materialise", "one product in single precision a row, and few enough weights to keep")
+        groups, positions = self.problem.groups, self.g.shape[2:].numel()
+        taps, outputs = self.problem.taps(self.x), self.g.shape[1] // groups
         return ops.pick_norm_mode(NormProblem(taps, positions, outputs, positions, 1, 1, 1), asked)
 
     def reports(self, name: str, choice: NormChoice) -> tuple[LayerReport, ...]:

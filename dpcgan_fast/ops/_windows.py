@@ -60,7 +60,7 @@ class WindowProblem:
 
     def in_registers(self, x: Tensor) -> bool:
         """Whether gradients are formed in registers, so that to measure them is not to store them."""
-        return x.device.type == "cpu" and backend() == "native"
+        return x.is_cpu and backend() == "native"
 
     def taps(self, x: Tensor) -> int:
         """Values of one channel group of x that one position sees."""

@@ -72,6 +72,8 @@ class Boundary:
         self._mean = mean
         self._row_dim = row_dim
         self._deliver = deliver
+        # An input of every forward's end, so that its outputs need a gradient even if no input does.
+        self._anchor = torch.empty(0, requires_grad=True)
         self._task = -1  # the backward pass at work, by autograd's number
         self._reached: list[tuple[_Forward, list[Reached]]] = []
 
@@ -103,8 +105,7 @@ class Boundary:
 
     def _end(self, forward: _Forward, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The outputs, as the caller gets them."""
-        # The empty tensor is there so that the outputs need a gradient even if no input does.
-        return _End.apply(self, forward, torch.empty(0, requires_grad=True), *inputs)  # type: ignore[no-any-return]
+        return _End.apply(self, forward, self._anchor, *inputs)  # type: ignore[no-any-return]
 
     def backward(self, forward: _Forward, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Takes the gradients of the outputs on through the forward's graph; returns those of its inputs."""
