@@ -12,6 +12,7 @@
 
 #include "../checks.h"
 #include "../common/clip.h"
+#include "parallel.h"
 #include "window_operands.h"
 
 namespace dpcgan::cpu {
@@ -82,7 +83,7 @@ class ClippedSum {
     at::parallel_for(0, workers_, 1, [&](int64_t begin, int64_t end) {
       const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
       std::vector<at::Tensor> loaded;
-      for (const WindowOperands<T>& of : operands_) loaded.push_back(of.allocate(1));
+      for (const WindowOperands<T>& of : operands_) loaded.push_back(of.allocate());
       const at::Tensor grads = at::empty({numel_}, operands_[0].x.options());
       for (int64_t worker = begin; worker < end; ++worker) {
         double* own = all + worker * numel_;

@@ -1,11 +1,13 @@
 // Weight gradients of convolutions in two and three dimensions, row by row, with their squared norms.
 #include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
 #include <vector>
 
 #include "../checks.h"
+#include "parallel.h"
 #include "window_operands.h"
 
 namespace dpcgan::cpu {
@@ -24,7 +26,7 @@ void form(const WindowGeometry& w, const at::Tensor& x, const at::Tensor& g, con
   const WindowOperands<T> of(w, x, g, vector_bytes());
   at::parallel_for(0, w.rows, grain_size(of.row_work()), [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView plain;  // a thread has its own dispatch state, with autograd
-    const at::Tensor loaded = of.allocate(1);
+    const at::Tensor loaded = of.allocate();
     of.dispatch([&](auto width) DPCGAN_INLINE_BODY {
       for (int64_t n = begin; n < end; ++n) {
         of.prefetch(n + 1);

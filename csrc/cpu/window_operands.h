@@ -2,13 +2,11 @@
 // the gradient of one row.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
-#include "parallel.h"
 #include "window_tiles.h"
 
 namespace dpcgan::cpu {
@@ -88,8 +86,8 @@ struct WindowOperands {
   int64_t copy_numel() const { return ceil_div(w.padded_numel() + 2 * kLanes, kLanes) * kLanes; }
   // Elements of the memory that a row's input is loaded to.
   int64_t loaded_numel() const { return copy_numel() + plan.packed_numel(kLanes); }
-  // Such memory for some rows: zeros, as margins are.
-  at::Tensor allocate(int64_t rows) const { return at::zeros({rows * loaded_numel()}, x.options()); }
+  // That memory: zeros, as margins are.
+  at::Tensor allocate() const { return at::zeros({loaded_numel()}, x.options()); }
   const T* input(int64_t row, int64_t group) const {
     return x.const_data_ptr<T>() + (row * w.groups + group) * w.group_channels() * count_of(w.size);
   }
