@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from dpcgan_fast import ops
+from dpcgan_fast.adapters.opacus.loss_watch import End, LossWatch
 from dpcgan_fast.engine.backward import reached_uses
 from dpcgan_fast.engine.recorded import RecordedModule, rows_of_call
 from dpcgan_fast.engine.recorder import ForwardCall, Reached
@@ -72,6 +73,7 @@ class Boundary:
         self._mean = mean
         self._row_dim = row_dim
         self._deliver = deliver
+        self._losses = LossWatch(mean)
         # An input of every forward's end, so that its outputs need a gradient even if no input does.
         self._anchor = torch.empty(0, requires_grad=True)
         self._task = -1  # the backward pass at work, by autograd's number
@@ -105,7 +107,11 @@ class Boundary:
 
     def _end(self, forward: _Forward, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The outputs, as the caller gets them."""
-        return _End.apply(self, forward, self._anchor, *inputs)  # type: ignore[no-any-return]
+        rows, lead = forward.rows, self._row_dim == 0
+        leading = tuple([lead and output.dim() > 0 and output.shape[0] == rows for output in forward.outputs])
+        self._losses.expects(rows, forward.public)
+        end = End(self._losses, rows, forward.public, leading)
+        return _End.apply(self, forward, end, self._anchor, *inputs)  # type: ignore[no-any-return]
 
     def backward(self, forward: _Forward, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Takes the gradients of the outputs on through the forward's graph; returns those of its inputs."""
@@ -157,10 +163,10 @@ class _End(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, boundary: Boundary, forward: _Forward, _anchor: Tensor, *_inputs: Tensor
+        ctx: Any, boundary: Boundary, forward: _Forward, end: End, _anchor: Tensor, *_inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.boundary, ctx.of = boundary, forward
+        ctx.boundary, ctx.of, ctx.end = boundary, forward, end
         return tuple(output.detach() for output in forward.outputs)
 
     @staticmethod
@@ -170,4 +176,4 @@ class _End(torch.autograd.Function):
                 "A gradient with create_graph=True, as a gradient penalty takes it, has no per-sample gradient here. "
                 "dpcgan_fast.adapters.functional.dp_grad has exact ones for losses with penalties."
             )
-        return None, None, None, *ctx.boundary.backward(ctx.of, grads)
+        return None, None, None, None, *ctx.boundary.backward(ctx.of, grads)
