@@ -122,8 +122,8 @@ def _leaves_rows(node: Any) -> bool:
     if name in ("SelectBackward0", "SliceBackward0"):
         return _signed(node._saved_dim) != 0
     if name in ("MeanBackward1", "SumBackward1"):
-        dims = node._saved_dim
-        return bool(dims) and 0 not in [_signed(dim) % len(node._saved_self_sym_sizes) for dim in dims]
+        dims, sizes = node._saved_dim, node._saved_self_sym_sizes
+        return bool(dims and sizes) and 0 not in [_signed(dim) % len(sizes) for dim in dims]
     return False
 
 

@@ -46,7 +46,8 @@ class End:
 
 
 class LossWatch:
-    """Refuses losses that have no gradient row by row, or another reduction than was announced, for one module.
+    """Refuses losses that have no gradient row by row, and warns of another reduction than was announced, for one
+    module.
 
     mean: whether losses were announced as means over rows, or as sums
     """
@@ -126,14 +127,15 @@ def _check_reduction(watch: LossWatch, graph: LossGraph, reached: Sequence[tuple
         )
     counts = {end.rows for node, _ in reached if (end := _end(node))}
     for found in reductions(graph):
+        said, is_one = ("mean", "sum") if watch.mean else ("sum", "mean")
         if found.mean != watch.mean and found.scale == 1.0:
-            said, is_one = ("mean", "sum") if watch.mean else ("sum", "mean")
-            raise ValueError(
-                f"loss_reduction={said!r} was announced, but the loss is a {is_one} over rows. Its gradients would be "
-                "scaled by the number of rows that were drawn, which is private. Take the loss's reduction="
-                f"{said!r}, or give loss_reduction={is_one!r}."
+            warnings.warn(
+                f"loss_reduction={said!r} was announced, but the loss is a {is_one} over rows: its gradients are "
+                "scaled by the number of rows that were drawn, which is private, so that the epsilon reported is "
+                f"wrong. Take the loss's reduction={said!r}, or give loss_reduction={is_one!r}.",
+                stacklevel=5,
             )
-        if found.mean and watch.mean and any(isclose(abs(found.scale) * rows, 1.0, rel_tol=1e-5) for rows in counts):
+        elif found.mean and watch.mean and any(isclose(abs(found.scale) * rows, 1.0, rel_tol=1e-5) for rows in counts):
             warnings.warn(
                 "The loss is a mean over rows, divided once more by a number that equals the number of rows. If it is "
                 "that number, leave the division out: gradients are too small by it, and it is private.",
