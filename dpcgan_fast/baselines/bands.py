@@ -66,10 +66,23 @@ class Strong:
     counts: np.ndarray
     bins: np.ndarray
 
+    def ranks(self) -> np.ndarray:
+        """Share of a class's rows that are weaker than those of a bin, with half of its own: (class_count, bins)."""
+        middles = np.cumsum(self.counts, axis=1) - self.counts / 2
+        return middles / np.maximum(self.counts.sum(axis=1, keepdims=True), 1.0)
+
     def groups(self, most: int) -> np.ndarray:
         """Group of each class's bins, rising, (class_count, bins) int64: groups hold about as many rows."""
-        middles = np.cumsum(self.counts, axis=1) - self.counts / 2
-        return np.minimum((middles / np.maximum(middles[:, -1:], 1.0) * most).astype(np.int64), most - 1)
+        return np.minimum((self.ranks() * most).astype(np.int64), most - 1)
+
+    def between(self, knots: int) -> np.ndarray:
+        """How near each bin is to knots that are evenly spaced in rank, from the weakest row to the strongest:
+        (class_count, bins, knots), none negative, those of a bin sum to 1, and at most two of them are not 0.
+
+        Formal guarantee: those of a bin have an L2 norm of at most 1.
+        """
+        away = np.abs(self.ranks()[..., None] * (knots - 1) - np.arange(knots))
+        return np.maximum(1 - away, 0.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class Bands:
     """What waves are drawn from.
 
     groups: (class_count, bins) int64, the group of strength of each bin
-    levels: (class_count, groups, bands) float64, mean logarithm of the mean square
+    levels: (class_count, bins, bands) float64, mean logarithm of the mean square, for each bin of strength
     spread: (class_count, groups, bands, bands), symmetric roots of the covariances of levels
     pairs:  (class_count, n, n), symmetric roots of the covariances of the first n waves, n an edge or 0
     """
@@ -99,7 +112,7 @@ class Bands:
             waves[members, :paired] = waves[members, :paired] @ self.pairs[label]
             for group in np.unique(groups[members]):
                 own = members & (groups == group)
-                levels[own] = self.levels[label, group] + levels[own] @ self.spread[label, group]
+                levels[own] = self.levels[label, bins[own]] + levels[own] @ self.spread[label, group]
         heights = np.exp(np.clip(levels, np.log(_LEAST_POWER), 0.0) / 2)
         return even_waves(waves, edges) * np.repeat(heights, np.diff(edges), axis=1)
 
@@ -111,13 +124,14 @@ class Bands:
     def restored(cls, arrays: Mapping[str, np.ndarray], length: int) -> "Bands":
         """What `arrays` gave. Raises KeyError or ValueError for anything else."""
         found = cls(length, arrays["groups"], arrays["levels"], arrays["spread"], arrays["pairs"])
-        classes, groups, bands = found.levels.shape
+        classes, groups, bands = found.spread.shape[:3]
         paired = found.pairs.shape[-1]
         edges = band_edges(length)
         whole = found.groups.dtype == np.int64 and (found.groups >= 0).all() and (found.groups < groups).all()
         finite = all(np.isfinite(own).all() for own in found.arrays().values())
         square = found.spread.shape == (classes, groups, bands, bands)
         square = square and found.pairs.shape == (classes, paired, paired)
+        square = square and found.levels.shape == (*found.groups.shape, bands)
         if not (whole and finite and square and bands == len(edges) - 1 and paired in edges):
             raise ValueError("Expected levels and pairs of waves that fit each other and the signal's length.")
         return found
@@ -128,8 +142,11 @@ def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget,
 
     waves: (rows, length) float64, what rows of unit length are beside a mean that is known
     How many groups of strength and how many waves in pairs there are follows from the noise and the released counts.
-    Formal guarantee: what is released of each row is a vector of L2 norm at most 1, or its products, whose norm is its
-    square, or both. A unit's rows weigh 1 together, so that it moves a release by no more than one row can.
+    Mean levels are straight lines in the rank of strength, between as many knots as there are groups and one more:
+    whether the strong rows of a class have other waves than its weak ones shows at little noise, too.
+    Formal guarantee: what is released of each row is a vector of L2 norm at most 1, spread over knots by weights whose
+    norm is at most 1, or its products, whose norm is its square, or both. A unit's rows weigh 1 together, so that it
+    moves a release by no more than one row can.
     """
     length = waves.shape[1]
     edges = band_edges(length)
@@ -150,17 +167,22 @@ def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget,
     groups = strong.groups(_GROUPS if many else 1)
     count = int(groups.max()) + 1
     own = groups[rows.classes, strong.bins]
+    knots = count + 1
+    between = strong.between(knots)
     near = (levels - middle[rows.classes]) / reach
     near /= np.maximum(1.0, np.linalg.norm(near, axis=1, keepdims=True))
-    sums = np.stack([rows.sums(near * (own == group)[:, None]) for group in range(count)], axis=1)
-    both = np.concatenate([sums, _products(rows, near, own, count)], axis=2)
+    weights = between[rows.classes, strong.bins]
+    sums = np.stack([rows.sums(near * weights[:, [knot]]) for knot in range(knots)], axis=1)
+    both = np.concatenate([sums.reshape(classes, -1), _products(rows, near, own, count).reshape(classes, -1)], axis=1)
     noisy = budget.release("levels of bands and their products", both, np.sqrt(2), left)
-    numbers = np.stack([(strong.counts * (groups == group)).sum(axis=1) for group in range(count)], axis=1)
-    numbers = np.maximum(numbers, 1.0)
-    moved = _shrunk(noisy.values[..., :bands], numbers, noisy.std, axes=(1,))
-    square = _square(_shrunk(noisy.values[..., bands:], numbers, noisy.std, axes=(0, 1)), bands)
+    sums, products = np.split(noisy.values, [knots * bands], axis=1)
+    moved = _lines(sums.reshape(classes, knots, bands), between, strong.counts, noisy.std)  # (classes, bins, bands)
+    inside = (groups[:, None] == np.arange(count)[:, None]) * strong.counts[:, None]  # (classes, groups, bins)
+    numbers = np.maximum(inside.sum(axis=2), 1.0)
+    square = _square(_shrunk(products.reshape(classes, count, -1), numbers, noisy.std, axes=(0, 1)), bands)
     # The mean of all cells' products holds their means, too: what is drawn is as wide as the rows of a cell.
-    spread = _root((square - moved[..., :, None] * moved[..., None, :]) * reach**2)
+    known = np.einsum("cgb,cbi,cbj->cgij", inside / numbers[..., None], moved, moved)
+    spread = _root((square - known) * reach**2)
     pairs = np.empty((classes, 0, 0))
     if paired:
         even = even_waves(waves, edges)[:, :paired] / np.sqrt(paired)
@@ -207,15 +229,39 @@ def _shrunk(sums: np.ndarray, numbers: np.ndarray, std: float, axes: tuple[int, 
     """Means of cells out of noisy sums (..., n), each as near to that of all cells along the axes as its noise says.
 
     numbers: (...) rows of each cell, positive; std: of the noise of a sum
-    Source: the positive part of the estimator of James and Stein, 1961.
     """
     means = sums / numbers[..., None]
     of_all = sums.sum(axis=axes, keepdims=True) / numbers.sum(axis=axes, keepdims=True)[..., None]
     away = means - of_all
     distance = (away**2).sum(axis=-1)
-    noise = sums.shape[-1] * (std / numbers) ** 2
-    kept = np.maximum(1 - noise / np.maximum(distance, np.maximum(noise, 1e-300)), 0.0)
-    return of_all + np.where(std > 0, kept, 1.0)[..., None] * away
+    return of_all + _kept(distance, sums.shape[-1] * (std / numbers) ** 2)[..., None] * away
+
+
+def _kept(distance: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Share of a squared distance that is kept. noise: its expectation by noise alone
+
+    Source: the positive part of the estimator of James and Stein, 1961.
+    """
+    return np.maximum(1 - noise / np.maximum(distance, np.maximum(noise, 1e-300)), 0.0)
+
+
+def _lines(sums: np.ndarray, between: np.ndarray, counts: np.ndarray, std: float) -> np.ndarray:
+    """Mean of each bin of strength, by least squares, with straight lines between the knots: (class_count, bins, n).
+
+    sums:    (class_count, knots, n) noisy sums of rows, weighted by how near each is to a knot
+    between: (class_count, bins, knots) these weights, see `Strong.between`
+    counts:  (class_count, bins) numbers of rows, none negative; std: of the noise of a sum
+    What knots say beside the mean of all rows counts as much as the noise lets it. Weights add up to 1, so that the
+    sums add up to that of all rows.
+    """
+    found = np.zeros((*between.shape[:2], sums.shape[2]))
+    for label, (own, of_knots, number) in enumerate(zip(sums, between, counts, strict=True)):
+        inverse = np.linalg.pinv((of_knots.T * number) @ of_knots, rcond=1e-9, hermitian=True)
+        of_all = own.sum(axis=0) / max(number.sum(), 1.0)
+        away = inverse @ own - of_all
+        noise = own.shape[1] * np.sum(inverse**2) * std**2
+        found[label] = of_all + _kept((away**2).sum(), noise) * of_knots @ away
+    return found
 
 
 def _root(matrices: np.ndarray) -> np.ndarray:

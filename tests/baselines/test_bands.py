@@ -95,14 +95,40 @@ def test_groups_of_strength_have_levels_of_their_own_where_the_noise_lets_them()
     slow, quick = unit_waves(3000, 0), unit_waves(3000, 1)[:, ::-1]
     waves, bins = np.concatenate([slow, quick]), np.repeat([0, 1, 2, 3], 1500)
     clear, noisy = released(waves, 0.1, bins), released(waves, 50.0, bins)
-    assert clear.levels.shape[1] > 1
-    assert noisy.levels.shape[1] == 1
+    assert clear.spread.shape[1] > 1
+    assert noisy.spread.shape[1] == 1
     for name, own in (("slow", 0), ("quick", 3)):
         drawn = clear.draw(np.zeros(1000, np.int64), np.full(1000, own), np.random.default_rng(0))
         middle = levels_of(slow if name == "slow" else quick, EDGES).mean(0)
         assert levels_of(drawn, EDGES).mean(0) == pytest.approx(
             middle, abs=0.8
         )  # rows far from the rest count as nearer
+
+
+@pytest.mark.parametrize("knots", [2, 4])
+def test_a_bin_lies_between_two_knots_by_the_rank_of_its_rows(knots):
+    counts = np.array([[10.0, 30.0, 0.0, 60.0], [0.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 0.0]])
+    between = Strong(counts, np.zeros(0, np.int64)).between(knots)
+    assert between.sum(axis=2) == pytest.approx(np.ones((3, 4)))
+    assert (between >= 0).all()  # so that no row's weights are longer than 1
+    assert between[0] @ np.arange(knots) / (knots - 1) == pytest.approx([0.05, 0.25, 0.4, 0.7])
+
+
+def test_levels_rise_with_strength_also_where_there_is_one_group_of_it():
+    waves, bins = unit_waves(4000, 0), np.repeat([0, 1, 2, 3], 1000)
+    strengths = bins - 1.5
+    waves = waves * np.repeat(np.exp(np.outer(strengths, np.linspace(-0.5, 0.5, BANDS))), np.diff(EDGES), axis=1)
+    waves /= np.linalg.norm(waves, axis=1, keepdims=True)
+    bands = released(waves, 15.0, bins)
+    assert bands.spread.shape[1] == 1
+    slopes = np.polyfit(strengths, levels_of(waves, EDGES), 1)[0]
+    assert np.ptp(slopes) > 0.8
+    for label in (0, 1):
+        found = np.polyfit([-1.5, -0.5, 0.5, 1.5], bands.levels[label], 1)[0]
+        assert found == pytest.approx(slopes, abs=0.5)  # rows far from the rest count as nearer
+        assert np.corrcoef(found, slopes)[0, 1] > 0.9
+    flat = released(waves, 1000.0, bins).levels
+    assert np.ptp(flat, axis=1).max() < 1e-9  # nothing is said of strengths where noise is all
 
 
 def test_the_more_noise_there_is_the_fewer_waves_are_looked_at_in_pairs():
