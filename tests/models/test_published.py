@@ -68,6 +68,15 @@ def test_layer_sizes_of_the_mimic_preset():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("part", "unseen"), [("critic", [175, 176, 177, 178]), ("encoder", [177, 178])])
+def test_no_gradient_of_the_uci_preset_reaches_the_label_which_is_the_last_position(part, unseen):
+    """Its strides leave out the last positions, as the published ones do: why it draws one class, see bench/README."""
+    nets, records = PublishedNetworks(UCI), torch.rand(8, UCI.record_length, requires_grad=True)
+    output = nets.critic(records) if part == "critic" else nets.autoencoder.stacks[0](records.unsqueeze(1))
+    (gradient,) = torch.autograd.grad(output.sum(), records)
+    assert (gradient == 0).all(0).nonzero().flatten().tolist() == unseen
+
+
 def kinds(module):
     return [type(m).__name__ for m in module.modules() if not list(m.children())]
 
