@@ -1,11 +1,12 @@
 """What is kept of statistics follows from what was released of the rows, and from nothing else of them."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dpcgan_fast.baselines import arrays_of, restored, statistics_for
+from dpcgan_fast.baselines import arrays_of, restored, statistics_for, tree
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.data.schema import Schema
 from tests.baselines.replay import Replay
@@ -14,13 +15,14 @@ from tests.baselines.test_tree import chained, schema_of
 from tests.baselines.test_within_bins import rounded_people
 from tests.baselines.test_within_bins import schema_of as schema_of_people
 
+CHAIN = "a chain of columns"
 NUMBER = [{"name": "age", "type": "numeric", "bounds": [0, 110], "integer": True}]
 
 
 # name of the kind: a schema, a table from a seed and a number of rows, and what is released among other things
 KINDS: dict[str, tuple[Schema, Any, set[str]]] = {
     "bins of numbers": (schema_of_people(), rounded_people, {"histograms", "within bins", "scores of pairs"}),
-    "a chain of columns": (
+    CHAIN: (
         schema_of(4),
         lambda rows, seed: chained(rows, 4, seed),
         {"within bins", "table", "correlations beyond the tree"},
@@ -32,9 +34,10 @@ KINDS: dict[str, tuple[Schema, Any, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_rows_with_the_same_answers_leave_the_same_numbers(monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "alike"), [*((kind, tree._ALIKE) for kind in KINDS), (CHAIN, (0.0, math.inf))])
+def test_other_rows_with_the_same_answers_leave_the_same_numbers(monkeypatch, kind, alike):
     """Not only a neighbouring table: any other, with another number of rows."""
+    monkeypatch.setattr(tree, "_ALIKE", alike)
     schema, make, wanted = KINDS[kind]
     statistics, replay = statistics_for(schema), Replay()
     monkeypatch.setattr(Budget, "release", lambda *given: replay.first(*given))
@@ -56,7 +59,7 @@ def spoiled(values: np.ndarray) -> dict[str, np.ndarray]:
     return {**found, "large": values + 1000, "no whole numbers": values.astype(float)} if whole else found
 
 
-@pytest.mark.parametrize("kind", ["bins of numbers", "a chain of columns", "one column", "a signal"])
+@pytest.mark.parametrize("kind", ["bins of numbers", CHAIN, "one column", "a signal"])
 def test_spoiled_numbers_are_refused_before_anything_is_drawn(kind):
     schema, make, _ = KINDS[kind]
     statistics = statistics_for(schema)
@@ -68,7 +71,7 @@ def test_spoiled_numbers_are_refused_before_anything_is_drawn(kind):
 
 
 def test_edges_that_are_no_tree_are_refused():
-    schema, make, _ = KINDS["a chain of columns"]
+    schema, make, _ = KINDS[CHAIN]
     statistics = statistics_for(schema)
     arrays = arrays_of(statistics.fit(make(6000, 0), 20.0, 1e-5))
     edges = arrays["0.edges"]

@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpcgan_fast.baselines import baselines_for, choice
+from dpcgan_fast.baselines import baselines_for, choice, tree
 from dpcgan_fast.baselines.groups import grouping
+from dpcgan_fast.baselines.histograms import shares_of
 from dpcgan_fast.data.public_cells import cell_count, modelled_columns
 from dpcgan_fast.data.schema import Column, Schema
+from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.privacy import noise_key
 from tests.conftest import examples
 
 
@@ -32,9 +35,9 @@ def chained(rows: int, count: int, seed: int = 0) -> pa.Table:
     return pa.table({**{f"x{i}": column for i, column in enumerate(columns)}, "y": y})
 
 
-def fitted_tree(schema: Schema, table: pa.Table, epsilon: float):
+def fitted_tree(schema: Schema, table: pa.Table, epsilon: float, key: NoiseKey | None = None):
     baseline = next(one for one in baselines_for(schema) if one.name == choice.TREE)
-    return baseline.fit(table, epsilon, 1e-5)
+    return baseline.fit(table, epsilon, 1e-5, key)
 
 
 def correlations(table: pa.Table, y: int) -> np.ndarray:
@@ -45,11 +48,29 @@ def correlations(table: pa.Table, y: int) -> np.ndarray:
 @pytest.mark.parametrize("epsilon", [2.0, math.inf])
 def test_dependence_along_the_tree_is_kept_in_each_class(epsilon):
     train = chained(6000, 4)
-    drawn = fitted_tree(schema_of(4), train, epsilon).sample(6000, np.random.default_rng(0))
+    drawn = fitted_tree(schema_of(4), train, epsilon, noise_key(0)).sample(6000, np.random.default_rng(0))
     for y in (0, 1):
         assert np.abs(correlations(drawn, y) - correlations(train, y)).max() < (0.15 if math.isinf(epsilon) else 0.3)
         real, own = (table.filter(np.array(table["y"]) == y)["x3"].to_numpy() for table in (train, drawn))
         assert own.mean() == pytest.approx(real.mean(), abs=0.03)
+
+
+def alike_people(rows: int) -> pa.Table:
+    """A chain of six columns that is the same in both classes."""
+    rng = np.random.default_rng(0)
+    return chained(rows, 6).set_column(6, "y", pa.array(rng.permutation(np.arange(rows) % 2)))
+
+
+@pytest.mark.parametrize(("rows", "near"), [(3000, True), (12_000, False)])
+def test_between_two_strengths_classes_that_are_alike_are_not_made_to_differ_by_the_noise(rows, near):
+    (part,) = fitted_tree(schema_of(6), alike_people(rows), 2.0, noise_key(0)).parts
+    assert part.tables
+    least, most = (bound * part.std for bound in tree._ALIKE)
+    assert (least <= part.totals.values.sum() < most) == near
+    kept = (part.arrays()[f"shares.{place}"] for place in range(6))
+    own = sum(np.abs(np.diff(shares, axis=0)).sum() for shares in kept)
+    noisy = sum(np.abs(np.diff(shares_of(one, part.totals.values), axis=0)).sum() for one in part.noisy)
+    assert own < 0.5 * noisy if near else own == pytest.approx(noisy)
 
 
 def test_neighbours_in_the_chain_are_joined():
