@@ -59,7 +59,7 @@ class CodesPlan:
         times = strength / _MEASURED
         counts = max(0.2, 0.3 * times**-0.3)
         mixture = min(0.4, 0.3 * times**0.08)
-        clusters = int(min(30 * times**0.45, units / 250, vocabulary))
+        clusters = int(min(20 * times**0.35, units / 250, vocabulary))
         plan = MixturePlan(max(1, clusters), round(9 * times**0.13), round(5 * times**0.36))
         return cls(counts, 1 - counts - mixture, plan, round(35 * times**0.5))
 
