@@ -75,12 +75,12 @@ class CodeDrawing:
             raise ValueError("Expected positive ratios.")
         repair = None
         if any(name.startswith("repair.") for name in arrays):
-            counted, codes, first, second, wanted = (
-                arrays[f"repair.{name}"] for name in ("counted", "codes", "first", "second", "wanted")
+            counted, codes, first, second, shares = (
+                arrays[f"repair.{name}"] for name in ("counted", "codes", "first", "second", "shares")
             )
-            repair = PairRepair(counted, codes, first, second, wanted, int(arrays["repair.full"].item()))
+            repair = PairRepair(counted, codes, first, second, shares, int(arrays["repair.full"].item()))
             whole = dict.fromkeys(("counted", "codes", "first", "second"), np.int64)
-            _refuse_other_types(vars(repair), {**whole, "wanted": np.float64})
+            _refuse_other_types(vars(repair), {**whole, "shares": np.float64})
             repair.check(classes, vocabulary)
         return cls(kinds, chances, repair)
 

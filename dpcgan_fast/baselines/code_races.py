@@ -58,6 +58,16 @@ class CodeKinds:
             if mean > 0 and len(used):
                 yield mean, self.sizes[index, used, column], _included(weights[used], float(mean), possible)
 
+    def frequencies(self, index: int, chances: np.ndarray, full: int) -> np.ndarray:
+        """Share of the records of a class that have each code, about, each record with its weight: (vocabulary,).
+
+        index, chances: as for `inclusions`; full: codes of a record that weigh in full
+        """
+        found = np.zeros(len(chances))
+        for mean, of_clusters, included in self.inclusions(index, chances):
+            found += code_weights(np.array([mean]), full) * (of_clusters @ included.double().numpy())
+        return found
+
 
 def _included(weights: Tensor, count: float, possible: float) -> Tensor:
     """How likely each code is among the first `count`, about: (clusters, vocabulary). weights: rows sum to 1.
@@ -119,9 +129,7 @@ def settled_chances(kinds: CodeKinds, wanted: WantedCodes, rng: np.random.Genera
             continue
         chances[index, possible] = np.log(own[possible])
         for _ in range(_ROUNDS):
-            found = np.zeros(len(own))
-            for mean, of_clusters, included in kinds.inclusions(index, chances[index]):
-                found += code_weights(np.array([mean]), wanted.full) * (of_clusters @ included.double().numpy())
+            found = kinds.frequencies(index, chances[index], wanted.full)
             goal = wanted.of_class(index, found.sum())
             step = np.log(goal[possible] / np.maximum(found[possible], _TINY))
             chances[index, possible] += np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)

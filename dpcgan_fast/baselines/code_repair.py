@@ -12,6 +12,7 @@ _CLEAR = 4.5  # standard deviations of its noise that a pair must be off by to b
 _WORTH = 2.0  # standard deviations of its noise and of how drawing varies it, together, that it must be off by too
 _LEAST_STD = 1.0  # records: without noise, what is less is chance
 _MOST_PAIRS = 8000  # that are found at a time
+_CLEAR_COUNT = 400.0  # of a count so large, half of what was drawn is believed
 _SWEEPS = 3  # over all pairs, each time that records are mended
 _LOOKS = 3  # at the pairs, with those mended that were found
 
@@ -25,6 +26,11 @@ class ModelRecords:
     clusters: np.ndarray
     ratios: np.ndarray
 
+    def held(self, width: int, class_count: int) -> np.ndarray:
+        """How many records of each class have each code: (class_count, width or more) float64."""
+        width = max(width, int(self.sets.positions.max(initial=0)) + 1)
+        return self.sets.weighted_counts(width, np.ones(len(self.sets)), self.classes, class_count)
+
 
 @dataclass(frozen=True)
 class PairRepair:
@@ -33,7 +39,8 @@ class PairRepair:
     counted:       (c,) int64, positions in the vocabulary of all codes whose pairs were counted
     codes:         (d,) int64, of those that are in a pair
     first, second: (pairs,) int64 in [0, d): a pair's rarer code, and the one that is moved
-    wanted:        (pairs, class_count) float64, weight of the pair by record of a class
+    shares:        (pairs, class_count) float64 in [0, 1], weight of the pair by record of a class that has its rarer
+                   code, so that more are to have both where by chance more have that one
     full:          pairs of a record that weigh in full
     """
 
@@ -41,7 +48,7 @@ class PairRepair:
     codes: np.ndarray
     first: np.ndarray
     second: np.ndarray
-    wanted: np.ndarray
+    shares: np.ndarray
     full: int
 
     def check(self, class_count: int, vocabulary: int) -> None:
@@ -50,10 +57,10 @@ class PairRepair:
         places += [(self.first, len(self.codes)), (self.second, len(self.codes))]
         if any(own.ndim != 1 or ((own < 0) | (own >= end)).any() for own, end in places):
             raise ValueError("Expected positions of codes that there are.")
-        if self.wanted.shape != (len(self.first), class_count) or len(self.first) != len(self.second):
+        if self.shares.shape != (len(self.first), class_count) or len(self.first) != len(self.second):
             raise ValueError("Expected two codes, and a weight in each class, of each pair.")
-        if not (np.isfinite(self.wanted).all() and (self.wanted >= 0).all() and self.full >= 1):
-            raise ValueError("Expected weights of pairs that are not negative.")
+        if not (((self.shares >= 0) & (self.shares <= 1)).all() and self.full >= 1):
+            raise ValueError("Expected weights of pairs from 0 to 1.")
 
     def mended(self, drawn: ModelRecords, seed: int, sweeps: int = _SWEEPS) -> CodeRows:
         """The records with codes moved between those of a class, so that the pairs come as often as they should.
@@ -66,11 +73,11 @@ class PairRepair:
         found = code_matrix(sets, self.codes)
         has = np.ascontiguousarray(found.toarray().T.astype(np.uint8))
         counts = np.diff(code_matrix(sets, self.counted).indptr)
-        members = np.bincount(drawn.classes, minlength=self.wanted.shape[1])
+        rarer = drawn.held(int(self.codes.max()) + 1, self.shares.shape[1])[:, self.codes[self.first]].T
         native_module().swap_codes(
             has, drawn.classes, drawn.clusters, pair_weights(counts, self.full),
             np.diff(sets.starts).astype(np.float64), np.ascontiguousarray(drawn.ratios[:, self.codes]),
-            self.first, self.second, np.ascontiguousarray(self.wanted * members), sweeps, seed,
+            self.first, self.second, np.ascontiguousarray(self.shares * rarer), sweeps, seed,
         )  # fmt: skip
         touched = np.zeros(int(max(self.codes.max(), sets.positions.max(initial=0))) + 1, bool)
         touched[self.codes] = True
@@ -80,17 +87,20 @@ class PairRepair:
         return CodeRows.from_entries(rows, np.concatenate([sets.positions[rest], self.codes[code]]), len(sets))
 
 
-def find_repair(counts: PairCounts, units: float, drawn: ModelRecords, class_count: int) -> PairRepair:
+def find_repair(counts: PairCounts, units: float, drawn: ModelRecords, frequencies: np.ndarray) -> PairRepair:
     """The pairs that a model's records have clearly more or less often than was counted; post-processing.
 
-    units: that were counted, about. drawn: by the model, of classes as frequent as they are
+    units:       that were counted, about
+    drawn:       by the model, of classes as frequent as they are
+    frequencies: (class_count, vocabulary) float64, the share of a class's records that the model gives each code
     Pairs are mended in the records, and looked at again, for whoever mends one pair changes others. What a pair is off
     by is taken less for true the nearer it is to the noise (James and Stein 1961).
     """
     codes, scale, std = counts.codes, units / len(drawn.sets), max(counts.std, _LEAST_STD)
-    upper = np.triu_indices(len(codes), 1)
+    upper, class_count = np.triu_indices(len(codes), 1), len(frequencies)
     found: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
-    members = np.maximum(np.bincount(drawn.classes, minlength=class_count), 1)
+    members = np.bincount(drawn.classes, minlength=class_count)
+    expected = _expected(frequencies * members[:, None], drawn)[:, codes]
     sets = drawn.sets
     for turn in range(_LOOKS):
         parts = [sets.take(np.flatnonzero(drawn.classes == index)) for index in range(class_count)]
@@ -112,13 +122,21 @@ def find_repair(counts: PairCounts, units: float, drawn: ModelRecords, class_cou
             both = np.array([own[first, second] for own in of_class])
             shift = off[place] * (1 - (std / off[place]) ** 2) / scale
             able = np.maximum(held[:, first] - both, 0.0) if shift > 0 else both
-            wanted = np.maximum(both + shift * able / max(able.sum(), 1e-9), 0.0) / members
-            found[first, second] = abs(off[place]), wanted
+            wanted = both + shift * able / max(able.sum(), 1e-9)
+            found[first, second] = abs(off[place]), np.clip(wanted / np.maximum(expected[:, first], 1e-9), 0.0, 1.0)
         if not new:
             break
         if turn < _LOOKS - 1:
             sets = _repair_of(found, counts, class_count).mended(replace(drawn, sets=sets), turn, 1)
     return _repair_of(found, counts, class_count)
+
+
+def _expected(counts: np.ndarray, drawn: ModelRecords) -> np.ndarray:
+    """How often the model gives each code to so many records as it drew: (class_count, vocabulary) float64.
+
+    counts: the same, about, by the model; of those that are large, what was drawn says more
+    """
+    return counts * (drawn.held(counts.shape[1], len(counts)) + _CLEAR_COUNT) / (counts + _CLEAR_COUNT)
 
 
 def _repair_of(
@@ -127,7 +145,7 @@ def _repair_of(
     """Pairs that are farthest off come last, so that what is done for others does not undo them."""
     listed = sorted(found.items(), key=lambda item: (item[1][0], item[0]))
     places = np.array([pair for pair, _ in listed], np.int64).reshape(-1, 2)
-    wanted = np.array([own for _, (_, own) in listed]).reshape(-1, class_count)
+    shares = np.array([own for _, (_, own) in listed]).reshape(-1, class_count)
     used, renamed = np.unique(places, return_inverse=True)
     first, second = np.ascontiguousarray(renamed.reshape(-1, 2).T)
-    return PairRepair(counts.codes, counts.codes[used], first, second, wanted, counts.full)
+    return PairRepair(counts.codes, counts.codes[used], first, second, shares, counts.full)

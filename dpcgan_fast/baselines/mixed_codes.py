@@ -59,7 +59,7 @@ class CodesPlan:
         times = strength / _MEASURED
         counts = max(0.2, 0.3 * times**-0.3)
         mixture = min(0.4, 0.3 * times**0.08)
-        clusters = int(min(30 * times**0.45, units / 250, vocabulary))
+        clusters = int(min(20 * times**0.35, units / 250, vocabulary))
         plan = MixturePlan(max(1, clusters), round(9 * times**0.13), round(5 * times**0.36))
         return cls(counts, 1 - counts - mixture, plan, round(35 * times**0.5))
 
@@ -134,11 +134,13 @@ class _DrawnMixedCodes:
         kinds = self._kinds(self.counts.number_shares())
         wanted = WantedCodes(self.counts.weighted_shares(totals), self.counts.sure(), FULL_WEIGHT_CODES)
         rng = np.random.default_rng(0)  # of records that nobody sees
-        self.drawing = CodeDrawing(kinds, settled_chances(kinds, wanted, rng))
+        chances = settled_chances(kinds, wanted, rng)
+        self.drawing = CodeDrawing(kinds, chances)
         if self.pairs is not None:
             classes = rng.choice(len(totals), size=_SIMULATED, p=totals / totals.sum())
             model = self.drawing.records(classes, rng)
-            repair = find_repair(self.pairs, float(totals.sum()) * self.rate, model, len(totals))
+            frequencies = np.array([kinds.frequencies(i, own, self.column.max_codes) for i, own in enumerate(chances)])
+            repair = find_repair(self.pairs, float(totals.sum()) * self.rate, model, frequencies)
             self.drawing = replace(self.drawing, repair=repair)
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:

@@ -289,8 +289,9 @@ def test_kept_numbers_draw_the_same_rows_and_damaged_ones_are_refused():
         ("repair.second", arrays["repair.second"].astype(np.int32)),
         ("repair.codes", arrays["repair.codes"].astype(np.float64)),
         ("repair.counted", arrays["repair.counted"] - 1000),
-        ("repair.wanted", arrays["repair.wanted"][1:]),
-        ("repair.wanted", -arrays["repair.wanted"]),
+        ("repair.shares", arrays["repair.shares"][1:]),
+        ("repair.shares", -arrays["repair.shares"]),
+        ("repair.shares", 1 + arrays["repair.shares"]),
         ("repair.full", np.zeros(1, np.int64)),
     ):
         with pytest.raises(ValueError, match="Expected"):
@@ -318,30 +319,44 @@ def counts_of(sets: CodeRows, classes: np.ndarray, index: int) -> np.ndarray:
 def test_mended_records_have_pairs_as_often_as_is_wanted_and_each_code_as_often_as_before(classes, times):
     drawn, codes = random_records(6000, classes, 0), np.arange(WIDTH)
     first, second = np.array([9, 30, 12]), np.array([2, 5, 7])
-    members = np.bincount(drawn.classes)
 
     def pairs_of(sets: CodeRows) -> np.ndarray:
         own = [sets.take(np.flatnonzero(drawn.classes == index)) for index in range(classes)]
         return np.array([pair_counts(one, codes, np.ones(len(one)), 1000)[first, second] for one in own]).T
 
-    wanted = times * pairs_of(drawn.sets) / members
+    wanted = times * pairs_of(drawn.sets)
+    rarer = np.array([counts_of(drawn.sets, drawn.classes, index)[first] for index in range(classes)]).T
     used = np.unique([first, second])
     places = np.searchsorted(used, first), np.searchsorted(used, second)
-    mended = PairRepair(codes, used, *places, wanted, 1000).mended(drawn, seed=1)
-    assert pairs_of(mended) == pytest.approx(wanted * members, abs=6)
+    mended = PairRepair(codes, used, *places, wanted / rarer, 1000).mended(drawn, seed=1)
+    assert pairs_of(mended) == pytest.approx(wanted, abs=6)
     for index in range(classes):
         assert (counts_of(mended, drawn.classes, index) == counts_of(drawn.sets, drawn.classes, index)).all()
     assert np.std(np.diff(mended.starts)) == pytest.approx(np.std(np.diff(drawn.sets.starts)), rel=0.05)
     assert mended.are_sets()
 
 
-def test_a_pair_that_cannot_come_more_often_comes_as_often_as_it_can():
-    drawn = random_records(500, 1, 0)
-    one, two = np.array([0]), np.array([1])
-    mended = PairRepair(np.arange(WIDTH), np.array([3, 30]), two, one, np.array([[9.0]]), 1000).mended(drawn, seed=1)
-    held = np.zeros((500, WIDTH), bool)
+def held_after(drawn: ModelRecords, pair: tuple[int, int], share: float) -> np.ndarray:
+    """Who has the two codes, (rows, 2), once this share of those with the first has both."""
+    first, second = (np.array([place]) for place in np.argsort(np.argsort(pair)))
+    shares = np.full((1, drawn.classes.max() + 1), share)
+    mended = PairRepair(np.arange(WIDTH), np.sort(pair), first, second, shares, 1000).mended(drawn, seed=1)
+    held = np.zeros((len(mended), WIDTH), bool)
     held[mended.row_of_entry(), mended.positions] = True
-    assert (held[:, 3] & held[:, 30]).sum() == held[:, 30].sum()  # who has the rarer one has both
+    return held[:, pair]
+
+
+@pytest.mark.parametrize("rows", [50, 500, 5000])
+def test_whoever_has_a_code_has_the_one_that_it_implies_however_many_have_it(rows):
+    """By chance more or fewer than the model has on average."""
+    held = held_after(random_records(rows, 2, 0), (30, 3), 1.0)
+    assert held[:, 0].any()
+    assert held[held[:, 0], 1].all()
+
+
+def test_a_pair_that_cannot_come_more_often_comes_as_often_as_it_can():
+    held = held_after(random_records(500, 1, 0), (3, 30), 1.0)
+    assert held.all(1).sum() == held[:, 1].sum() < held[:, 0].sum()  # who has the rarer one has both
 
 
 def test_indices_that_do_not_fit_are_refused():
