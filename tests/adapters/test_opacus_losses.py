@@ -19,6 +19,7 @@ ROWS, CLASSES = 8, 3
 X = torch.randn(ROWS, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(ROWS) % CLASSES
 ONE_EACH = torch.arange(ROWS)
+OWN_BACKWARD = torch.autograd.backward
 
 
 def wrapped(loss_reduction="mean", **settings):
@@ -41,6 +42,12 @@ def similarities(out):
     return cross_entropy(normalize(out) @ normalize(out).T, ONE_EACH)
 
 
+def columns_of_zeros(out):
+    out = out.clone()
+    out[:, 0] = 0.0
+    return out.square().mean()
+
+
 COUPLED = {
     "square of a mean": lambda out: cross_entropy(out, Y).square(),
     "contrastive": similarities,
@@ -57,6 +64,9 @@ OF_A_PART = {
     "by indices": lambda out: cross_entropy(out.index_select(0, torch.tensor([0, 1])), Y[:2]),
     "by masked_select": lambda out: torch.masked_select(rows_of(out), Y > 1).mean(),
     "one row": lambda out: out[3].mean(),
+    "a chunk": lambda out: out.chunk(2)[1].mean(),
+    "one of pieces by size": lambda out: out.split([3, 5])[0].mean(),
+    "the first of all rows": lambda out: out.unbind(0)[0].mean(),
 }
 GOOD_MEANS = {
     "cross entropy": lambda out: cross_entropy(out, Y),
@@ -72,6 +82,11 @@ GOOD_MEANS = {
     "the label's column": lambda out: -log_softmax(out, 1)[ONE_EACH, Y].mean(),
     "columns first": lambda out: out.T[0].mean(),
     "hinge": lambda out: relu(out - 10).mean(),
+    "one row after another": lambda out: sum(cross_entropy(row, y) for row, y in zip(out, Y, strict=True)) / len(out),
+    "by each row's index": lambda out: sum(cross_entropy(out[i], Y[i]) for i in range(ROWS)) / len(out),
+    "divided, then added up": lambda out: (rows_of(out) / len(out)).sum(),
+    "equal weights": lambda out: cross_entropy(out, Y, torch.full((CLASSES,), 2.0)),
+    "written into a column": columns_of_zeros,
 }
 
 
@@ -113,6 +128,34 @@ class TestLossesThatCoupleRows:
             module(X[:1]).mean().square().backward()
         with pytest.raises(ValueError, match="couples rows"):
             module(X).mean().square().backward()
+
+    def test_are_refused_where_rows_come_second(self):
+        steps = torch.randn(2, ROWS, 5)
+
+        def linear():
+            return GradSampleModule(nn.Linear(5, CLASSES), batch_first=False)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            linear()(steps).square().mean().backward()
+        with pytest.raises(ValueError, match="couples rows"):
+            linear()(steps).mean().square().backward()
+
+    def test_the_user_is_told_where_the_loss_is_the_modules_own(self):
+        class WithLoss(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x).mean().square()
+
+        with pytest.warns(UserWarning, match=r"could not be seen.*a loss of its own"):
+            GradSampleModule(WithLoss(nn.Linear(5, CLASSES)))(X).backward()
+
+    def test_the_user_is_told_where_what_a_module_gave_is_given_to_a_module_again(self):
+        encoder, decoder = GradSampleModule(nn.Linear(5, 5)), GradSampleModule(nn.Linear(5, 5))
+        with pytest.warns(UserWarning, match="could not be seen.*was given what this one gave"):
+            decoder(encoder(X)).square().mean().backward()
+        code = encoder(X)
+        with pytest.warns(UserWarning, match="could not be seen.*was given what this one gave"):
+            encoder(code - code.mean(0)).square().mean().backward()
 
     def test_nothing_of_a_refused_loss_waits_for_the_optimizer(self):
         module = wrapped()
@@ -161,7 +204,13 @@ class TestLossesOfAPartOfTheRows:
 class TestReductions:
     @pytest.mark.parametrize(
         "loss",
-        [lambda out: cross_entropy(out, Y, reduction="sum"), lambda out: -out.sum(), lambda out: out.sum((0, 1))],
+        [
+            lambda out: cross_entropy(out, Y, reduction="sum"),
+            lambda out: -out.sum(),
+            lambda out: out.sum((0, 1)),
+            lambda out: out.sum(0).sum(),
+            lambda out: -0.5 * (1 + out - out.exp()).sum(),
+        ],
     )
     def test_a_sum_that_was_announced_as_a_mean_is_told(self, loss):
         with pytest.warns(UserWarning, match="'mean' was announced, but the loss is a sum") as said:
@@ -174,6 +223,7 @@ class TestReductions:
             lambda out: cross_entropy(out, Y),
             lambda out: mse_loss(out, torch.ones_like(out)),
             lambda out: rows_of(out).mean(),
+            lambda out: out.mean(0).sum(),
         ],
     )
     def test_a_mean_that_was_announced_as_a_sum_is_told(self, loss):
@@ -187,6 +237,15 @@ class TestReductions:
         pixels = wrapped()(X)[:, :, None, None].expand(-1, -1, 2, 2)
         with pytest.raises(ValueError, match="reduction='none'"):
             cross_entropy(pixels, Y[:, None, None].expand(-1, 2, 2).contiguous(), **settings).backward()
+
+    def test_weights_that_a_batch_evens_out_are_weights(self):
+        with pytest.raises(ValueError, match="reduction='none'"):
+            cross_entropy(wrapped()(X), ONE_EACH % 2, torch.tensor([0.5, 1.5, 1.0])).backward()
+
+    def test_a_mean_over_more_rows_than_its_dtype_counts_is_a_mean(self):
+        net = GradSampleModule(nn.Linear(5, CLASSES).bfloat16())
+        cross_entropy(net(torch.ones(257, 5).bfloat16()), torch.zeros(257, dtype=torch.long)).backward()
+        assert net.waiting == 1
 
     @pytest.mark.parametrize("twice", [lambda mean: mean / ROWS, lambda mean: mean * (1 / ROWS)], ids=["/", "*"])
     def test_a_mean_divided_by_the_number_of_rows_is_told(self, twice):
@@ -211,6 +270,7 @@ class TestGoodLosses:
             lambda out: cross_entropy(out, Y, reduction="sum"),
             lambda out: out.square().mean(1).sum(),
             lambda out: out.square().sum(0).mean(),
+            lambda out: sum(cross_entropy(out[i], Y[i]) for i in range(ROWS)),
             lambda out: cross_entropy(out, Y) * len(out),
         ],
     )
@@ -243,24 +303,57 @@ class TestTorchsOwnBackward:
     def alone(self, monkeypatch):
         """Modules of other tests, whose losses were refused, still wait for a better one."""
         monkeypatch.setattr(loss_watch, "_WAITING", weakref.WeakSet())
-        monkeypatch.setattr(torch.autograd, "backward", loss_watch._backward)
+        monkeypatch.setattr(torch.autograd, "backward", OWN_BACKWARD)
 
     def test_is_as_it_was_once_a_few_losses_were_seen(self):
         module = wrapped()
         is_own = []
         for _ in range(4):
             cross_entropy(module(X), Y).backward()
-            is_own.append(torch.autograd.backward is loss_watch._backward)
+            is_own.append(torch.autograd.backward is OWN_BACKWARD)
         assert is_own == [False, False, True, True]
+
+    def test_is_as_it_was_where_modules_follow_each_other(self):
+        encoder, decoder = wrapped(), GradSampleModule(nn.Linear(CLASSES, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(3):
+                decoder(encoder(X)).mean().backward()
+        assert torch.autograd.backward is OWN_BACKWARD
+
+    @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+    def test_may_be_replaced_by_others_too(self, late):
+        calls = []
+
+        def replace():
+            inner = torch.autograd.backward
+
+            def other(*args, **settings):
+                calls.append(inner)
+                return inner(*args, **settings)
+
+            torch.autograd.backward = other
+            return other
+
+        module = wrapped()
+        other = None if late else replace()
+        module(X)
+        other = other or replace()
+        for _ in range(3):
+            cross_entropy(module(X), Y).backward()
+        assert torch.autograd.backward is other
+        assert len(calls) == 3
+        with pytest.raises(ValueError, match="couples rows"):
+            wrapped()(X).mean().square().backward()
 
     def test_is_as_it_was_after_a_module_is_gone(self):
         module = wrapped()
         module(X)
-        assert torch.autograd.backward is not loss_watch._backward
+        assert torch.autograd.backward is not OWN_BACKWARD
         del module
         gc.collect()
         torch.ones(2, requires_grad=True).sum().backward()
-        assert torch.autograd.backward is loss_watch._backward
+        assert torch.autograd.backward is OWN_BACKWARD
 
     def test_still_says_what_is_wrong_with_a_loss(self):
         with pytest.raises(RuntimeError, match="scalar outputs"):

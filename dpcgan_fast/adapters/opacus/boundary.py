@@ -107,11 +107,16 @@ class Boundary:
 
     def _end(self, forward: _Forward, inputs: list[Tensor]) -> tuple[Tensor, ...]:
         """The outputs, as the caller gets them."""
-        rows, lead = forward.rows, self._row_dim == 0
-        leading = tuple([lead and output.dim() > 0 and output.shape[0] == rows for output in forward.outputs])
+        rows = forward.rows
+        dims = tuple([self._dim_of_rows(output.shape[: self._row_dim + 1], rows) for output in forward.outputs])
         self._losses.expects(rows, forward.public)
-        end = End(self._losses, rows, forward.public, leading)
+        end = End(self._losses, rows, forward.public, dims)
         return _End.apply(self, forward, end, self._anchor, *inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _dim_of_rows(sizes: torch.Size, rows: int) -> int | None:
+        """Which dimension of an output is the rows, or None if that is not known. sizes: of those that may be"""
+        return sizes.index(rows) if sizes.count(rows) == 1 else None
 
     def backward(self, forward: _Forward, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Takes the gradients of the outputs on through the forward's graph; returns those of its inputs."""
