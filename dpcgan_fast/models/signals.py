@@ -61,11 +61,31 @@ def _trunk(length: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*stack, nn.Flatten()), specs[-1].channels * length
 
 
-class ShapeDecoder(nn.Module):
-    """Latent codes (B, SHAPE_DIM) and labels (B, K) -> signals (B, L) by transposed convolutions.
+class LevelledDecoder(nn.Module):
+    """A decoder of codes (B, code_dim) and labels (B, K) to signals (B, length).
 
     It knows also each label's normal distribution of the level, from a start that says little: `level_of`.
     """
+
+    length: int
+    code_dim: int
+    level: nn.Linear
+
+    def start_levels(self, classes: int) -> None:
+        """Makes the parameters of the levels, (2, K): mean, logarithm of the deviation over the first one."""
+        self.level = nn.Linear(classes, 2, bias=False)
+        nn.init.zeros_(self.level.weight)
+
+    def level_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, 1) of the level; at first 0 and a third of the half of its range."""
+        mean, log_deviation = self.level(labels).chunk(2, dim=1)
+        return mean, torch.exp(log_deviation.clamp(-4.0, 1.0)) / 3
+
+
+class ShapeDecoder(LevelledDecoder):
+    """Latent codes (B, SHAPE_DIM) and labels (B, K) -> signals (B, L) by transposed convolutions."""
+
+    code_dim = SHAPE_DIM
 
     def __init__(self, length: int, classes: int):
         super().__init__()
@@ -74,13 +94,7 @@ class ShapeDecoder(nn.Module):
         up = ConvSpec(CHANNELS, 4, 2, 1)
         self.along = conv_stack(2 * CHANNELS, (up, up, up, up), leaky_relu(), transposed=True)
         self.out = nn.Conv1d(CHANNELS, 1, _FILTER, padding=_FILTER // 2)
-        self.level = nn.Linear(classes, 2, bias=False)  # mean, logarithm of the deviation over the first one
-        nn.init.zeros_(self.level.weight)
-
-    def level_of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (B, 1) of the level; at first 0 and a third of the half of its range."""
-        mean, log_deviation = self.level(labels).chunk(2, dim=1)
-        return mean, torch.exp(log_deviation.clamp(-4.0, 1.0)) / 3
+        self.start_levels(classes)
 
     def forward(self, codes: Tensor, labels: Tensor) -> Tensor:
         hidden = hidden_layer(self.inner, codes, labels).unflatten(1, (2 * CHANNELS, self.start))
@@ -88,7 +102,10 @@ class ShapeDecoder(nn.Module):
 
 
 class SignalAutoEncoder(nn.Module):
-    """Records, labels and normal noise (B, SHAPE_DIM) -> shapes, means and deviations of the level, of the code."""
+    """Records, labels and normal noise (B, code_dim) -> shapes, means and deviations of the level, of the code."""
+
+    trunk: nn.Module
+    decoder: LevelledDecoder
 
     def __init__(self, length: int, classes: int):
         super().__init__()
@@ -105,16 +122,16 @@ class SignalAutoEncoder(nn.Module):
 
 
 class SignalGenerator(nn.Module):
-    """Latent (B, 1 + SHAPE_DIM) and labels (B, K) -> the same, with the first number, for the level, bent by a net.
+    """Latent (B, 1 + latent_dim) and labels (B, K) -> the same, with the first number, for the level, bent by a net.
 
     noise: a filter of NOISE_CHANNELS channels of white noise, (B, NOISE_CHANNELS, L) -> (B, 1, L), which `decode` adds
     """
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int, latent_dim: int = SHAPE_DIM):
         super().__init__()
         last = nn.Linear(_HIDDEN, 1, bias=False)
         nn.init.zeros_(last.weight)
-        self.bend = nn.Sequential(nn.Linear(1 + SHAPE_DIM + classes, _HIDDEN), leaky_relu(), last)
+        self.bend = nn.Sequential(nn.Linear(1 + latent_dim + classes, _HIDDEN), leaky_relu(), last)
         self.noise = nn.Conv1d(NOISE_CHANNELS, 1, _FILTER, padding=_FILTER // 2, bias=False)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
@@ -122,23 +139,35 @@ class SignalGenerator(nn.Module):
         return torch.cat([level, latent[:, 1:]], 1)
 
 
-class SignalCritic(nn.Module):
-    """Records (B, L) and labels (B, K) -> scores (B,)."""
+class SignalSight(nn.Module):
+    """What a critic sees of records (B, L): scaled shapes (B, 1, L), and soft bins of strengths (B, STRENGTH_BINS)."""
 
     centres: Tensor
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.linspace(-1.0, 1.0, STRENGTH_BINS), persistent=False)
+
+    def forward(self, records: Tensor) -> tuple[Tensor, Tensor]:
+        strengths, shapes = strengths_of(_values_of(records))
+        bins = torch.exp(-0.5 * ((_level(strengths) - self.centres) / _BIN_WIDTH).square())
+        return _SHAPE_SCALE * shapes.unsqueeze(1), bins
+
+
+class SignalCritic(nn.Module):
+    """Records (B, L) and labels (B, K) -> scores (B,)."""
+
     def __init__(self, length: int, classes: int):
         super().__init__()
+        self.sight = SignalSight()
         self.trunk, features = _trunk(length)
         self.inner = nn.Linear(features + classes * (1 + STRENGTH_BINS), _HIDDEN)
         self.out = nn.Linear(_HIDDEN, 1)
-        self.register_buffer("centres", torch.linspace(-1.0, 1.0, STRENGTH_BINS), persistent=False)
 
     def forward(self, records: Tensor, labels: Tensor) -> Tensor:
-        strengths, shapes = strengths_of(_values_of(records))
-        bins = torch.exp(-0.5 * ((_level(strengths) - self.centres) / _BIN_WIDTH).square())  # (B, STRENGTH_BINS)
+        shapes, bins = self.sight(records)
         of_label = (labels.unsqueeze(2) * bins.unsqueeze(1)).flatten(1)  # (B, K STRENGTH_BINS)
-        seen = torch.cat([self.trunk(_SHAPE_SCALE * shapes.unsqueeze(1)), labels, of_label], 1)
+        seen = torch.cat([self.trunk(shapes), labels, of_label], 1)
         return self.out(F.leaky_relu(self.inner(seen), LEAKY_SLOPE)).squeeze(1)
 
 
@@ -148,7 +177,7 @@ class SignalNetworks(Networks):
     latent_dim = 1 + SHAPE_DIM
     autoencoder: SignalAutoEncoder
     generator: SignalGenerator
-    critic: SignalCritic
+    critic: nn.Module
 
     def __init__(self, blocks: Sequence[Block], n_classes: int):
         super().__init__()
@@ -158,8 +187,8 @@ class SignalNetworks(Networks):
         self.critic = SignalCritic(length, n_classes)
 
     def autoencoder_noise(self, rows: int, randomness: torch.Generator) -> Tensor:
-        """Standard normal noise of the codes, (B, SHAPE_DIM)."""
-        return torch.randn(rows, SHAPE_DIM, generator=randomness, device=randomness.device)
+        """Standard normal noise of the codes, (B, code_dim)."""
+        return torch.randn(rows, self.autoencoder.decoder.code_dim, generator=randomness, device=randomness.device)
 
     def autoencoder_loss(self, output: tuple[Tensor, ...], records: Tensor) -> Tensor:
         """Negative evidence lower bound of each row, in nats, but for a constant; (B,). A shape has unit variance."""

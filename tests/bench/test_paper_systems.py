@@ -118,6 +118,7 @@ def test_clusters_by_an_autoencoder_are_paid_from_the_same_epsilon(monkeypatch, 
     [
         ("rdpcgan", {AUTOENCODER: FEW, CRITIC: FEW}),
         ("rdpcgan-no-ae", {CRITIC: FEW}),
+        ("rdpcgan-recipe", {"label histogram": 1, CRITIC: FEW}),
         ("dense", {AUTOENCODER: FEW, CRITIC: FEW}),
         ("dp-gan", {CRITIC: FEW}),
         ("conv-no-ae", {"label histogram": 1, CRITIC: FEW}),
@@ -144,6 +145,7 @@ def test_a_run_follows_from_its_seed(tmp_path):
 def test_published_networks_stand_where_a_record_has_their_length():
     stands = {name: [SYSTEMS[name].fits(TABLES[data]()) for data in TABLES] for name in SYSTEMS}
     assert stands.pop(CODES_AE) == [False, True]
+    assert stands.pop("rdpcgan-recipe") == [True, False]
     assert stands["rdpcgan"] == stands["rdpcgan-no-ae"] == [True, True]
     schema = waves().schema.model_copy(update={"signals": ()})
     assert not SYSTEMS["rdpcgan"].fits(replace(waves(), schema=schema))

@@ -17,6 +17,7 @@ from dpcgan_fast.baselines import baselines_for
 from dpcgan_fast.bench.paper.code_world import code_schema
 from dpcgan_fast.bench.paper.dense import make_dense
 from dpcgan_fast.bench.paper.pate import fit_pate_gan
+from dpcgan_fast.bench.paper.recipe import make_recipe
 from dpcgan_fast.bench.paper.tables import CODES, PaperTable
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.models import MakeNetworks, make_networks
@@ -164,6 +165,12 @@ SYSTEMS: dict[str, System] = {
     ),
     "rdpcgan-no-ae": System(
         "the same without an autoencoder", _networks("", make_networks, False, {}), _has_published_length
+    ),
+    "rdpcgan-recipe": System(
+        "the published networks of `rdpcgan-uci`, purely adversarial by the recipe of `conv-no-ae`: paid class rates, "
+        "strengths apart from shapes, noise in every row, a score for each class",
+        _networks(AUTO, make_recipe, False, _ONLY_NETWORKS),
+        lambda table: table.name != CODES and _has_published_length(table),
     ),
     "dense": System(
         "fully connected networks with an autoencoder, published settings", _networks("", make_dense, True, {})
