@@ -27,7 +27,10 @@ _TOLD_APART = {
 
 
 def paper_figure(cells: Sequence[dict[str, Any]], data: str) -> bytes:
-    """A panel for each measure, a line for each system, with 95 % intervals where there are several runs; as SVG."""
+    """A panel for each measure, a line for each system, with 95 % intervals where there are several runs; as SVG.
+
+    Axes are as high as the means: an interval of two runs can be wider than all that a measure can be.
+    """
     own = [cell for cell in cells if cell["data"] == data]
     epsilons = sorted({cell["epsilon"] for cell in own if cell["epsilon"] is not None}, key=order_of)
     test = next(name for name in _TOLD_APART if any(name in cell["figures"] for cell in own))
@@ -35,6 +38,7 @@ def paper_figure(cells: Sequence[dict[str, Any]], data: str) -> bytes:
     figure = Figure(figsize=(4.2 * len(shown) + 1.6, 3.8), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, (title, path) in zip(panels, shown.items(), strict=True):
+        means: list[float] = []
         for number, (system, colour) in enumerate(zip(SYSTEMS, _COLOURS, strict=True)):
             points = [
                 (place + 0.03 * (number - len(SYSTEMS) / 2), found)
@@ -44,6 +48,7 @@ def paper_figure(cells: Sequence[dict[str, Any]], data: str) -> bytes:
             if points:
                 places, found = zip(*points, strict=True)
                 heavy = system in (AUTO, YARDSTICK)
+                means += [one.mean for one in found]
                 axes.errorbar(
                     places, [one.mean for one in found], [one.half or 0.0 for one in found], label=system,
                     color=colour, marker="o", markersize=4, linewidth=2 if heavy else 1.2,
@@ -51,8 +56,12 @@ def paper_figure(cells: Sequence[dict[str, Any]], data: str) -> bytes:
                 )  # fmt: skip
         real = spread_of(runs_of(own, data, REAL, None), path)
         if real is not None:
+            means.append(real.mean)
             axes.axhline(real.mean, color="#1c2330", linewidth=1, linestyle=":", label="real rows")
         axes.set_xticks(range(len(epsilons)), [str(e) if e == "inf" else f"{e:g}" for e in epsilons])
+        if means:
+            room = 0.05 * (max(means) - min(means)) + 0.01
+            axes.set_ylim(min(means) - room, max(means) + room)
         axes.set_xlim(-0.4, len(epsilons) - 0.6)
         axes.set_xlabel("epsilon")
         axes.set_title(title, fontsize=9)
