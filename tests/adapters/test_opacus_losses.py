@@ -11,7 +11,15 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, normalize, relu
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    kl_div,
+    log_softmax,
+    mse_loss,
+    normalize,
+    relu,
+)
 
 from dpcgan_fast.adapters.opacus import GradSampleModule, loss_watch
 
@@ -140,6 +148,22 @@ class TestLossesThatCoupleRows:
             linear()(steps).square().mean().backward()
         with pytest.raises(ValueError, match="couples rows"):
             linear()(steps).mean().square().backward()
+
+    def test_outputs_may_be_one_number_a_row(self):
+        """As a critic or a binary classifier gives that ends with squeeze."""
+
+        class Critic(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x).squeeze(1)
+
+        def scores():
+            return GradSampleModule(Critic(nn.Linear(5, 1)))(X)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            binary_cross_entropy_with_logits(scores(), (Y > 1).float()).backward()
+        with pytest.raises(ValueError, match="couples rows"):
+            scores().var().backward()
 
     def test_the_user_is_told_where_the_loss_is_the_modules_own(self):
         class WithLoss(nn.Sequential):

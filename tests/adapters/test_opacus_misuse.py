@@ -96,6 +96,10 @@ class TestMisspeltArguments:
         with pytest.raises(TypeError, match=f"argument '{wrong}'"):
             self.given("make_private_with_epsilon", **{wrong: 1.0})
 
+    def test_values_that_opacus_does_not_know_are_refused(self):
+        with pytest.raises(ValueError, match=r"grad_sample_mode: 'ghosts'; known are \['hooks', "):
+            self.given(noise_multiplier=1.0, grad_sample_mode="ghosts")
+
     def test_are_refused_by_the_optimizer(self):
         with pytest.raises(TypeError, match="loss_reducton"):
             made(line(), loss_reducton="sum")

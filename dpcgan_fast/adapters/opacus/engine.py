@@ -26,6 +26,7 @@ _OPTIMIZERS: dict[str, type[DPOptimizer]] = {
     "per_layer": DPPerLayerOptimizer,
     "adaptive": AdaClipDPOptimizer,
 }
+_MODES = ("hooks", "functorch", "ew", "ghost", "ghost_fsdp", "ghost_tp", "no_op")
 
 
 class PrivacyEngine(OpacusPrivacyEngine):
@@ -35,8 +36,8 @@ class PrivacyEngine(OpacusPrivacyEngine):
     secure_mode: accepted; noise and Poisson draws are secure in any case, unless a noise_generator is given, which
                  makes both repeat
 
-    `grad_sample_mode` names ways to per-sample gradients, which are not formed here: all are taken alike, and with
-    "ghost" the criterion is returned as it was given.
+    `grad_sample_mode` names ways to per-sample gradients, which are not formed here: all of Opacus's are taken alike,
+    and with "ghost" the criterion is returned as it was given.
     Raises ValueError for distributed modules, and TypeError for an argument that a method does not have.
     """
 
@@ -86,8 +87,10 @@ class PrivacyEngine(OpacusPrivacyEngine):
 
     def _prepare_model(  # type: ignore[override]  ours is no subclass of its GradSampleHooks
         self, module: nn.Module, *, batch_first: bool = True, max_grad_norm: Any = 1.0, loss_reduction: str = "mean",  # noqa: ARG002
-        grad_sample_mode: str = "hooks", wrap_model: bool = True,  # noqa: ARG002
+        grad_sample_mode: str = "hooks", wrap_model: bool = True,
     ) -> GradSampleHooks:  # fmt: skip
+        if grad_sample_mode not in _MODES:
+            raise ValueError(f"Unexpected grad_sample_mode: {grad_sample_mode!r}; known are {list(_MODES)}.")
         if isinstance(module, GradSampleModule):
             if module.batch_first != batch_first or module.loss_reduction != loss_reduction:
                 raise ValueError(

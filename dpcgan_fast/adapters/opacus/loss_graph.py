@@ -327,7 +327,7 @@ def couples_rows(
                 continue
             given = [_weights(grad, half if grads is moving else None, draw) for grad in grads]
             found = _rows_first(_grads(grads, list(own), given, create_graph=False), own)
-            moved = [((x != 0) & x.isfinite()).flatten(1).any(1).cpu() for x in found if x is not None]
+            moved = [((x != 0) & x.isfinite()).unsqueeze(-1).flatten(1).any(1).cpu() for x in found if x is not None]
             if any(bool(rows_moved[apart].any()) for rows_moved in moved):
                 return True
     return False
