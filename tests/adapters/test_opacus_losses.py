@@ -212,7 +212,7 @@ class TestLossesThatCoupleRows:
 class TestLossesOfAPartOfTheRows:
     @pytest.mark.parametrize("loss", OF_A_PART.values(), ids=OF_A_PART)
     def test_are_refused_where_a_mean_was_announced(self, loss):
-        with pytest.raises(ValueError, match=r"of \d of the 8 rows"):
+        with pytest.raises(ValueError, match="of a part of the rows"):
             loss(wrapped()(X)).backward()
 
     def test_are_what_they_are_as_sums(self):

@@ -161,15 +161,12 @@ def _check_reduction(watch: LossWatch, graph: LossGraph, reached: Sequence[tuple
                 stacklevel=5,
             )
     known = all(_leads(node, number) for node, number in graph.ends)
-    if watch.mean and known and len(counts) == 1:
-        rows = counts.pop()
-        taken = int(rows_seen(graph, rows).sum())
-        if taken < rows:
-            raise ValueError(
-                f"The loss is of {taken} of the {rows} rows that the module was given, so that it is no mean over all "
-                "of them, as loss_reduction='mean' says. Give the module the rows that the loss is of, or add losses "
-                "up and give loss_reduction='sum'."
-            )
+    if watch.mean and known and len(counts) == 1 and not bool(rows_seen(graph, counts.pop()).all()):
+        raise ValueError(
+            "The loss is of a part of the rows that the module was given, so that it is no mean over all of them, as "
+            "loss_reduction='mean' says. Give the module the rows that the loss is of, or add losses up and give "
+            "loss_reduction='sum'."
+        )
 
 
 def _check_coupling(
