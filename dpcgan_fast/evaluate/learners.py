@@ -46,9 +46,12 @@ def guesses(learner: Any, x_train: np.ndarray, y_train: np.ndarray, x_test: np.n
     Features without any value in the training table are left out. Without features every class is as likely.
     """
     useful = ~np.isnan(x_train).all(axis=0)
+    sizes = np.unique(y_train, return_counts=True)[1]
     if not useful.any():
-        classes = len(np.unique(y_train))
-        return np.full((len(x_test), classes), 1 / classes)
+        return np.full((len(x_test), len(sizes)), 1 / len(sizes))
+    if sizes.min() == 1 and isinstance(learner, HistGradientBoostingClassifier):
+        # Beyond 10,000 rows it would hold some of each class back, to see when to stop.
+        learner.set_params(early_stopping=False)
     # One thread: the threads of boosting and of the linear algebra wait for each other actively, which on a busy
     # machine takes up to a hundred times as long as it saves. The forest's own threads do not.
     with threadpool_limits(limits=1), warnings.catch_warnings():

@@ -48,6 +48,15 @@ def test_a_training_table_with_one_class_scores_as_a_constant_guess(constant, te
     assert "fewer than two classes" in " ".join(utility.training_notes(train, schema_of(), "synthetic"))
 
 
+def test_a_class_of_a_single_row_is_learned_from_in_a_large_table_too(test_table):
+    died = np.zeros(10_100, np.int64)  # scikit-learn's boosting holds rows of each class back beyond 10,000
+    died[7] = 1
+    train = with_column(patients(len(died), 1), "died", died)
+    found = utility.predictions(train, test_table, schema_of(), ("gb",), len(died))
+    assert found is not None
+    assert 0.0 <= found.scores()["gb"]["auroc"] <= 1.0
+
+
 def test_a_training_table_without_rows_scores_as_a_constant_guess(test_table):
     scores = utility.train_and_test(patients(10, 1).slice(0, 0), test_table, schema_of())
     assert scores is not None
