@@ -241,9 +241,13 @@ def _said(
 
 
 def _revealed(anew: StatisticsAnew, spent: float, releases: int) -> str:
+    if anew.seeded:
+        beside = "beside a run that is not private: its noise follows from its seed"
+    else:
+        beside = f"on top of the run's {anew.epsilon:g}"
     return (
         f"Publishing the curve reveals more than the run: its {releases} releases cost the training rows an epsilon of "
-        f"{spent:.3g} at delta {anew.delta:g} on top of the run's {anew.epsilon:g}, and no ledger has them. Nothing "
+        f"{spent:.3g} at delta {anew.delta:g} {beside}, and no ledger has them. Nothing "
         "protects the test rows, on which its figures are computed, nor the training rows in what is shown of these "
         "themselves beside it."
     )

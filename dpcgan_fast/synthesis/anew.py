@@ -21,6 +21,7 @@ class StatisticsAnew:
     own_noise_multiplier: of the run's own statistics
     units:                number of units, public or as the run released it
     run:                  SHA-256 of the run's model file
+    seeded:               whether the run's own noise came from a seed, so that its epsilon protects nobody
     """
 
     sampler: Sampler
@@ -29,6 +30,7 @@ class StatisticsAnew:
     own_noise_multiplier: float
     units: float
     run: str
+    seeded: bool = False
 
     def noise_multiplier(self, epsilon: float) -> float:
         """That of one Gaussian release which costs what the statistics would cost at an epsilon and the run's delta.

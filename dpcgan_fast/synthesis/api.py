@@ -188,13 +188,11 @@ class DPCGAN:
             )
         if not self.settings.private:
             raise InputError("The run has no finite epsilon", "--curve", "Leave it out, or give a private run.")
-        mechanisms = config["privacy"]["mechanisms"]
-        own = next(m["noise_multiplier"] for m in mechanisms if m["mechanism"] == STATISTICS)
-        settings = self.settings
-        units = settings.n_units if settings.n_units is not None else config["released"]["n_units"]
-        return StatisticsAnew(
-            self._sampler, settings.epsilon, settings.delta, own, float(units), config["model_sha256"]
-        )
+        privacy, settings = config["privacy"], self.settings
+        own = next(m["noise_multiplier"] for m in privacy["mechanisms"] if m["mechanism"] == STATISTICS)
+        units = float(settings.n_units if settings.n_units is not None else config["released"]["n_units"])
+        model, seeded = config["model_sha256"], privacy["seeded"]
+        return StatisticsAnew(self._sampler, settings.epsilon, settings.delta, own, units, model, seeded)
 
     def save(self, path: str | Path) -> None:
         """Copies the run, and nothing else that was put into its folder, such as an evaluation's figures.

@@ -99,6 +99,13 @@ def test_what_all_releases_cost_together_is_what_the_accountant_composes():
     assert "nor the training rows in what is shown of these themselves" in revealed
 
 
+@pytest.mark.usefixtures("unscored")
+def test_the_epsilon_of_a_seeded_run_is_not_called_one_that_releases_come_on_top_of():
+    revealed = whole(draws(seeded=True))["sentences"][-1]
+    assert "beside a run that is not private: its noise follows from its seed" in revealed
+    assert "on top of" not in revealed
+
+
 def test_one_row_more_shows_in_nothing_but_what_is_drawn_and_a_key_that_tells_nobody_without_the_secret(monkeypatch):
     monkeypatch.setattr(curve, "_scores", lambda *_: dict.fromkeys(("auroc", "ap", "c2st_binned"), 0.5))
     without, with_one = (whole(draws(), train=table) for table in (TRAIN.slice(1), TRAIN))

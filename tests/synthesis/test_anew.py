@@ -108,6 +108,13 @@ def test_an_opened_run_has_them_too(model):
     )  # fmt: skip
 
 
+def test_a_run_tells_whether_its_own_noise_came_from_a_seed(model, tmp_path):
+    with quick_runs():
+        seeded = model_of(seed=1).fit(make_table(), tmp_path / "run")
+    assert seeded.statistics_anew().seeded
+    assert not model.statistics_anew().seeded
+
+
 def test_the_number_of_units_is_the_public_one_or_else_the_paid_one(model, tmp_path):
     """Never that of the rows: it would tell of one more."""
     assert model.statistics_anew().units == make_schema().n_units
