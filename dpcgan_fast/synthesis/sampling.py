@@ -23,6 +23,10 @@ from dpcgan_fast.synthesis.side_by_side import side_by_side
 from dpcgan_fast.synthesis.statistics import drawn_table
 
 BATCH_ROWS = 16384
+# Of codes more, where the vocabulary is not large: within a block numbers of codes are even, and pairs of codes mended.
+# Of 40,000 made-up patients at epsilon 100 a twelfth fewer implications were violated than in blocks of 16,384, in one
+# run.
+_CODE_ROWS, _CODE_CELLS = 65536, 1 << 26
 _BATCH_FLOATS = 1 << 23  # of wide records fewer are drawn at once
 _SEEDS = 2**32  # that torch's generator of the CPU tells apart
 _MOST_THREADS = 8  # more would make rows faster than a file takes them, and hold as many more blocks of them
@@ -58,6 +62,15 @@ class Sampler:
         """Columns and types of the rows."""
         return self.codec.arrow_schema if self.visits is None else long_fields(self.visits)
 
+    @property
+    def _block_rows(self) -> int:
+        """Rows that are drawn at once: a rule of schema and networks, on which the rows of a seed depend."""
+        if self.statistics is None:
+            return max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
+        if self.codec.schema.codes_columns():
+            return max(BATCH_ROWS, min(_CODE_ROWS, _CODE_CELLS // self.codec.width))
+        return BATCH_ROWS
+
     def batches(self, rows: int, where: Mapping[str, object], randomness: torch.Generator) -> Iterator[pa.Table]:
         """Tables with `rows` rows in all, or with visits the rows of so many people, numbered from 1.
 
@@ -73,8 +86,7 @@ class Sampler:
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
         selective = bool(conditions) or any(rule.kind != "implies" for rule in self.schema.constraints)
-        most = BATCH_ROWS if self.statistics is not None else _BATCH_FLOATS // self.codec.width
-        batch = max(1, min(BATCH_ROWS, most))
+        batch = self._block_rows
         sizes = repeat(batch) if selective else (min(batch, rows - first) for first in range(0, rows, batch))
         first_seed = int(torch.randint(_SEEDS, (), generator=randomness, device=randomness.device))
         plans = ((size, (first_seed + block) % _SEEDS) for block, size in enumerate(sizes))  # no two blocks are alike

@@ -140,10 +140,14 @@ def test_the_large_test_is_spared_where_the_small_one_tells_all(small_codes):
     assert found["c2st_large"] is None
 
 
-def test_a_yardstick_of_codes_gives_the_error_of_independent_ones_too(small_codes):
+def test_of_several_baselines_each_has_its_scores_and_its_error_of_co_occurrence(small_codes):
     mechanism = [Mechanism("rows", "gaussian", 1.0, 40.0, 1, 1.0)]
     tables = {INDEPENDENT: small_codes.test, "another": small_codes.train}
     drawn = Synthetic(tables, small_codes.schema, dict.fromkeys(tables, mechanism))
-    assert judged(Judges(small_codes), drawn, 1.0)["independent"] == {"cooccurrence_error": 0}
+    found = judged(Judges(small_codes), drawn, 1.0)
+    assert set(found["each"]) == set(tables)
+    assert found["each"][INDEPENDENT]["cooccurrence_error"] == 0
+    assert found["each"]["another"]["cooccurrence_error"] > 0
+    assert found["each"][found["drawn_from"]]["auroc"] == found["tstr"]["gb"]["auroc"]
     alone = Synthetic({"": small_codes.train}, small_codes.schema, {"": mechanism})
-    assert "independent" not in judged(Judges(small_codes), alone, 1.0)
+    assert "each" not in judged(Judges(small_codes), alone, 1.0)

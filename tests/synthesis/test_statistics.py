@@ -16,7 +16,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import Ledger, Mechanism, account, noise_key
 from dpcgan_fast.privacy.ledger import charged, read_ledger
-from dpcgan_fast.synthesis import DPCGAN
+from dpcgan_fast.synthesis import DPCGAN, sampling
 from dpcgan_fast.synthesis.releases import least_release_share
 from dpcgan_fast.train.checkpoint import digest, pack, unpack
 from tests.data.preparations import Quiet, never
@@ -212,6 +212,19 @@ def test_few_rows_have_pairs_as_often_as_many(tmp_path):
     few = [cell for seed in range(40) for cell in model.sample(10, seed=seed)["dx"].to_pylist()]
     share = np.mean(["D00" in cell and "D01" in cell for cell in few])
     assert share == pytest.approx(0.16, abs=0.06)
+
+
+def test_codes_come_in_larger_blocks_than_other_rows_unless_the_vocabulary_is_large(tmp_path, monkeypatch):
+    """Numbers of codes are even, and pairs mended, within a block."""
+    schema = code_schema(VOCABULARY, ("died", "dx"), n_units=3000)
+    model = DPCGAN(schema, math.inf, 1e-5, device="cpu", **FEW_STEPS).fit(code_records(300), tmp_path / "run")
+    monkeypatch.setattr(sampling, "BATCH_ROWS", 40)
+    monkeypatch.setattr(sampling, "_CODE_ROWS", 100)
+    sizes = []
+    for cells in (1 << 26, 70 * len(VOCABULARY), len(VOCABULARY)):
+        monkeypatch.setattr(sampling, "_CODE_CELLS", cells)
+        sizes.append([block.num_rows for block in model.sample_batches(150)])
+    assert sizes == [[100, 50], [70, 70, 10], [40, 40, 40, 30]]
 
 
 def test_counts_of_codes_take_little_where_statistics_tell_them():

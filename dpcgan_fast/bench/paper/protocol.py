@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dpcgan_fast.baselines import INDEPENDENT
 from dpcgan_fast.bench.paper import dimensions
 from dpcgan_fast.bench.paper.dimensions import Matrix, matrix_of
 from dpcgan_fast.bench.paper.outcome import outcome_auroc
@@ -180,7 +179,7 @@ class Judges:
 def judged(judges: Judges, synthetic: Synthetic, epsilon: float) -> dict[str, Any]:
     """Figures of a system's rows, of the best of them if they are several, and the epsilon that was spent on them.
 
-    Where independent histograms are among several, their error of co-occurrence is given too: others are ratios of it.
+    Of several, "each" has what boosting learned from it and its error of co-occurrence, by its name.
     Raises AssertionError if more than epsilon was spent.
     """
     judge = judges.of(synthetic.schema)
@@ -190,8 +189,11 @@ def judged(judges: Judges, synthetic: Synthetic, epsilon: float) -> dict[str, An
     if spent > epsilon * (1 + 1e-9):
         raise AssertionError(f"{best}: epsilon {spent} was spent, more than {epsilon}")
     found = judge.everything(synthetic.tables[best], scores[best])
-    if INDEPENDENT in synthetic.tables:
-        found["independent"] = {"cooccurrence_error": judge.cooccurrence_error(synthetic.tables[INDEPENDENT])}
+    if len(scores) > 1:
+        found["each"] = {
+            name: {**(own or {}).get(BOOSTING, {}), "cooccurrence_error": judge.cooccurrence_error(drawn)}
+            for (name, drawn), own in zip(synthetic.tables.items(), scores.values(), strict=True)
+        }
     mechanisms = [one.to_dict() for one in synthetic.mechanisms[best]]
     said = "inf" if math.isinf(spent) else spent
     return {"drawn_from": best, "epsilon_spent": said, "mechanisms": mechanisms, **found}

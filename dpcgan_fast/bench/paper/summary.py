@@ -7,6 +7,7 @@ from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.spreads import order_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import SYSTEMS
 from dpcgan_fast.bench.paper.targets import targets_markdown
+from dpcgan_fast.bench.paper.yardsticks import yardsticks_markdown
 from dpcgan_fast.bench.table import machine_text, table
 from dpcgan_fast.evaluate.learners import LEARNER_NAMES
 from dpcgan_fast.evaluate.spread import Spread
@@ -121,7 +122,7 @@ def paper_markdown(results: dict[str, Any]) -> str:
         + "\n",
         table(["system", "is"], [[name, system.about] for name, system in SYSTEMS.items()]),
     ]
-    parts += ["## Targets\n", *targets_markdown(cells)]
+    parts += ["## Targets\n", *targets_markdown(cells), "## Beside the baselines\n", *yardsticks_markdown(cells)]
     for name in data:
         parts += [
             f"## {name}\n",

@@ -1,4 +1,4 @@
-"""The comparison beside its targets: whether each is met, and how `auto` stands to the best yardstick.
+"""The comparison beside its targets: whether each is met.
 
 Targets are those of the project, for means over 5 noise seeds and 3 splits; AUROC, average precision and accuracy are
 those of gradient boosting, trained on synthetic and tested on real rows.
@@ -12,7 +12,7 @@ from dpcgan_fast.baselines import INDEPENDENT
 from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.spreads import figure_of, runs_of, spread_of
 from dpcgan_fast.bench.paper.systems import AUTO, CODES_AE, YARDSTICK
-from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
+from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES
 from dpcgan_fast.bench.table import table
 from dpcgan_fast.evaluate.spread import Spread, spread
 
@@ -43,10 +43,10 @@ ACCURACY = Measure("accuracy", ("tstr", "gb", "accuracy"), higher=True)
 SIGNALS = Measure("signals told apart", ("c2st_signals",))
 CORRELATIONS = Measure("correlations: error", ("correlation_mae",))
 QUANTILES = Measure("told apart by 20 quantile bins", ("c2st_quantiles",))
-PAIRS = Measure("pairs of columns", ("pairs_tv_mean",))
-TOLD_APART = Measure("told apart", ("c2st",))
 COOCCURRENCE = Measure(
-    "co-occurrence error / independent codes'", ("cooccurrence_error",), over=("independent", "cooccurrence_error")
+    "co-occurrence error / independent codes'",
+    ("cooccurrence_error",),
+    over=("each", INDEPENDENT, "cooccurrence_error"),
 )
 PREDICTION = Measure("prediction / real", ("dimension_prediction", "ratio"), higher=True)
 OUTCOME = Measure("outcome from all codes: AUROC short of real", ("outcome_gap",))
@@ -167,70 +167,8 @@ def _of_targets(cells: Sequence[dict[str, Any]]) -> tuple[str, str]:
     return sentence, table(["table", "rows of", "measure", *heads, "real rows", "runs"], rows)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How `auto` stands to the best yardstick of equal epsilon on one table.
-
-    at_least: whether its AUROC is no less, within the intervals; None where one of them has no interval
-    better:   measures of structure by which it is better, with disjoint intervals; worse: likewise
-    """
-
-    auroc: Spread | None
-    yardstick: Spread | None
-    at_least: bool | None
-    better: tuple[str, ...]
-    worse: tuple[str, ...]
-
-
-def compared(cells: Sequence[dict[str, Any]], data: str, epsilon: float) -> Comparison:
-    """Looks at the AUROC; for better and worse, at pairs of columns, one two-sample test and the AUROC of five classes.
-
-    The test is the first that both have of the large one of codes, that of signals, that by quantile bins, and the
-    small one. Measures of a single run have no interval, and count as neither better nor worse.
-    """
-
-    def both(measure: Measure) -> tuple[Spread | None, Spread | None]:
-        auto, other = (spread(measured(cells, data, system, epsilon, measure)) for system in (AUTO, YARDSTICK))
-        return auto, other
-
-    auto, yardstick = both(AUROC)
-    tests = (measure for measure in (LARGE, SIGNALS, QUANTILES, TOLD_APART) if None not in both(measure))
-    structure = [PAIRS, *([test] if (test := next(tests, None)) else []), *([AUROC] if data == FIVE_CLASSES else [])]
-    gains = {measure.name: _gain(*both(measure), measure.higher) for measure in structure}
-    gain = _gain(auto, yardstick, higher=True)
-    return Comparison(
-        auto, yardstick, None if gain is None else gain >= 0,
-        tuple(name for name, one in gains.items() if one == 1), tuple(name for name, one in gains.items() if one == -1),
-    )  # fmt: skip
-
-
-def _gain(auto: Spread | None, other: Spread | None, higher: bool) -> int | None:
-    """1 if the first is better with disjoint intervals, -1 if worse, 0 if these touch; None without intervals."""
-    if auto is None or other is None or auto.half is None or other.half is None:
-        return None
-    apart = abs(auto.mean - other.mean) > auto.half + other.half
-    return 0 if not apart else 1 if (auto.mean > other.mean) == higher else -1
-
-
-def _of_yardsticks(cells: Sequence[dict[str, Any]]) -> str:
-    rows = []
-    for data in TABLES:
-        for epsilon in EPSILONS:
-            one = compared(cells, data, epsilon)
-            if one.auroc is None or one.yardstick is None:
-                rows.append([data, f"{epsilon:g}", "-", "-", "not measured", "-", "-"])
-                continue
-            at_least = "no intervals" if one.at_least is None else "yes" if one.at_least else "no"
-            rows.append([
-                data, f"{epsilon:g}", one.auroc.text(3), one.yardstick.text(3), at_least, ", ".join(one.better) or "-",
-                ", ".join(one.worse) or "-",
-            ])  # fmt: skip
-    head = ["table", "epsilon", "AUROC of auto", "of the yardstick", "at least as good", "better by", "worse by"]
-    return table(head, rows)
-
-
 def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Paragraphs and tables: each target beside what was measured, and `auto` beside the best yardstick."""
+    """A paragraph and a table: each target beside what was measured."""
     sentence, of_targets = _of_targets(cells)
     return [
         f"{sentence} A target is for the mean over 5 noise seeds and 3 splits, 15 runs; it is met if the mean over the "
@@ -240,11 +178,6 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
         f"`{CODES_AE}` is `auto` with clusters of codes by a convolutional autoencoder. Independent codes are the "
         f"baseline `{INDEPENDENT}` in the yardstick's run of the same epsilon, seed and split.\n",
         of_targets,
-        "`auto` beside the best yardstick of equal epsilon: at least as good if the AUROC of gradient boosting is not "
-        "less with disjoint 95 % intervals; better, or worse, by what differs with disjoint intervals, of the distance "
-        "of pairs of columns, one two-sample test and, with five classes, the AUROC. Where `auto` draws rows from the "
-        "very statistic that is the yardstick, they differ by noise alone.\n",
-        _of_yardsticks(cells),
     ]
 
 
