@@ -14,6 +14,7 @@ from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import CodeRecords, MixturePlan
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
 from dpcgan_fast.data.code_rows import CodeRows
+from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError, PrivacyError, StoppedError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, account
@@ -73,6 +74,11 @@ def patients(rows: int = 200) -> pa.Table:
     names = np.array(VOCABULARY)
     lists = [list(names[6 * kind : 6 * kind + 6][rng.random(6) < 0.8]) for kind in kinds]
     return pa.table({"patient": np.arange(rows), "died": kinds, "dx": lists})
+
+
+def two_columns_of_codes() -> Schema:
+    columns = [{"name": name, "type": "codes", "vocabulary": VOCABULARY} for name in ("dx", "drugs")]
+    return Schema.from_dict({"unit": None, "n_units": 200, "columns": columns})
 
 
 # ---- privacy
@@ -186,6 +192,33 @@ def test_records_that_are_not_units_are_refused(tmp_path):
     assert read_ledger(tmp_path / "ledger.jsonl")[0] == []
 
 
+def test_what_is_paid_for_once_is_taken_once(tmp_path):
+    mechanism = Mechanism(CODE_AUTOENCODER, "poisson_gaussian", 0.1, 1.3, 2, 0.5)
+    records, budget = records_of(np.eye(6, WIDTH, dtype=bool)), Budget(0.5, NoiseKey(seed=2))
+    with Ledger(tmp_path / "ledger.jsonl", create=True) as ledger:
+        finder = AutoencoderClusters(mechanism, ledger, NoiseKey(seed=1), 1)
+        finder(records, SHARES, MixturePlan(3, 1, 5), budget, 0.5)
+        with pytest.raises(ValueError, match="charge"):
+            finder(records, SHARES, MixturePlan(3, 1, 5), budget, 0.5)
+    assert charged(read_ledger(tmp_path / "ledger.jsonl")[0]) == [mechanism]
+
+
+def test_its_noise_is_drawn_after_its_reservation_is_on_disk(tmp_path, monkeypatch):
+    run, seen = tmp_path / "run", []
+    step = code_autoencoder.PrivateStep.step
+
+    def spy(self: Any) -> None:
+        seen.append({line.mechanism for line in charged(read_ledger(run / "ledger.jsonl")[0])})
+        step(self)
+
+    monkeypatch.setattr(code_autoencoder.PrivateStep, "step", spy)
+    monkeypatch.setattr(releases, "cluster_steps", lambda _: 3)
+    with quick_runs():
+        model().fit(patients(), run)
+    assert len(seen) >= 3, "its own steps come first"
+    assert all({"statistics", CODE_AUTOENCODER} <= before for before in seen)
+
+
 def test_rows_beyond_the_cap_of_a_unit_are_never_drawn(monkeypatch, tmp_path):
     """They weigh nothing, and would be units of their own to the private steps."""
     seen = []
@@ -294,8 +327,11 @@ def test_a_seeded_run_comes_again_also_if_it_was_stopped(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("schema", "clusters"),
-    [(make_schema(), "autoencoder"), (code_schema(), "autoencoder"), (code_schema(columns=ONLY_CODES), "k-means")],
-    ids=["no codes", "codes beside columns", "no such way"],
+    [
+        (make_schema(), "autoencoder"), (code_schema(), "autoencoder"), (two_columns_of_codes(), "autoencoder"),
+        (code_schema(columns=ONLY_CODES), "k-means"),
+    ],
+    ids=["no codes", "codes beside columns", "more than is paid for", "no such way"],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(schema, clusters, tmp_path):
     with pytest.raises(InputError, match="clusters"):
