@@ -1,6 +1,7 @@
 """Clusters of codes by a private autoencoder: what it costs, what a unit can move, and what it finds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dpcgan_fast.baselines import COUNTED, Baseline
+from dpcgan_fast.baselines import COUNTED, Baseline, arrays_of
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import CodeRecords, MixturePlan
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
@@ -32,7 +33,7 @@ from dpcgan_fast.synthesis.code_autoencoder import (
 from dpcgan_fast.synthesis.fitting import check_before_reading
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
 from dpcgan_fast.tuning import search_privately
-from tests.baselines.replay import refuse_moves
+from tests.baselines.replay import Replay, cauchy, refuse_moves
 from tests.baselines.tables import codes_schema, codes_table
 from tests.synthesis.code_runs import FEW, VOCABULARY, code_schema, quick_runs
 from tests.synthesis.runs import model_bytes, model_of, stopping_hooks
@@ -96,15 +97,8 @@ def test_what_is_grouped_is_bounded_whatever_the_weights(bad):
     assert found.norm(dim=1).max() <= code_autoencoder._LONGEST * (1 + 1e-6)
 
 
-def cauchy(values: np.ndarray) -> np.ndarray:
-    return values + 100 * np.random.default_rng(0).standard_cauchy(values.shape)
-
-
-@pytest.mark.parametrize("spoil", [lambda values: values, cauchy, lambda values: values * 1e22],
-                         ids=["as released", "heavy tails", "beyond single precision"])  # fmt: skip
-@pytest.mark.parametrize("epsilon", [1.0, 300.0])
-def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, epsilon, spoil):
-    """Given the weights, which DP-SGD has paid for."""
+def by_network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Baseline]:
+    """Statistics of codes whose clusters go by weights that are there, of a schema with these fields changed."""
     monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes._SIMULATED", 50)
     monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes.settled_chances", lambda _, w, __: np.zeros(w.shares.shape))
     network = network_of()
@@ -116,8 +110,27 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
         schema = codes_schema().model_copy(update=more)
         return Baseline("codes", schema, (MixedCodes(schema.codes_columns()[0], mixed=True, clusters=find),))
 
-    moved = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil))
+    return baseline_of
+
+
+@pytest.mark.parametrize("spoil", [lambda values: values, cauchy, lambda values: values * 1e22],
+                         ids=["as released", "heavy tails", "beyond single precision"])  # fmt: skip
+@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, epsilon, spoil):
+    """Given the weights, which DP-SGD has paid for."""
+    moved = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, by_network(monkeypatch), spoil))
     assert moved == len(["numbers", "counts", *["centres"] * 6, *["clusters"] * 2, "numbers of clusters", "pairs"])
+
+
+def test_other_rows_with_the_same_weights_and_answers_leave_the_same_numbers(monkeypatch):
+    statistics, replay = by_network(monkeypatch)(), Replay()
+    monkeypatch.setattr(Budget, "release", lambda *given: replay.first(*given))
+    before = arrays_of(statistics.fit(codes_table(2000, 0), 20.0, 1e-5))
+    monkeypatch.setattr(Budget, "release", replay.again([]))
+    after = arrays_of(statistics.fit(codes_table(140, 1), 20.0, 1e-5))
+    assert set(after) == set(before)
+    for name, values in before.items():
+        assert np.array_equal(after[name], values), name
 
 
 def test_the_latent_code_of_a_record_does_not_depend_on_other_records():
@@ -328,7 +341,9 @@ def test_a_seeded_run_comes_again_also_if_it_was_stopped(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("schema", "clusters"),
     [
-        (make_schema(), "autoencoder"), (code_schema(), "autoencoder"), (two_columns_of_codes(), "autoencoder"),
+        (make_schema(), "autoencoder"),
+        (code_schema(), "autoencoder"),
+        (two_columns_of_codes(), "autoencoder"),
         (code_schema(columns=ONLY_CODES), "k-means"),
     ],
     ids=["no codes", "codes beside columns", "more than is paid for", "no such way"],
