@@ -117,8 +117,11 @@ class AutoencoderClusters:
     ) -> Mixture:
         """Spends the mechanism, and the share of the budget on what becomes of it.
 
-        Raises ValueError, before anything is spent, for records that share the weight of a unit.
+        Raises ValueError, before anything is spent, for records that share the weight of a unit, or if the ledger
+        charges the mechanism already: it is paid for once.
         """
+        if self.ledger.charged_steps(self.mechanism.mechanism):
+            raise ValueError("Expected a mechanism that the ledger does not charge yet.")
         if not np.isin(records.weights, (0.0, 1.0)).all():
             raise ValueError("Expected records each of which is a unit, or weighs nothing.")
         seq = self.ledger.reserve(self.mechanism, self.key.key_id)

@@ -153,11 +153,20 @@ def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = m
             f"preset {settings.preset}",
             "Write the lists into the schema, or use --preset auto.",
         )
-    if settings.clusters != CLUSTERS[0] and not trains_for_clusters(schema, settings):
-        what = "There are no clusters of codes to find: rows are not drawn from statistics of codes"
-        raise InputError(what, f"--clusters {settings.clusters}", "Leave the option out.")
+    if settings.clusters != CLUSTERS[0]:
+        _refuse_clusters(schema, settings)
     if not schema.has_private_lists():
         _dry_networks(schema, settings, make)
+
+
+def _refuse_clusters(schema: Schema, settings: TrainSettings) -> None:
+    """The plan pays for one autoencoder: a second one, of another column, would be taken beyond what the run claims."""
+    what = "There are no clusters of codes to find: rows are not drawn from statistics of codes"
+    if trains_for_clusters(schema, settings):
+        if len(schema.codes_columns()) == 1:
+            return
+        what = "An autoencoder finds the clusters of one column of codes, and there are several"
+    raise InputError(what, f"--clusters {settings.clusters}", "Leave the option out.")
 
 
 def _refuse_idle_constraints(schema: Schema) -> None:

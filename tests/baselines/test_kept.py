@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpcgan_fast.baselines import arrays_of, restored, statistics_for, tree
+from dpcgan_fast.baselines import arrays_of, mixed_codes, restored, statistics_for, tree
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.data.schema import Schema
 from tests.baselines.replay import Replay
@@ -15,7 +15,7 @@ from tests.baselines.test_tree import chained, schema_of
 from tests.baselines.test_within_bins import rounded_people
 from tests.baselines.test_within_bins import schema_of as schema_of_people
 
-CHAIN = "a chain of columns"
+CHAIN, SOME = "a chain of columns", "codes of which some are looked at"
 NUMBER = [{"name": "age", "type": "numeric", "bounds": [0, 110], "integer": True}]
 
 
@@ -30,7 +30,8 @@ KINDS: dict[str, tuple[Schema, Any, set[str]]] = {
     "one column": (schema_of(1), lambda rows, seed: chained(rows, 1, seed), {"histograms"}),
     "a signal": (signal_schema(), signals, {"levels of bands and their products", "pairs of waves"}),
     "a signal and a column": (signal_schema(NUMBER), signals, {"histograms"}),
-    "codes": (codes_schema((), most=10), codes_table, set()),
+    "codes": (codes_schema((), most=10), codes_table, {"clusters of codes", "pairs of codes"}),
+    SOME: (codes_schema((), most=10), codes_table, {"clusters of codes", "pairs of codes"}),
 }
 
 
@@ -38,12 +39,14 @@ KINDS: dict[str, tuple[Schema, Any, set[str]]] = {
 def test_other_rows_with_the_same_answers_leave_the_same_numbers(monkeypatch, kind, alike):
     """Not only a neighbouring table: any other, with another number of rows."""
     monkeypatch.setattr(tree, "_ALIKE", alike)
+    if kind == SOME:
+        monkeypatch.setattr(mixed_codes, "_ENTRIES", 20_000)  # of about 40,000
     schema, make, wanted = KINDS[kind]
     statistics, replay = statistics_for(schema), Replay()
     monkeypatch.setattr(Budget, "release", lambda *given: replay.first(*given))
     before = arrays_of(statistics.fit(make(6000, 0), 20.0, 1e-5))
     assert wanted <= {answer.mechanism.mechanism.split(":")[0] for answer in replay.answers}
-    monkeypatch.setattr(Budget, "release", replay.fixed())
+    monkeypatch.setattr(Budget, "release", replay.again([]))
     after = arrays_of(statistics.fit(make(140, 1), 20.0, 1e-5))
     assert set(after) == set(before)
     for name, values in before.items():

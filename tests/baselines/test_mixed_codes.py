@@ -17,11 +17,12 @@ from dpcgan_fast.baselines.code_pairs import pair_counts, pair_weights
 from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, raced, settled_chances, within_bins
 from dpcgan_fast.baselines.code_repair import ModelRecords, PairRepair
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
+from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.code_rows import CodeRows
-from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.ops import NoiseKey, native_module
 from dpcgan_fast.privacy.releases import number_edges
-from tests.baselines.replay import refuse_moves
+from tests.baselines.replay import cauchy, refuse_moves
 from tests.baselines.tables import VOCABULARY, codes_schema, codes_table
 
 WIDTH = len(VOCABULARY)
@@ -63,10 +64,6 @@ def held_codes(table: pa.Table) -> np.ndarray:
 # ---- privacy
 
 
-def cauchy(values: np.ndarray) -> np.ndarray:
-    return values + 100 * np.random.default_rng(0).standard_cauchy(values.shape)
-
-
 @pytest.mark.parametrize(
     ("epsilon", "spoil"),
     [
@@ -91,6 +88,25 @@ def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity
     releases = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil))
     of_codes = ["numbers", "counts", *["a round"] * 3, "numbers of clusters", "pairs"]
     assert releases == len(of_codes) + label  # and the histogram of the column
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+def test_removing_a_unit_moves_no_more_where_some_records_are_looked_at(monkeypatch, epsilon):
+    """Whether a record is does not depend on the others: here it goes by a number that each has."""
+    plan_always(monkeypatch)
+    monkeypatch.setattr(mixed_codes, "_SIMULATED", 50)
+    monkeypatch.setattr(mixed_codes, "_ENTRIES", 30)
+    monkeypatch.setattr(mixed_codes, "settled_chances", lambda _, wanted, __: np.zeros(wanted.shares.shape))
+    real = mixed_codes._looked_at
+
+    def drawn_alike(rows: Rows, sets: CodeRows, column: Column, kept: np.ndarray | None) -> Any:
+        assert kept is not None
+        return real(rows, sets, column, np.flatnonzero(np.asarray(rows.table["number"]) % 3))
+
+    monkeypatch.setattr(mixed_codes, "_looked_at", drawn_alike)
+    table = codes_table(60, 3).append_column("number", pa.array(range(60)))
+    names = refuse_moves(monkeypatch, table, epsilon, lambda **more: mixed_of(codes_schema().model_copy(update=more)))
+    assert {"clusters of codes", "numbers of codes of clusters", "pairs of codes"} <= set(names)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])

@@ -13,7 +13,7 @@ from dpcgan_fast.baselines.statistics import arrays_of, restored
 from dpcgan_fast.baselines.tree import Tree
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.data.schema import Schema
-from tests.baselines.replay import refuse_moves
+from tests.baselines.replay import cauchy, refuse_moves
 
 COLUMNS = [
     *({"name": name, "type": "numeric", "bounds": [0, 1], "missing": True} for name in ("a", "b")),
@@ -68,8 +68,12 @@ def test_what_is_kept_draws_the_same_rows_and_other_factors_are_refused():
             restored(statistics, {**arrays, "0.factors": bad}, fitted.seeded)
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 300.0])
-def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilon):
+@pytest.mark.parametrize(
+    ("epsilon", "spoil"),
+    [(1.0, lambda values: values), (300.0, lambda values: values), (1.0, cauchy)],
+    ids=["1", "300", "heavy tails"],
+)
+def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilon, spoil):
     """Every pair is taken for clear, so that there is a tree and something beyond it."""
     monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
     monkeypatch.setattr(tree._Shown, "by_chance", lambda *_: -1e6)
@@ -80,7 +84,7 @@ def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilo
         columns = tuple(column for column in modelled_columns(schema) if column.name != "label")
         return Baseline("tree", schema, (Tree(columns),))
 
-    assert "correlations beyond the tree" in refuse_moves(monkeypatch, alike(60), epsilon, baseline_of)
+    assert "correlations beyond the tree" in refuse_moves(monkeypatch, alike(60), epsilon, baseline_of, spoil)
 
 
 def test_with_few_rows_for_the_noise_the_histograms_have_everything():

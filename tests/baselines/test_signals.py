@@ -7,10 +7,11 @@ import pyarrow as pa
 import pytest
 from scipy.fft import dct
 
-from dpcgan_fast.baselines import baselines_for, choice
+from dpcgan_fast.baselines import baselines_for, choice, statistics_for
 from dpcgan_fast.baselines import signals as signals_part
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.data.schema import Schema
+from tests.baselines.replay import cauchy, refuse_moves
 from tests.baselines.tables import LENGTH, signal_schema, signals
 
 
@@ -105,6 +106,19 @@ def test_the_weakest_and_the_strongest_rows_add_no_more_than_a_unit_may(monkeypa
             assert asked
             for value, sensitivity in asked:
                 assert np.linalg.norm(value) <= sensitivity * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("spoil", [lambda values: values, cauchy], ids=["as released", "heavy tails"])
+def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, spoil):
+    """With pairs of waves, which there are at little noise, and whatever was released before."""
+    names = refuse_moves(
+        monkeypatch,
+        signals(60, 0),
+        300.0,
+        lambda **more: statistics_for(signal_schema().model_copy(update=more)),
+        spoil,
+    )
+    assert {"levels of bands", "levels of bands and their products", "pairs of waves"} <= set(names)
 
 
 def test_whole_numbers_stay_whole():

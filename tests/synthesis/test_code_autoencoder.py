@@ -1,6 +1,7 @@
 """Clusters of codes by a private autoencoder: what it costs, what a unit can move, and what it finds."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dpcgan_fast.baselines import COUNTED, Baseline
+from dpcgan_fast.baselines import COUNTED, Baseline, arrays_of
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import CodeRecords, MixturePlan
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
 from dpcgan_fast.data.code_rows import CodeRows
+from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError, PrivacyError, StoppedError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, account
@@ -31,7 +33,7 @@ from dpcgan_fast.synthesis.code_autoencoder import (
 from dpcgan_fast.synthesis.fitting import check_before_reading
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
 from dpcgan_fast.tuning import search_privately
-from tests.baselines.replay import refuse_moves
+from tests.baselines.replay import Replay, cauchy, refuse_moves
 from tests.baselines.tables import codes_schema, codes_table
 from tests.synthesis.code_runs import FEW, VOCABULARY, code_schema, quick_runs
 from tests.synthesis.runs import model_bytes, model_of, stopping_hooks
@@ -75,6 +77,11 @@ def patients(rows: int = 200) -> pa.Table:
     return pa.table({"patient": np.arange(rows), "died": kinds, "dx": lists})
 
 
+def two_columns_of_codes() -> Schema:
+    columns = [{"name": name, "type": "codes", "vocabulary": VOCABULARY} for name in ("dx", "drugs")]
+    return Schema.from_dict({"unit": None, "n_units": 200, "columns": columns})
+
+
 # ---- privacy
 
 
@@ -90,15 +97,8 @@ def test_what_is_grouped_is_bounded_whatever_the_weights(bad):
     assert found.norm(dim=1).max() <= code_autoencoder._LONGEST * (1 + 1e-6)
 
 
-def cauchy(values: np.ndarray) -> np.ndarray:
-    return values + 100 * np.random.default_rng(0).standard_cauchy(values.shape)
-
-
-@pytest.mark.parametrize("spoil", [lambda values: values, cauchy, lambda values: values * 1e22],
-                         ids=["as released", "heavy tails", "beyond single precision"])  # fmt: skip
-@pytest.mark.parametrize("epsilon", [1.0, 300.0])
-def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, epsilon, spoil):
-    """Given the weights, which DP-SGD has paid for."""
+def by_network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Baseline]:
+    """Statistics of codes whose clusters go by weights that are there, of a schema with these fields changed."""
     monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes._SIMULATED", 50)
     monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes.settled_chances", lambda _, w, __: np.zeros(w.shares.shape))
     network = network_of()
@@ -110,8 +110,27 @@ def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypat
         schema = codes_schema().model_copy(update=more)
         return Baseline("codes", schema, (MixedCodes(schema.codes_columns()[0], mixed=True, clusters=find),))
 
-    moved = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, baseline_of, spoil))
+    return baseline_of
+
+
+@pytest.mark.parametrize("spoil", [lambda values: values, cauchy, lambda values: values * 1e22],
+                         ids=["as released", "heavy tails", "beyond single precision"])  # fmt: skip
+@pytest.mark.parametrize("epsilon", [1.0, 300.0])
+def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, epsilon, spoil):
+    """Given the weights, which DP-SGD has paid for."""
+    moved = len(refuse_moves(monkeypatch, codes_table(60, 3), epsilon, by_network(monkeypatch), spoil))
     assert moved == len(["numbers", "counts", *["centres"] * 6, *["clusters"] * 2, "numbers of clusters", "pairs"])
+
+
+def test_other_rows_with_the_same_weights_and_answers_leave_the_same_numbers(monkeypatch):
+    statistics, replay = by_network(monkeypatch)(), Replay()
+    monkeypatch.setattr(Budget, "release", lambda *given: replay.first(*given))
+    before = arrays_of(statistics.fit(codes_table(2000, 0), 20.0, 1e-5))
+    monkeypatch.setattr(Budget, "release", replay.again([]))
+    after = arrays_of(statistics.fit(codes_table(140, 1), 20.0, 1e-5))
+    assert set(after) == set(before)
+    for name, values in before.items():
+        assert np.array_equal(after[name], values), name
 
 
 def test_the_latent_code_of_a_record_does_not_depend_on_other_records():
@@ -184,6 +203,33 @@ def test_records_that_are_not_units_are_refused(tmp_path):
         with pytest.raises(ValueError, match="unit"):
             finder(records, SHARES, MixturePlan(3, 1, 5), budget, 1.0)
     assert read_ledger(tmp_path / "ledger.jsonl")[0] == []
+
+
+def test_what_is_paid_for_once_is_taken_once(tmp_path):
+    mechanism = Mechanism(CODE_AUTOENCODER, "poisson_gaussian", 0.1, 1.3, 2, 0.5)
+    records, budget = records_of(np.eye(6, WIDTH, dtype=bool)), Budget(0.5, NoiseKey(seed=2))
+    with Ledger(tmp_path / "ledger.jsonl", create=True) as ledger:
+        finder = AutoencoderClusters(mechanism, ledger, NoiseKey(seed=1), 1)
+        finder(records, SHARES, MixturePlan(3, 1, 5), budget, 0.5)
+        with pytest.raises(ValueError, match="charge"):
+            finder(records, SHARES, MixturePlan(3, 1, 5), budget, 0.5)
+    assert charged(read_ledger(tmp_path / "ledger.jsonl")[0]) == [mechanism]
+
+
+def test_its_noise_is_drawn_after_its_reservation_is_on_disk(tmp_path, monkeypatch):
+    run, seen = tmp_path / "run", []
+    step = code_autoencoder.PrivateStep.step
+
+    def spy(self: Any) -> None:
+        seen.append({line.mechanism for line in charged(read_ledger(run / "ledger.jsonl")[0])})
+        step(self)
+
+    monkeypatch.setattr(code_autoencoder.PrivateStep, "step", spy)
+    monkeypatch.setattr(releases, "cluster_steps", lambda _: 3)
+    with quick_runs():
+        model().fit(patients(), run)
+    assert len(seen) >= 3, "its own steps come first"
+    assert all({"statistics", CODE_AUTOENCODER} <= before for before in seen)
 
 
 def test_rows_beyond_the_cap_of_a_unit_are_never_drawn(monkeypatch, tmp_path):
@@ -294,8 +340,13 @@ def test_a_seeded_run_comes_again_also_if_it_was_stopped(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("schema", "clusters"),
-    [(make_schema(), "autoencoder"), (code_schema(), "autoencoder"), (code_schema(columns=ONLY_CODES), "k-means")],
-    ids=["no codes", "codes beside columns", "no such way"],
+    [
+        (make_schema(), "autoencoder"),
+        (code_schema(), "autoencoder"),
+        (two_columns_of_codes(), "autoencoder"),
+        (code_schema(columns=ONLY_CODES), "k-means"),
+    ],
+    ids=["no codes", "codes beside columns", "more than is paid for", "no such way"],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(schema, clusters, tmp_path):
     with pytest.raises(InputError, match="clusters"):

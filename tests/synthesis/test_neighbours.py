@@ -11,9 +11,15 @@ import json
 import numpy as np
 import pytest
 
+from dpcgan_fast.baselines import code_races, mixed_codes, tree
+from dpcgan_fast.baselines.choice import MIXED, TREE, WAVES
+from dpcgan_fast.baselines.code_mixture import MixturePlan
+from dpcgan_fast.baselines.mixed_codes import CodesPlan
 from dpcgan_fast.cli import run
 from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.privacy import releases
+from dpcgan_fast.synthesis import releases as planning
+from dpcgan_fast.synthesis.statistics import CLUSTERS_BY_AUTOENCODER
 from tests.synthesis.code_runs import PATIENTS, VOCABULARY, events, quick_runs, write_events
 
 HEADER = ["patient", "age", "weight", "sex", "died", "dx", "note", "ward", "cost"]
@@ -21,6 +27,7 @@ NUMBER, CODE, SEX, NOTE = "987654321", "NEWCODE", "newsex", "wide text " * 500
 VISITS_HEADER = ["patient", "day", "weight", "ward", "sex", "died", "dx"]
 WARD, WARDS = "newward", [f"W{i:02}" for i in range(70)]
 LISTS = {"sex": ["F", "M"], "dx": VOCABULARY[:3]}
+WAVE = {"name": "wave", "columns": ["age", "weight", "cost"], "bounds": "private"}
 FILES = {
     "config.json", "ledger.jsonl", "model.safetensors", "privacy_card.md", "schema.json", "train_log.jsonl",
 }  # fmt: skip
@@ -111,7 +118,7 @@ def no_signal(monkeypatch):
     monkeypatch.setattr(PrivateStep, "step", nothing_of_the_data)
 
 
-def artefacts(folder, rows, values, form, monkeypatch, capsys, header=HEADER):
+def artefacts(folder, rows, values, form, monkeypatch, capsys, header=HEADER, **more):
     """Trains in a folder of its own, always by the same command; everything that comes of it."""
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -124,7 +131,7 @@ def artefacts(folder, rows, values, form, monkeypatch, capsys, header=HEADER):
         source = "store"
     options = {
         "schema": "schema.json", "epsilon": 20, "delta": 1e-4, "out": "run", "steps": 6, "autoencoder-steps": 6,
-        "batch-size": 20, "seed": 5, "device": "cpu",
+        "batch-size": 20, "seed": 5, "device": "cpu", **more,
     }  # fmt: skip
     arguments = ["train", source, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
     code = run(arguments)
@@ -151,6 +158,37 @@ def test_one_patient_more_changes_nothing_but_what_is_noised(tmp_path, monkeypat
     nothing_tells(*got)
     released = json.loads(got[0][2]["run/config.json"])["released"]
     assert (len(released["quantiles"]["cost"]), len(released["category_rates"]["ward"][0])) == (95, 71)
+
+
+@pytest.mark.parametrize(
+    ("names", "form", "clusters", "drawn_from"),
+    [
+        (("age", "weight", "sex", "died", "cost"), "table", "mixture", TREE),
+        (("died", "wave"), "store", "mixture", WAVES),
+        (("died", "dx"), "table", "mixture", MIXED),
+        (("died", "dx"), "store", "autoencoder", MIXED + CLUSTERS_BY_AUTOENCODER),
+    ],
+    ids=["a tree", "a signal", "codes", "codes by an autoencoder"],
+)
+def test_one_patient_more_changes_no_statistics_but_by_what_is_noised(
+    tmp_path, monkeypatch, capsys, names, form, clusters, drawn_from
+):
+    """Neither what rows are drawn from nor, to the byte, the rows."""
+    plan = CodesPlan(0.3, 0.4, MixturePlan(3, 2, 5), 20)
+    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))  # also of people who are few for it
+    monkeypatch.setattr(mixed_codes, "_SIMULATED", 500)
+    monkeypatch.setattr(code_races, "_RACED", 500)
+    monkeypatch.setattr(planning, "cluster_steps", lambda _: 5)
+    monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
+    monkeypatch.setattr(tree, "_worth_their_noise", lambda edges, *_: edges)
+    monkeypatch.setattr(tree._Shown, "by_chance", lambda *_: -1e6)  # every pair stands clear of the noise
+    rows, values = rows_of(events()), schema_values("dx" in names, False)
+    values["columns"] = [column for column in values["columns"] if column["name"] in names]
+    values["signals"] = [signal for signal in [WAVE] if signal["name"] in names]
+    got = [artefacts(tmp_path / name, table, values, form, monkeypatch, capsys, clusters=clusters)
+           for name, table in (("without", rows), ("with", [*rows, *one_more()]))]  # fmt: skip
+    nothing_tells(*got)
+    assert json.loads(got[0][2]["run/config.json"])["released"]["statistics"] == drawn_from
 
 
 @pytest.mark.parametrize("form", ["table", "store"])
