@@ -73,8 +73,9 @@ class Sampler:
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
         selective = bool(conditions) or any(rule.kind != "implies" for rule in self.schema.constraints)
-        most = BATCH_ROWS if self.statistics is not None else _BATCH_FLOATS // self.codec.width
-        batch = max(1, min(BATCH_ROWS, most))
+        of_statistics = len(self.codec.schema.column_names())  # codes are sets there, and take no place each
+        width = self.codec.width if self.statistics is None else of_statistics
+        batch = max(1, min(BATCH_ROWS, _BATCH_FLOATS // width))
         sizes = repeat(batch) if selective else (min(batch, rows - first) for first in range(0, rows, batch))
         first_seed = int(torch.randint(_SEEDS, (), generator=randomness, device=randomness.device))
         plans = ((size, (first_seed + block) % _SEEDS) for block, size in enumerate(sizes))  # no two blocks are alike
