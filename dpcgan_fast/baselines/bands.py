@@ -6,7 +6,7 @@ has rows all alike in that. Logarithms of the powers of bands are near to a norm
 moments tell everything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +114,9 @@ class Bands:
                 own = members & (groups == group)
                 levels[own] = self.levels[label, bins[own]] + levels[own] @ self.spread[label, group]
         heights = np.exp(np.clip(levels, np.log(_LEAST_POWER), 0.0) / 2)
-        return even_waves(waves, edges) * np.repeat(heights, np.diff(edges), axis=1)
+        drawn = even_waves(waves, edges)
+        drawn *= np.repeat(heights, np.diff(edges), axis=1)
+        return drawn
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All but the length, by names that `restored` knows."""
@@ -137,10 +139,13 @@ class Bands:
         return found
 
 
-def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget, share: float) -> Bands:
+def release_bands(
+    rows: Rows, length: int, waves: Callable[[Rows], np.ndarray], strong: Strong, budget: Budget, share: float
+) -> Bands:
     """Spends a share of the budget on bands of waves, in two or three releases.
 
-    waves: (rows, length) float64, what rows of unit length are beside a mean that is known
+    waves: of a block of rows, (its rows, length) float64: what rows of unit length are beside a mean that is known.
+           They are asked for once, for all of them together take several times the memory of the table
     How many groups of strength and how many waves in pairs there are follows from the noise and the released counts.
     Mean levels are straight lines in the rank of strength, between as many knots as there are groups and one more:
     whether the strong rows of a class have other waves than its weak ones shows at little noise, too.
@@ -148,17 +153,22 @@ def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget,
     norm is at most 1, or its products, whose norm is its square, or both. A unit's rows weigh 1 together, so that it
     moves a release by no more than one row can.
     """
-    length = waves.shape[1]
     edges = band_edges(length)
     classes, bands = len(strong.counts), len(edges) - 1
     of_class = np.maximum(strong.counts.sum(axis=1), 1.0)
     paired = _paired(edges, budget.std(1.0, share * _WAVE_SHARE) / of_class.mean())
     left = share * (1 - _MEAN_SHARE - (_WAVE_SHARE if paired else 0.0))
 
-    levels = levels_of(waves, edges)
-    half = -np.log(_LEAST_POWER) / 2
-    places = (levels + half) / (half * np.sqrt(bands))  # of norm at most 1
-    rough = budget.release("levels of bands", rows.sums(places), 1.0, share * _MEAN_SHARE)
+    levels, half = np.empty((len(rows.classes), bands)), -np.log(_LEAST_POWER) / 2
+    places, of_pairs = np.zeros((classes, bands)), np.zeros((classes, paired * (paired + 1) // 2))
+    for part, block in rows.blocks(length):
+        own = waves(block)
+        levels[part] = levels_of(own, edges)
+        places += block.sums((levels[part] + half) / (half * np.sqrt(bands)))  # of norm at most 1
+        if paired:
+            even = even_waves(own, edges)[:, :paired] / np.sqrt(paired)
+            of_pairs += _products(block, even, np.zeros(len(even), np.int64), 1)[:, 0]
+    rough = budget.release("levels of bands", places, 1.0, share * _MEAN_SHARE)
     middle = np.clip(rough.values / of_class[:, None] * np.sqrt(bands), -1.0, 1.0) * half - half
 
     reach = _REACH * np.sqrt(bands)
@@ -166,14 +176,16 @@ def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget,
     many = std * reach**2 * _GROUPS / of_class.mean() <= _CLEAR_LEVELS
     groups = strong.groups(_GROUPS if many else 1)
     count = int(groups.max()) + 1
-    own = groups[rows.classes, strong.bins]
     knots = count + 1
     between = strong.between(knots)
-    near = (levels - middle[rows.classes]) / reach
-    near /= np.maximum(1.0, np.linalg.norm(near, axis=1, keepdims=True))
-    weights = between[rows.classes, strong.bins]
-    sums = np.stack([rows.sums(near * weights[:, [knot]]) for knot in range(knots)], axis=1)
-    both = np.concatenate([sums.reshape(classes, -1), _products(rows, near, own, count).reshape(classes, -1)], axis=1)
+    sums, products = np.zeros((classes, knots, bands)), np.zeros((classes, count, bands * (bands + 1) // 2))
+    for part, block in rows.blocks(length):
+        near = (levels[part] - middle[block.classes]) / reach
+        near /= np.maximum(1.0, np.linalg.norm(near, axis=1, keepdims=True))
+        weights = between[block.classes, strong.bins[part]]
+        sums += np.stack([block.sums(near * weights[:, [knot]]) for knot in range(knots)], axis=1)
+        products += _products(block, near, groups[block.classes, strong.bins[part]], count)
+    both = np.concatenate([sums.reshape(classes, -1), products.reshape(classes, -1)], axis=1)
     noisy = budget.release("levels of bands and their products", both, np.sqrt(2), left)
     sums, products = np.split(noisy.values, [knots * bands], axis=1)
     moved = _lines(sums.reshape(classes, knots, bands), between, strong.counts, noisy.std)  # (classes, bins, bands)
@@ -185,9 +197,7 @@ def release_bands(rows: Rows, waves: np.ndarray, strong: Strong, budget: Budget,
     spread = _root((square - known) * reach**2)
     pairs = np.empty((classes, 0, 0))
     if paired:
-        even = even_waves(waves, edges)[:, :paired] / np.sqrt(paired)
-        products = _products(rows, even, np.zeros(len(even), np.int64), 1)[:, 0]
-        noisy = budget.release("pairs of waves", products, 1.0, share * _WAVE_SHARE)
+        noisy = budget.release("pairs of waves", of_pairs, 1.0, share * _WAVE_SHARE)
         pairs = _root(paired * _square(_shrunk(noisy.values, of_class, noisy.std, axes=(0,)), paired))
     return Bands(length, groups, middle[:, None] + moved * reach, spread, pairs)
 

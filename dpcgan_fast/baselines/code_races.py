@@ -217,14 +217,17 @@ def _others(weights: np.ndarray, keys: np.ndarray, missing: np.ndarray, rng: np.
 
     Each of the others arrives at an exponential time of its own rate, and the first ones are taken, which is the same
     as drawing them in turn. Source: Efraimidis and Spirakis 2006.
+
+    keys: those that records have, record after record
     """
     width, found = len(weights), [np.empty(0, np.int64)]
     records, codes = np.divmod(keys, width)
+    starts = np.searchsorted(records, np.arange(len(missing) + 1))
     with np.errstate(divide="ignore"):
         for record in np.flatnonzero(missing):
             times = rng.exponential(size=width) / weights
-            times[codes[records == record]] = np.inf
-            found.append(record * width + np.argsort(times)[: missing[record]])
+            times[codes[starts[record] : starts[record + 1]]] = np.inf
+            found.append(record * width + np.argpartition(times, missing[record] - 1)[: missing[record]])
     return np.concatenate(found)
 
 

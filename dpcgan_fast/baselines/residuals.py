@@ -74,7 +74,7 @@ def drawn_along(
 class Atoms:
     """The finest parts of a column's range: cells, or pieces of them.
 
-    of_row: (rows,) int64, the atom of each training row
+    of_row: (rows,) whole numbers, the atom of each training row; from the number of atoms on, the last one
     cell:   (atoms,) int64, rising
     within: (class_count, atoms) chances within each cell
     """
@@ -82,6 +82,10 @@ class Atoms:
     of_row: np.ndarray
     cell: np.ndarray
     within: np.ndarray
+
+    def of_block(self, part: slice) -> np.ndarray:
+        """The atoms of a block of rows."""
+        return np.minimum(self.of_row[part], len(self.cell) - 1)
 
 
 def release_correlations(
@@ -97,27 +101,44 @@ def release_correlations(
     length to which a row's normals are shortened: the squares of their products sum to (|r|^4 - sum r_i^4) / 2.
     """
     classes, count = len(totals), len(steps)
-    normals = np.empty((len(rows.classes), count))
+    scores: dict[int, np.ndarray] = {}
     variances = np.empty((classes, count))
-    cells = {place: own.cell[own.of_row] for place, own in enumerate(atoms)}
     shares: dict[int, np.ndarray] = {}
     for step in steps:
         own = atoms[step.place]
         chances = step.chances[:, :, own.cell] * own.within[:, None, :]
-        scores = expected_normals(chances)
-        normals[:, step.place] = scores[rows.classes, step.groups(cells, len(rows.classes)), own.of_row]
+        scores[step.place] = expected_normals(chances)
         weights = _group_shares(step, shares)
         shares[step.place] = np.einsum("cg,cgk->ck", weights, step.chances)
-        variances[:, step.place] = np.einsum("cg,cga->c", weights, chances * scores**2)
+        variances[:, step.place] = np.einsum("cg,cga->c", weights, chances * scores[step.place] ** 2)
     expected = float(totals @ variances.sum(axis=1) / totals.sum())
     most = expected + _ROOM * math.sqrt(2 * expected) + 1e-9
-    normals *= np.minimum(1.0, np.sqrt(most / np.maximum((normals**2).sum(axis=1), 1e-300)))[:, None]
     pairs = np.triu_indices(count, 1)
-    sums = np.array([
-        (normals.T @ (normals * (rows.weights * (rows.classes == index))[:, None]))[pairs] for index in range(classes)
-    ])  # fmt: skip
+    sums = np.zeros((classes, len(pairs[0])))
+    for part, block in rows.blocks(count):
+        normals = _normals_of(block, part, steps, atoms, scores)
+        normals *= np.minimum(1.0, np.sqrt(most / np.maximum((normals**2).sum(axis=1), 1e-300)))[:, None]
+        for index in range(classes):
+            weighted = normals * (block.weights * (block.classes == index))[:, None]
+            sums[index] += (normals.T @ weighted)[pairs]
     noisy = budget.release("correlations beyond the tree", sums, most * math.sqrt((1 - 1 / count) / 2), share)
     return _factors(noisy.values, noisy.std, totals, np.maximum(variances, 1e-3), pairs)
+
+
+def _normals_of(
+    block: Rows, part: slice, steps: list[Step], atoms: list[Atoms], scores: dict[int, np.ndarray]
+) -> np.ndarray:  # fmt: skip
+    """The normal that is expected of each cell of a block of rows, by the place of the column: (rows, d) float64.
+
+    part: where the block is; scores: by place, (class_count, groups, atoms)
+    """
+    found = [own.of_block(part) for own in atoms]
+    cells = {place: own.cell[found[place]] for place, own in enumerate(atoms)}
+    normals = np.empty((len(block.classes), len(steps)))
+    for step in steps:
+        groups = step.groups(cells, len(block.classes))
+        normals[:, step.place] = scores[step.place][block.classes, groups, found[step.place]]
+    return normals
 
 
 def expected_normals(chances: np.ndarray) -> np.ndarray:

@@ -1,14 +1,18 @@
 """Training rows as a release counts them: each with the class and the weight that its unit gives it."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
-from dpcgan_fast.data.public_cells import cells, codes, label_of
+from dpcgan_fast.data.public_cells import cell_count, cells, codes, label_of
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError
+
+_BLOCK = 1 << 22  # values that are looked at together
+_LEAST_ROWS = 1 << 11  # of a block: each costs a look at every column
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Rows:
     classes: np.ndarray
     weights: np.ndarray
     class_count: int
-    _cells: dict[str, np.ndarray] = field(default_factory=dict)
+    _made: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: pa.Table, schema: Schema) -> "Rows":
@@ -36,13 +40,30 @@ class Rows:
         return cls(table, np.where(known, classes, 0), _weights(table, schema, known), class_count)
 
     def cells(self, column: Column) -> np.ndarray:
-        """The public cell of every row, (rows,) int64, see `public_cells.cells`; it is read once."""
-        if column.name not in self._cells:
-            self._cells[column.name] = cells(self.table, column)
-        return self._cells[column.name]
+        """The public cell of every row, (rows,) whole numbers, see `public_cells.cells`; it is read once."""
+        return self.once(f"cells: {column.name}", cell_count(column), lambda: cells(self.table, column))
+
+    def once(self, name: str, count: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Whole numbers in [0, count), (rows,), that are made when they are asked for first, and then kept by a name.
+
+        They are of the narrowest type: all columns of all rows are in memory together.
+        """
+        if name not in self._made:
+            self._made[name] = make().astype(np.min_scalar_type(max(count - 1, 0)))
+        return self._made[name]
+
+    def blocks(self, width: int) -> Iterator[tuple[slice, "Rows"]]:
+        """Blocks of rows, of which numbers (rows, width) take little memory, and where they are; in order."""
+        size = max(_BLOCK // max(width, 1), _LEAST_ROWS)
+        for first in range(0, len(self.classes), size):
+            part = slice(first, first + size)
+            own = self.table.slice(first, size)
+            yield part, Rows(own, self.classes[part], self.weights[part], self.class_count)
 
     def histogram(self, found: np.ndarray, width: int) -> np.ndarray:
-        """Weight of the rows of each class in each cell: (class_count, width) float64. found: (rows,) in [0, width).
+        """Weight of the rows of each class in each cell: (class_count, width) float64.
+
+        found: (rows,) whole numbers in [0, width)
 
         Formal guarantee: a unit adds non-negative numbers that sum to at most 1, and so at most 1 in L2 norm.
         """

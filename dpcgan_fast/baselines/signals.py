@@ -54,6 +54,10 @@ class _Scale:
         """Values less the middle, over half the width: (rows, length) float64, in [-1, 1] but for rounding."""
         return (np.stack([numbers(rows.table, column) for column in columns], axis=1) - self.middle) / self.half
 
+    def waves_of(self, rows: Rows, columns: tuple[Column, ...]) -> np.ndarray:
+        """Waves of length 1 of each row, see `_unit_waves`: (rows, length) float64."""
+        return _unit_waves(self.rows_of(rows, columns))
+
     def bins(self, values: np.ndarray) -> np.ndarray:
         """Bin of each row's strength, (rows,) int64."""
         strength = self.half * np.sqrt((values**2).mean(axis=1))
@@ -76,17 +80,24 @@ class Waves:
         """Releases of strengths and means, and those of `release_bands`."""
         columns, name = signal_columns(self.signal), self.signal.name
         scale = _Scale.of(columns)
-        values = scale.rows_of(rows, columns)
-        bins = scale.bins(values)
+        bins = np.empty(len(rows.classes), np.int64)
+        sums = np.zeros((rows.class_count, len(columns)))
+        for part, block in rows.blocks(len(columns)):
+            values = scale.rows_of(block, columns)
+            bins[part] = scale.bins(values)
+            sums += block.sums(_unit_waves(values))
         counts = rows.histogram(bins, STRENGTHS)
         strengths = budget.release(f"strengths: {name}", counts, 1.0, share * _STRENGTH_SHARE)
         totals = np.maximum(strengths.values.sum(axis=1), 1.0)
-        waves = _unit_waves(values)
-        means = budget.release(f"waves: {name}", rows.sums(waves), 1.0, share * _MEAN_SHARE)
+        means = budget.release(f"waves: {name}", sums, 1.0, share * _MEAN_SHARE)
         mean = _clear(means.values, means.std, totals) / totals[:, None]
         strong = Strong(shares_of(strengths.values, totals) * totals[:, None], bins)
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
-        bands = release_bands(rows, waves - mean[rows.classes], strong, budget, left)
+
+        def waves(block: Rows) -> np.ndarray:
+            return scale.waves_of(block, columns) - mean[block.classes]
+
+        bands = release_bands(rows, len(columns), waves, strong, budget, left)
         said = Totals(strengths.values.sum(axis=1), strengths.std**2 * STRENGTHS)
         return _DrawnWaves(columns, scale, strengths.values, mean, bands, said)
 
@@ -130,7 +141,8 @@ class _DrawnWaves:
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
         bins = drawn_cells(self._shares, classes, rng)
-        waves = self.mean[classes] + self.bands.draw(classes, bins, rng)
+        waves = self.bands.draw(classes, bins, rng)
+        waves += self.mean[classes]
         return _signal(waves, self.scale.strengths(bins, rng), self.columns, self.scale)
 
 
@@ -145,11 +157,13 @@ class Strength:
         """One release of numbers of units and of sums, whose mean is taken over the units."""
         columns = signal_columns(self.signal)
         scale = _Scale.of(columns)
-        values = scale.rows_of(rows, columns)
         weakest = scale.half * _WEAKEST
-        strength = np.clip(scale.half * np.sqrt((values**2).mean(axis=1)), weakest, scale.half)
-        scaled = np.log(strength / weakest) / -math.log(_WEAKEST)  # in [0, 1]
-        both = rows.sums(np.stack([np.ones_like(scaled), scaled], axis=1))
+        both = np.zeros((rows.class_count, 2))
+        for _, block in rows.blocks(len(columns)):
+            values = scale.rows_of(block, columns)
+            strength = np.clip(scale.half * np.sqrt((values**2).mean(axis=1)), weakest, scale.half)
+            scaled = np.log(strength / weakest) / -math.log(_WEAKEST)  # in [0, 1]
+            both += block.sums(np.stack([np.ones_like(scaled), scaled], axis=1))
         noisy = budget.release(f"strength: {self.signal.name}", both, math.sqrt(2), share)
         return _DrawnStrength(columns, scale, noisy.values[:, 1], Totals(noisy.values[:, 0], noisy.std**2))
 
@@ -176,10 +190,11 @@ def _signal(
     waves: np.ndarray, strength: np.ndarray, columns: tuple[Column, ...], scale: _Scale
 ) -> dict[str, pa.Array]:  # fmt: skip
     """Columns of rows that consist of these waves, whatever their sum of squares, and are so strong."""
-    waves = waves / np.linalg.norm(waves, axis=1, keepdims=True)
-    rows = np.asarray(idct(waves, axis=1, norm="ortho")) * (strength * np.sqrt(len(columns)))[:, None]
-    lower, upper = bounds_of(columns[0])
-    rows = np.clip(rows + scale.middle, lower, upper)
+    unit = waves / np.linalg.norm(waves, axis=1, keepdims=True)
+    rows = np.asarray(idct(unit, axis=1, norm="ortho", overwrite_x=True))
+    rows *= (strength * np.sqrt(len(columns)))[:, None]
+    rows += scale.middle
+    np.clip(rows, *bounds_of(columns[0]), out=rows)
     return {column.name: numbers_of(column, rows[:, place]) for place, column in enumerate(columns)}
 
 

@@ -129,7 +129,7 @@ class Tree:
             cell, of_row = np.append(bins, missing), pieces_of(rows, column)
             chances = np.append(within.given[column.name], np.ones((classes, len(missing))), axis=1)
         # A cell that is missing in a column that has none is in no histogram; such a row counts as in the last one.
-        return Atoms(np.minimum(of_row, len(cell) - 1), cell, chances)
+        return Atoms(of_row, cell, chances)
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnTree":
         """See `KeptPart.restored`."""
@@ -171,9 +171,8 @@ class Tree:
     def _edges(self, rows: Rows, shown: "_Shown", budget: Budget, share: float) -> list[Edge]:
         """The forest of the greatest sum of gains, of pairs that differ from independence more than noise would."""
         pairs = list(itertools.combinations(range(len(self.columns)), 2))
-        scores = np.array([score(rows, pair, shown) for pair in pairs])
         # The tables of independence are made of released numbers alone, so that a unit moves each score by at most 1.
-        noisy = budget.release("scores of pairs", scores, math.sqrt(len(pairs)), share)
+        noisy = budget.release("scores of pairs", scores_of(rows, pairs, shown), math.sqrt(len(pairs)), share)
         gains = noisy.values - np.array([shown.by_chance(pair) for pair in pairs])
         clear = gains > max(_CLEAR * noisy.std, 1e-9)
         return _forest([pair for pair, kept in zip(pairs, clear, strict=True) if kept], gains[clear], len(self.columns))
@@ -216,13 +215,26 @@ class _Shown:
         return _MEAN_OF_NORMAL * float(drawn + self.errors[pair[0]] + self.errors[pair[1]])
 
 
-def score(rows: Rows, pair: tuple[int, int], shown: _Shown) -> float:
-    """Sum of differences between the rows' own table of a pair of columns and that of independence.
+def scores_of(rows: Rows, pairs: list[tuple[int, int]], shown: _Shown) -> np.ndarray:
+    """Sums of differences between the rows' own table of each pair of columns and that of independence: (pairs,).
 
-    Formal guarantee: with `shown` given, a unit moves it by at most 1: its rows weigh 1, and each falls into one cell.
+    Formal guarantee: with `shown` given, a unit moves each by at most 1: its rows weigh 1, and each falls into one
+    cell of a pair.
     """
-    own = _table(rows, pair, shown, (shown.groups[pair[0]], shown.groups[pair[1]]))
-    return float(np.abs(own - shown.independent(pair)).sum())
+    counts = [own.count for own in shown.groups]
+    most = max(counts)
+    tables = np.zeros((len(pairs), rows.class_count, most, most))
+    for part, block in rows.blocks(len(counts)):
+        cells = [rows.cells(column)[part] for column in shown.columns]
+        of_row = [own.of_cell[found] for own, found in zip(shown.groups, cells, strict=True)]
+        begins = [(block.classes * most + own) * most for own in of_row]
+        for table, (first, second) in zip(tables, pairs, strict=True):
+            both = begins[first] + of_row[second]
+            table += np.bincount(both, block.weights, minlength=table.size).reshape(table.shape)
+    return np.array([
+        np.abs(table[:, : counts[first], : counts[second]] - shown.independent((first, second))).sum()
+        for table, (first, second) in zip(tables, pairs, strict=True)
+    ])  # fmt: skip
 
 
 def _table(

@@ -108,9 +108,14 @@ def release_within_bins(
 
 
 def pieces_of(rows: Rows, column: Column) -> np.ndarray:
-    """The piece of each row's number, (rows,) int64; the number of pieces where it is missing."""
-    values, (edges, bins) = numbers(rows.table, column), piece_edges(column)
-    return np.where(np.isnan(values), len(bins), np.searchsorted(edges[1:-1], values, side="right"))
+    """The piece of each row's number, (rows,) whole numbers; the number of pieces where it is missing."""
+    edges, bins = piece_edges(column)
+
+    def found() -> np.ndarray:
+        values = numbers(rows.table, column)
+        return np.where(np.isnan(values), len(bins), np.searchsorted(edges[1:-1], values, side="right"))
+
+    return rows.once(f"pieces: {column.name}", len(bins) + 1, found)
 
 
 def _pieces(rows: Rows, column: Column) -> np.ndarray:

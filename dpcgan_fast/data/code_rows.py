@@ -70,13 +70,15 @@ class CodeRows:
         more often than others.
         """
         counts = np.diff(self.starts)
-        if not len(counts) or counts.max() <= most:
+        longer = np.flatnonzero(counts > most)  # few, as a rule, and the others are as they are
+        if not len(longer):
             return self
-        rows = self.row_of_entry()
-        keys = _keys(names)[self.positions]
-        order = np.lexsort((mixed(keys ^ mixed(self.keys(names))[rows]), rows))
-        place = np.arange(len(rows)) - np.repeat(self.starts[:-1], counts)
-        kept = np.sort(order[place < most])
+        sets = self.take(longer)
+        rows, keys = sets.row_of_entry(), _keys(names)[sets.positions]
+        order = np.lexsort((mixed(keys ^ mixed(sets.keys(names))[rows]), rows))
+        place = np.arange(len(rows)) - sets.starts[rows]
+        kept = np.repeat(counts <= most, counts)
+        kept[np.flatnonzero(~kept)[order[place < most]]] = True
         starts = np.concatenate([[0], np.cumsum(np.minimum(counts, most))])
         return CodeRows(starts.astype(np.int64), self.positions[kept])
 

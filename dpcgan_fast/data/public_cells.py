@@ -215,9 +215,10 @@ def read_codes(table: pa.Table, column: Column) -> CodeSets:
 
 def cells_of(table: pa.Table, column: Column) -> pa.ChunkedArray:
     """The column's cells as they stand. Raises InputError if the table lacks it."""
-    if column.name not in table.column_names:
+    place = table.schema.get_field_index(column.name)  # without a look at the names of all columns
+    if place < 0:
         raise InputError("A table lacks a column of the schema", _where(column), "Give tables with all its columns.")
-    return table.column(column.name)
+    return table.column(place)
 
 
 def _where(column: Column) -> str:

@@ -65,11 +65,12 @@ class Sampler:
     @property
     def _block_rows(self) -> int:
         """Rows that are drawn at once: a rule of schema and networks, on which the rows of a seed depend."""
-        if self.statistics is None:
-            return max(1, min(BATCH_ROWS, _BATCH_FLOATS // self.codec.width))
-        if self.codec.schema.codes_columns():
-            return max(BATCH_ROWS, min(_CODE_ROWS, _CODE_CELLS // self.codec.width))
-        return BATCH_ROWS
+        width = self.codec.width
+        if self.statistics is not None:
+            if self.codec.schema.codes_columns():  # sets, in which a code that is not there takes no place
+                return max(BATCH_ROWS, min(_CODE_ROWS, _CODE_CELLS // width))
+            width = len(self.codec.schema.column_names())
+        return max(1, min(BATCH_ROWS, _BATCH_FLOATS // width))
 
     def batches(self, rows: int, where: Mapping[str, object], randomness: torch.Generator) -> Iterator[pa.Table]:
         """Tables with `rows` rows in all, or with visits the rows of so many people, numbered from 1.

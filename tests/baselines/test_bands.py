@@ -17,7 +17,11 @@ BANDS = len(EDGES) - 1
 
 
 def rows_of(classes: np.ndarray) -> Rows:
-    return Rows(pa.table({"died": classes}), classes, np.ones(len(classes)), 2)
+    return Rows(pa.table({"place": np.arange(len(classes))}), classes, np.ones(len(classes)), 2)
+
+
+def places(block: Rows) -> np.ndarray:
+    return block.table["place"].to_numpy()
 
 
 def unit_waves(count: int, seed: int) -> np.ndarray:
@@ -36,7 +40,8 @@ def released(waves: np.ndarray, noise: float = 0.0, bins: np.ndarray | None = No
     classes = np.arange(len(waves)) % 2
     bins = np.zeros(len(waves), np.int64) if bins is None else bins
     strong = Strong(np.stack([np.bincount(bins[classes == label], minlength=4) for label in (0, 1)]), bins)
-    return release_bands(rows_of(classes), waves, strong, Budget(noise, noise_key(0)), 1.0)
+    budget = Budget(noise, noise_key(0))
+    return release_bands(rows_of(classes), LENGTH, lambda block: waves[places(block)], strong, budget, 1.0)
 
 
 def test_bands_of_178_samples():
@@ -139,7 +144,8 @@ def test_the_more_noise_there_is_the_fewer_waves_are_looked_at_in_pairs():
     assert len(set(paired)) > 2
     assert paired[-1] == 0
     budget = Budget(1000.0, NoiseKey())
-    release_bands(rows_of(np.zeros(1, np.int64)), waves[:1], Strong(np.ones((2, 1)), np.zeros(1, int)), budget, 1.0)
+    strong = Strong(np.ones((2, 1)), np.zeros(1, int))
+    release_bands(rows_of(np.zeros(1, np.int64)), LENGTH, lambda _: waves[:1], strong, budget, 1.0)
     assert len(budget.mechanisms) == 2
 
 

@@ -14,7 +14,7 @@ from dpcgan_fast.baselines import Baseline, baselines_for, choice, mixed_codes
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import Mixture, MixturePlan
 from dpcgan_fast.baselines.code_pairs import pair_counts, pair_weights
-from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, raced, settled_chances, within_bins
+from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, _different, raced, settled_chances, within_bins
 from dpcgan_fast.baselines.code_repair import ModelRecords, PairRepair
 from dpcgan_fast.baselines.mixed_codes import CodesPlan, MixedCodes
 from dpcgan_fast.baselines.rows import Rows
@@ -271,6 +271,17 @@ def test_codes_of_a_record_are_drawn_in_proportion_to_their_weights_and_never_tw
         ]
         found = np.bincount(drawn.positions, minlength=3) / 20_000
         assert found == pytest.approx(1 - np.array(left_out), abs=0.02)
+
+
+def test_records_that_chance_leaves_short_get_others_of_the_codes_that_they_do_not_have():
+    """Of 30 codes nearly all weight is on three; records have from none of them to all."""
+    numbers = np.tile([0, 30, 2, 7, 29], 20)
+    weights = np.where(np.arange(30) < 3, 1.0, 1e-12)
+    records, codes = _different(weights, numbers, np.random.default_rng(0))
+    assert np.array_equal(np.bincount(records, minlength=100), numbers)
+    assert len(np.unique(records * 30 + codes)) == numbers.sum()
+    frequent = np.bincount(records[codes < 3], minlength=100)
+    assert np.array_equal(frequent, np.minimum(numbers, 3))
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 30, 180])

@@ -11,6 +11,7 @@ from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.synthesis import sampling as sampling_module
+from tests.baselines.tables import LENGTH, signal_schema, signals
 from tests.tables import FEW_STEPS, make_schema, make_table
 
 
@@ -93,6 +94,17 @@ def test_batches_bound_the_memory_and_add_up(model, monkeypatch):
     sizes = [batch.num_rows for batch in model.sample_batches(300)]
     assert sum(sizes) == 300
     assert max(sizes) <= 64
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_of_long_records_fewer_are_drawn_at_once(monkeypatch, tmp_path, statistics):
+    """Also where rows are drawn from statistics: a batch of them has all samples of all its rows."""
+    few = {**FEW_STEPS, "statistics": statistics}
+    model = DPCGAN(signal_schema(), 3.0, 1e-4, device="cpu", **few).fit(signals(300, 0), tmp_path / "run")
+    monkeypatch.setattr(sampling_module, "_BATCH_FLOATS", 10 * LENGTH)
+    sizes = [batch.num_rows for batch in model.sample_batches(30)]
+    assert sum(sizes) == 30
+    assert max(sizes) <= 10
 
 
 def test_a_seed_makes_a_draw_reproducible_and_none_does_not(model):
