@@ -150,7 +150,8 @@ def bench(
     seconds of each phase. Suite sample: rows a second to Parquet and CSV, of the same two tables. Suite scale: what the
     size of made-up tables of codes costs to prepare, train on and
     sample. Suite paper: the published system beside its rivals, its ablations and the best of our baselines, with the
-    paper's measures, and beside its targets; it writes after each run, and the same command goes on where it stopped.
+    paper's measures, and beside its targets; it writes after each run, a table (.md) and figures (.svg) beside
+    FILE.json at the end, and the same command goes on where it stopped.
     See bench/README.md.
     """
     if suite not in SUITES:

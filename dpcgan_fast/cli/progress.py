@@ -53,13 +53,13 @@ class TerminalProgress(_Bars):
             TimeRemainingColumn(),
         )
         self._epsilon = "-"
-
-    def __enter__(self) -> Self:
-        say("epsilon so far is an upper bound: that of Renyi DP, or the run's budget, whichever is smaller")
-        return super().__enter__()
+        self._explained = False
 
     def start(self, phase: str, total: int, done: int) -> None:
         """A phase begins, or goes on after `done` steps."""
+        if not self._explained:  # not on entering: bad input would be told of after this line
+            say("epsilon so far is an upper bound: that of Renyi DP, or the run's budget, whichever is smaller")
+            self._explained = True
         self._phase, self._total = phase, total
         if self._bars is not None:
             self._task = self._bars.add_task(phase, total=total, completed=done, epsilon=self._epsilon)

@@ -112,6 +112,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Compare synthetic with real held-out rows. The figures are NOT differentially private: do not release them."""
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        # Found only on writing, it would cost the whole evaluation.
+        raise InputError("The output is no folder: there is a file of that name", f"--out {out}", "Give a folder.")
     model = DPCGAN.load(run)
     if run.resolve() in (out.resolve(), *out.resolve().parents):
         say(

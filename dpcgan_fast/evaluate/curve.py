@@ -233,7 +233,8 @@ def _said(
 ) -> str:
     first, last = (f"{mean.text(3)} at epsilon {epsilons[i]:g}" for i in (0, -1) if (mean := means[i]) is not None)
     if fall is None:
-        how = f"it {way} with epsilon within its intervals: no mean is better than one at a greater epsilon"
+        # Means may go the other way by less than their intervals: "rises" would contradict the numbers beside it.
+        how = "it gets no worse as epsilon grows, within its intervals: no mean is better than one at a greater epsilon"
     else:
         lower, upper = fall
         how = f"it does not {way.removesuffix('s')} throughout: the mean at {lower:g} is better than that at {upper:g}"

@@ -185,7 +185,7 @@ def _check_settings(settings: TrainSettings) -> None:
         raise InputError("generator_ema must be at least 0 and less than 1", where, "Use 0.99, or 0 for none.")
     if not 0 < settings.release_share < 1:
         raise InputError(
-            "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.1."
+            "release_share must lie between 0 and 1", f"--release-share {settings.release_share}", "Use 0.1."
         )
     for batch in (settings.autoencoder_batch, settings.critic_batch):
         if batch is not None and settings.n_units is not None and batch > settings.n_units:

@@ -182,6 +182,18 @@ class TestOtherCommands:
         check_failure(arguments, 2, "one class", capsys)
         assert not (trained / "e").exists()
 
+    def test_evaluate_into_a_file_is_told_of_before_anything_is_computed(self, trained, monkeypatch, capsys):
+        monkeypatch.setattr("dpcgan_fast.cli.using.evaluate_tables", lambda *_, **__: pytest.fail("evaluated first"))
+        (trained / "e").write_text("kept")
+        for out in (trained / "e", trained / "e" / "below"):
+            arguments = ["evaluate", trained / "run", "--real", trained / "train.csv", "--out", out]
+            check_failure(arguments, 2, "The output is no folder", capsys)
+        assert (trained / "e").read_text() == "kept"
+
+    def test_an_error_of_input_is_all_that_training_says(self, trained, capsys):
+        assert run(train_arguments(trained, out=trained / "run")) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
     @pytest.mark.parametrize("missing", [["--sample-rate", "0.1"], [], ["--steps", "5", "--delta", "1e-5"]])
     def test_account_without_its_numbers(self, capsys, missing):
         check_failure(["account", *missing], 2, "", capsys)

@@ -72,7 +72,7 @@ def test_a_point_has_the_scores_of_its_releases_their_means_and_intervals():
 def test_the_sentence_says_whether_means_rise_within_their_intervals():
     rising = whole(draws(), grid=CurveGrid((0.5, 2.0), 4))
     assert rising["gets_worse"]["auroc"] is None
-    assert "it rises with epsilon within its intervals" in rising["sentences"][0]
+    assert "it gets no worse as epsilon grows, within its intervals" in rising["sentences"][0]
     falling = whole(draws(upwards=False), grid=CurveGrid((0.5, 2.0), 4))
     assert falling["gets_worse"]["auroc"] == [0.5, 2.0]
     assert "it does not rise throughout: the mean at 0.5 is better than that at 2" in falling["sentences"][0]
@@ -82,7 +82,7 @@ def test_being_told_apart_is_better_when_it_falls():
     """Rows whose label is torn off are easier to tell from real ones."""
     rising, falling = (whole(draws(upwards=way), grid=CurveGrid((0.5, 2.0), 4)) for way in (True, False))
     assert rising["gets_worse"]["c2st_binned"] is None
-    assert "it falls with epsilon within its intervals" in rising["sentences"][1]
+    assert "it gets no worse as epsilon grows, within its intervals" in rising["sentences"][1]
     assert falling["points"][0]["c2st_binned"]["mean"] < falling["points"][1]["c2st_binned"]["mean"]
 
 

@@ -193,6 +193,21 @@ def test_synthetic_rows_that_copy_training_rows_are_warned_of():
     assert any(note.startswith("WARNING: 100.0% of the synthetic rows are copies") for note in metrics.notes)
 
 
+@pytest.mark.parametrize(("copied", "warned"), [(255, False), (350, True)])
+def test_copies_are_warned_of_where_they_are_more_than_chance_makes_of_those_of_real_rows(copied, warned):
+    """Of 100 test rows half equal a training row; so may 255 of 500 synthetic rows without harm, and 350 may not."""
+    schema = schema_of(columns=[{"name": "age", "type": "numeric", "bounds": [0, 110]}])
+
+    def table(rows: int, copies: int) -> pa.Table:
+        return pa.table(
+            {"age": [10 if row < copies else 90 for row in range(rows)], "died": [r % 2 for r in range(rows)]}
+        )
+
+    metrics = evaluate(table(500, copied), table(100, 50), schema, train=table(200, 200), privacy=PRIVACY)
+    assert metrics.copies == {"synthetic": copied / 500, "test": 0.5}
+    assert any("of the synthetic rows are copies" in note for note in metrics.notes) is warned
+
+
 def test_support2_baseline_keeps_most_of_what_real_rows_teach():
     schema = support2_schema()
     train, test = train_test_split(load_support2())
