@@ -30,7 +30,7 @@ class StatisticsAnew:
     own_noise_multiplier: float
     units: float
     run: str
-    seeded: bool = False
+    seeded: bool
 
     def noise_multiplier(self, epsilon: float) -> float:
         """That of one Gaussian release which costs what the statistics would cost at an epsilon and the run's delta.

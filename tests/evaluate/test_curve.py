@@ -38,7 +38,7 @@ class Draws(StatisticsAnew):
 
 def draws(**changes: Any) -> Draws:
     sampler: Any = None
-    return replace(Draws(sampler, OWN, 1e-5, 2.2, UNITS, "a run", made=[]), **changes)
+    return replace(Draws(sampler, OWN, 1e-5, 2.2, UNITS, "a run", seeded=False, made=[]), **changes)
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_codes_are_judged_as_evaluation_sees_them():
             return table.select(["died", "dx"]).slice(0, rows)
 
     schema, sampler = code_schema(VOCABULARY, ("died", "dx")), None
-    found = whole(Same(sampler, OWN, 1e-5, 2.2, 200, "run", made=[]), train=table, test=table, schema=schema)  # type: ignore[arg-type]
+    found = whole(Same(sampler, OWN, 1e-5, 2.2, 200, "run", False, made=[]), train=table, test=table, schema=schema)  # type: ignore[arg-type]
     assert found["points"][0]["auroc"]["mean"] > 0.7, "it learned from the very rows that it is tested on"
     assert found["points"][0]["c2st_binned"]["mean"] <= 0.5
 

@@ -214,15 +214,16 @@ def test_few_rows_have_pairs_as_often_as_many(tmp_path):
     assert share == pytest.approx(0.16, abs=0.06)
 
 
-def test_codes_come_in_larger_blocks_than_other_rows_unless_the_vocabulary_is_large(tmp_path, monkeypatch):
+def test_codes_come_in_larger_blocks_than_other_rows_unless_records_may_have_many(tmp_path, monkeypatch):
     """Numbers of codes are even, and pairs mended, within a block."""
     schema = code_schema(VOCABULARY, ("died", "dx"), n_units=3000)
     model = DPCGAN(schema, math.inf, 1e-5, device="cpu", **FEW_STEPS).fit(code_records(300), tmp_path / "run")
     monkeypatch.setattr(sampling, "BATCH_ROWS", 40)
     monkeypatch.setattr(sampling, "_CODE_ROWS", 100)
+    (column,) = schema.codes_columns()
     sizes = []
-    for cells in (1 << 26, 70 * len(VOCABULARY), len(VOCABULARY)):
-        monkeypatch.setattr(sampling, "_CODE_CELLS", cells)
+    for rows in (10_000, 70, 1):
+        monkeypatch.setattr(sampling, "_BLOCK_CODES", rows * column.max_codes)
         sizes.append([block.num_rows for block in model.sample_batches(150)])
     assert sizes == [[100, 50], [70, 70, 10], [40, 40, 40, 30]]
 
