@@ -19,6 +19,7 @@ LAYERS = [
     {"models"},
     {"train"},
     {"synthesis"},
+    {"auditing"},
     {"evaluate"},
     {"tuning"},
     {"report", "bench"},

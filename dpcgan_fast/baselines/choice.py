@@ -59,17 +59,23 @@ class Baseline:
 
         Formal guarantee: everything together is as private as that one release, see `Budget`.
         """
-        rows = Rows.of(table, self.schema)
-        budget = Budget(noise_multiplier, key, "row" if self.schema.unit is None else self.schema.unit)
-        whole = sum(part.weight for part in self.parts)
-        drawn = tuple(part.release(rows, budget, part.weight / whole) for part in self.parts)
+        drawn, mechanisms = self.paid(table, noise_multiplier, key)
         said = [part.totals for part in drawn]
         precision = np.array([1 / max(totals.variance, 1e-12) for totals in said])
         totals = np.maximum(precision @ np.array([one.values for one in said]) / precision.sum(), 1.0)
         for part in drawn:
             part.settle(totals)
         rates = _class_rates(totals, label_of(self.schema))
-        return FittedBaseline(self.name, self.schema, drawn, rates, budget.mechanisms, key.seeded)
+        return FittedBaseline(self.name, self.schema, drawn, rates, mechanisms, key.seeded)
+
+    def paid(
+        self, table: pa.Table, noise_multiplier: float, key: NoiseKey
+    ) -> tuple[tuple[Drawn, ...], list[Mechanism]]:
+        """All that `release` takes from the data: parts that are still to be settled, and their mechanisms."""
+        rows = Rows.of(table, self.schema)
+        budget = Budget(noise_multiplier, key, "row" if self.schema.unit is None else self.schema.unit)
+        whole = sum(part.weight for part in self.parts)
+        return tuple(part.release(rows, budget, part.weight / whole) for part in self.parts), budget.mechanisms
 
 
 @dataclass(frozen=True)

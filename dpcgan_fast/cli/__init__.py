@@ -10,6 +10,7 @@ import typer
 import dpcgan_fast
 from dpcgan_fast.cli import console
 from dpcgan_fast.cli.accounting import account
+from dpcgan_fast.cli.auditing import audit
 from dpcgan_fast.cli.benchmarks import bench
 from dpcgan_fast.cli.doctor import doctor
 from dpcgan_fast.cli.training import prepare, schema, train
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (demo, schema, prepare, train, tune, sample, evaluate, account, bench, doctor):
+for command in (demo, schema, prepare, train, tune, sample, evaluate, account, audit, bench, doctor):
     app.command()(command)
 
 

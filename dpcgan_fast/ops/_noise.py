@@ -75,6 +75,11 @@ class NoiseKey:
             self._position = first + blocks
         return self._words.clone(), first
 
+    def add_to(self, tensors: Sequence[Tensor], std: float) -> None:
+        """Adds the stream's next normals times std, in place: what `gaussian_noise_` does once it has looked at std."""
+        words, counter = self.take(sum(math.ceil(tensor.numel() / NORMALS_PER_BLOCK) for tensor in tensors))
+        op("gaussian_noise_")(list(tensors), std, words, counter)
+
     def __repr__(self) -> str:
         return f"NoiseKey(key_id={self.key_id!r}, position={self._position}, seeded={self.seeded})"
 
@@ -101,8 +106,5 @@ def gaussian_noise_(tensors: Sequence[Tensor], std: float, key: NoiseKey) -> Non
     """
     if not (math.isfinite(std) and std >= 0):
         raise ValueError(f"Expected a finite std >= 0, got {std}.")
-    if std == 0:
-        return
-    tensors = list(tensors)
-    words, counter = key.take(sum(math.ceil(tensor.numel() / NORMALS_PER_BLOCK) for tensor in tensors))
-    op("gaussian_noise_")(tensors, std, words, counter)
+    if std > 0:
+        key.add_to(list(tensors), std)

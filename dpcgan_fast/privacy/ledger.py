@@ -18,7 +18,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.files import PRIVATE_FILE, machine_error, sync_folder
@@ -159,6 +159,18 @@ def charged(lines: list[LedgerLine], taken: Mapping[int, int] | None = None) -> 
     """What counts: the private selection that chose the run, or else what the run reserved; see `taken_by_run`."""
     selection = selection_of(lines)
     return [*taken_by_run(lines, taken)] if selection is None else [selection]
+
+
+class Reserves(Protocol):
+    """What a release tells before and after it is made: the ledger of a run, or of an audit nothing."""
+
+    def reserve(self, mechanism: Mechanism, key_id: str) -> int:
+        """A block of steps is about to be taken. Its seq."""
+        ...
+
+    def close(self, seq: int, steps_done: int) -> None:
+        """So many of a reserved block's steps were taken."""
+        ...
 
 
 class Ledger:

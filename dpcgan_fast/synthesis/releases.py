@@ -16,9 +16,10 @@ from dpcgan_fast.data.schema import OTHER, PRIVATE, Bounds, Column, Schema
 from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.models import is_conditional
 from dpcgan_fast.ops import NoiseKey
-from dpcgan_fast.privacy import Ledger, Mechanism
+from dpcgan_fast.privacy import Mechanism
 from dpcgan_fast.privacy import releases as gaussian
 from dpcgan_fast.privacy.denoising import denoised_counts
+from dpcgan_fast.privacy.ledger import Reserves
 from dpcgan_fast.privacy.quantiles import noisy_quantiles, quantile_grid
 from dpcgan_fast.synthesis.code_autoencoder import MAX_GRAD_NORM, cluster_steps
 from dpcgan_fast.synthesis.statistics import (
@@ -179,7 +180,7 @@ class _Releaser:
     """Reserves a planned release in the ledger, makes it, and closes the line."""
 
     plan: BudgetPlan
-    ledger: Ledger
+    ledger: Reserves
     key: NoiseKey
     planned: list[str] = field(default_factory=list)
 
@@ -206,8 +207,9 @@ class _Releaser:
 
 
 def make_releases(
-    table: pa.Table, ids: np.ndarray | None, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, where: str
-) -> ReleasedFacts:
+    table: pa.Table, ids: np.ndarray | None, schema: Schema, plan: BudgetPlan, ledger: Reserves, key: NoiseKey,
+    where: str,
+) -> ReleasedFacts:  # fmt: skip
     """Estimates every fact that the plan says, and no other; not the statistics, which need the complete schema.
 
     ids: unit of each row (M,), None if every row is a unit

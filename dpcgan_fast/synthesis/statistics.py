@@ -87,6 +87,14 @@ def unaccounted_statistics(
     return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key)
 
 
+def paid_statistics(table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str) -> None:
+    """Takes from the data what `unaccounted_statistics` takes, and makes nothing of it: for whoever has made the key
+    and keeps what it gave.
+    """
+    placed = _placed(with_days(table, schema, where), schema, where)
+    statistics_for(_of_places(schema)).paid(placed, noise_multiplier, key)
+
+
 def dry_statistics(table: pa.Table, schema: Schema) -> None:
     """Releases and draws statistics of no rows, so that what fails because of the schema fails before it is paid for.
 

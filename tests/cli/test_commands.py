@@ -270,7 +270,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out.strip() == dpcgan_fast.__version__
     assert run(["--help"]) == 0
     helped = capsys.readouterr().out
-    for command in ("demo", "schema", "train", "sample", "evaluate", "account", "bench", "doctor"):
+    for command in ("demo", "schema", "train", "sample", "evaluate", "account", "audit", "bench", "doctor"):
         assert command in helped
         assert run([command, "--help"]) == 0
 
