@@ -42,9 +42,10 @@ def audit(
 ) -> None:
     """Lower bound on epsilon, by experiment: of a run, or of the engine.
 
-    Canaries are put into the data or not, and guessed from what is released. Of a run, everything that its ledger charges is done again, without its data: releases by their own code, with the
-    run's schema, noise and synthetic rows, and private steps with its sample rate, noise and number of steps. Of the
-    engine, private steps are taken in every way that it has. Whoever guesses knows all but the noise and the draws.
+    Canaries are put into the data or not, and guessed from what is released. Of a run, everything that its ledger
+    charges is done again, without its data: releases by their own code, with the run's schema, noise and synthetic
+    rows, and private steps with its sample rate, noise and number of steps. Of the engine, private steps are taken in
+    every way that it has. Whoever guesses knows all but the noise and the draws.
 
     Bounds below a claim do not prove it; the accountant does. A claim that is refuted, by what would have a
     probability below 1e-6 if it held, ends with exit code 3: something in the code, the build or the noise is broken.
