@@ -6,7 +6,6 @@ together, with the run's sample rate, noise and number of steps. A canary's scor
 Statistics of codes are those of few people, whose whole budget counts have: clusters and pairs need thousands.
 """
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +17,8 @@ import pyarrow as pa
 import torch
 
 from dpcgan_fast.auditing.canaries import Fused, Turn, Units, drawn_canaries, step_scores
+from dpcgan_fast.auditing.made_up import MadeUpTables
 from dpcgan_fast.auditing.transcript import release_score
-from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Mechanism, account, noise_key
@@ -27,14 +26,13 @@ from dpcgan_fast.privacy.audit import Audit, audit_scores
 from dpcgan_fast.privacy.ledger import LedgerLine, read_ledger, seeded, selection_of, taken_by_run
 from dpcgan_fast.privacy.mechanism import SELECTED
 from dpcgan_fast.privacy.releases import noisy_release
-from dpcgan_fast.synthesis.api import DPCGAN, load_sampler
+from dpcgan_fast.synthesis.api import DPCGAN
 from dpcgan_fast.synthesis.releases import make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.statistics import OF_STATISTICS, STATISTICS, paid_statistics
 from dpcgan_fast.train.plan import BudgetPlan
 
 RELEASES = "releases before training"
-_BASE_ROWS, _MOST_ROWS = 64, 4  # of the table beside a canary, and of a canary
 _WHERE = "audit"
 
 _Release = Callable[[pa.Table, np.ndarray | None, NoiseKey], object]
@@ -114,7 +112,7 @@ def _parts(model: DPCGAN, folder: RunFolder, charged: dict[str, Mechanism], cana
     plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
     planned = {release.mechanism for release in plan.releases} - set(OF_STATISTICS)
     facts = [mechanism for name, mechanism in charged.items() if name in planned]
-    tables = _Tables.drawn(model, folder, canaries)
+    tables = MadeUpTables.drawn(model, canaries, _WHERE)
     parts: dict[str, _Part] = {}
 
     def with_trials(release: _Release) -> _Score:
@@ -150,43 +148,7 @@ class _NoLedger:
         pass
 
 
-@dataclass(frozen=True)
-class _Tables:
-    """Made-up records, and canaries.
-
-    base:     records that are always there, each a unit of its own
-    canaries: the records of all canaries, `rows` of each
-    unit:     name of the unit's column, None if every record is a unit
-    """
-
-    base: pa.Table
-    canaries: pa.Table
-    rows: int
-    unit: str | None
-
-    @classmethod
-    def drawn(cls, model: DPCGAN, folder: RunFolder, canaries: int) -> "_Tables":
-        """Of the run's own synthetic records, which its claim covers: so they have the run's categories and codes."""
-        schema = model.schema
-        sampler = replace(load_sampler(folder, model.settings, torch.device("cpu")), visits=None)
-        unit = None if schema.merges_rows else schema.unit
-        rows = 1 if unit is None else min(schema.max_rows_per_unit, _MOST_ROWS)
-        randomness = torch.Generator().manual_seed(secrets.randbits(63))
-        drawn = pa.concat_tables(sampler.batches(_BASE_ROWS + canaries * rows, {}, randomness))
-        drawn = with_days(drawn, schema.as_records(), _WHERE)
-        return cls(drawn.slice(0, _BASE_ROWS), drawn.slice(_BASE_ROWS), rows, unit)
-
-    def of(self, canary: int, included: bool) -> tuple[pa.Table, np.ndarray | None]:
-        """The table with a canary or without it, and the unit of each record."""
-        rows = self.canaries.slice(canary * self.rows, self.rows if included else 0)
-        table = pa.concat_tables([self.base, rows]).combine_chunks()
-        if self.unit is None:
-            return table, None
-        ids = np.minimum(np.arange(table.num_rows), self.base.num_rows)
-        return table.append_column(self.unit, pa.array(ids)), ids
-
-
-def _release_scores(tables: _Tables, release: _Release, included: np.ndarray, turn: Turn) -> np.ndarray:
+def _release_scores(tables: MadeUpTables, release: _Release, included: np.ndarray, turn: Turn) -> np.ndarray:
     """A trial for each canary: what is released with it or without it."""
     scores = np.zeros(len(included))
     for canary, there in enumerate(included):
