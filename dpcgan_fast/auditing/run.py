@@ -3,7 +3,8 @@
 Its data are not needed. Releases are made by their own code with the run's schema and noise, from a small table of the
 run's synthetic rows, with one more person or without: a trial for each canary. Private steps are taken on all canaries
 together, with the run's sample rate, noise and number of steps. A canary's score is what all of it says together.
-Statistics of codes are those of few people, whose whole budget counts have: clusters and pairs need thousands.
+Statistics are those of as many people as the table has. Where these are few for the noise, histograms and counts of
+codes have the whole budget: pairs of columns and what follows from them, clusters and pairs of codes are not released.
 """
 
 import secrets
@@ -20,6 +21,7 @@ import torch
 from dpcgan_fast.auditing.canaries import Fused, Turn, Units, drawn_canaries, step_scores
 from dpcgan_fast.auditing.transcript import release_score
 from dpcgan_fast.data.dates import with_days
+from dpcgan_fast.data.schema import PRIVATE, Schema
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Mechanism, account, noise_key
@@ -30,11 +32,11 @@ from dpcgan_fast.privacy.releases import noisy_release
 from dpcgan_fast.synthesis.api import DPCGAN, load_sampler
 from dpcgan_fast.synthesis.releases import make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
-from dpcgan_fast.synthesis.statistics import OF_STATISTICS, STATISTICS, paid_statistics
+from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER, OF_STATISTICS, STATISTICS, paid_statistics
 from dpcgan_fast.train.plan import BudgetPlan
 
 RELEASES = "releases before training"
-_BASE_ROWS, _MOST_ROWS = 64, 4  # of the table beside a canary, and of a canary
+BASE_ROWS, _MOST_ROWS = 64, 4  # of the table beside a canary, and of a canary
 _WHERE = "audit"
 
 _Release = Callable[[pa.Table, np.ndarray | None, NoiseKey], object]
@@ -70,14 +72,17 @@ class RunAudit:
     selected: bool
 
 
-def audit_run(path: str | Path, canaries: int, progress: Callable[[int, int], None] = lambda *_: None) -> RunAudit:
+def audit_run(
+    path: str | Path, canaries: int, progress: Callable[[int, int], None] = lambda *_: None, rows: int = BASE_ROWS
+) -> RunAudit:
     """Lower bounds on epsilon of a run's mechanisms, by doing each again.
 
     path:     run folder, of a finished run
     canaries: people, each of whom is in the data with probability 1/2
     progress: told how many trials and steps are done, and how many there are
+    rows:     of the made-up table beside a canary
     Raises InputError if there is no such run, or if it is unfinished or claims no epsilon; PrivacyError if its ledger
-    is broken or charges nothing.
+    is broken, charges nothing, or lacks a release that the run's plan has.
     """
     model, folder = DPCGAN.load(path, "cpu"), RunFolder.open(path)
     settings = model.settings
@@ -87,11 +92,16 @@ def audit_run(path: str | Path, canaries: int, progress: Callable[[int, int], No
     charged = _merged(lines)
     if not charged:
         raise PrivacyError("The ledger charges nothing", str(folder.ledger), "Restore the run from a copy.")
+    plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
+    free = {release.mechanism for release in plan.releases} - set(charged) - {CODE_AUTOENCODER}
+    if free:
+        where = f"{folder.ledger}: {', '.join(sorted(free))}"
+        raise PrivacyError("The ledger does not charge what the run's plan releases", where, "Release nothing of it.")
     included, delta = drawn_canaries(canaries), settings.delta
-    planned = _parts(model, folder, charged, canaries)
-    turns, total = count(1), sum(part.turns for part in planned.values())
+    audited = _parts(model, plan, charged, canaries, _Tables.drawn(model, folder, canaries, rows))
+    turns, total = count(1), sum(part.turns for part in audited.values())
     parts, scores = {}, np.zeros(canaries)
-    for name, part in planned.items():
+    for name, part in audited.items():
         own = part.score(included, lambda: progress(next(turns), total))
         scores += own
         parts[name] = audit_scores(own, included, account(part.mechanisms, delta).epsilon, delta)
@@ -109,12 +119,12 @@ def _merged(lines: list[LedgerLine]) -> dict[str, Mechanism]:
     return {name: mechanism for name, mechanism in merged.items() if mechanism.steps > 0}
 
 
-def _parts(model: DPCGAN, folder: RunFolder, charged: dict[str, Mechanism], canaries: int) -> dict[str, _Part]:
+def _parts(
+    model: DPCGAN, plan: BudgetPlan, charged: dict[str, Mechanism], canaries: int, tables: "_Tables"
+) -> dict[str, _Part]:
     schema = model.schema.as_records()
-    plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
     planned = {release.mechanism for release in plan.releases} - set(OF_STATISTICS)
     facts = [mechanism for name, mechanism in charged.items() if name in planned]
-    tables = _Tables.drawn(model, folder, canaries)
     parts: dict[str, _Part] = {}
 
     def with_trials(release: _Release) -> _Score:
@@ -165,16 +175,17 @@ class _Tables:
     unit: str | None
 
     @classmethod
-    def drawn(cls, model: DPCGAN, folder: RunFolder, canaries: int) -> "_Tables":
+    def drawn(cls, model: DPCGAN, folder: RunFolder, canaries: int, base_rows: int) -> "_Tables":
         """Of the run's own synthetic records, which its claim covers: so they have the run's categories and codes."""
         schema = model.schema
         sampler = replace(load_sampler(folder, model.settings, torch.device("cpu")), visits=None)
         unit = None if schema.merges_rows else schema.unit
         rows = 1 if unit is None else min(schema.max_rows_per_unit, _MOST_ROWS)
         randomness = torch.Generator().manual_seed(secrets.randbits(63))
-        drawn = pa.concat_tables(sampler.batches(_BASE_ROWS + canaries * rows, {}, randomness))
+        drawn = pa.concat_tables(sampler.batches(base_rows + canaries * rows, {}, randomness))
         drawn = with_days(drawn, schema.as_records(), _WHERE)
-        return cls(drawn.slice(0, _BASE_ROWS), drawn.slice(_BASE_ROWS), rows, unit)
+        named = _first_with_a_name(drawn, base_rows, schema)
+        return cls(pa.concat_tables([drawn.slice(0, base_rows), drawn.take(named)]), drawn.slice(base_rows), rows, unit)
 
     def of(self, canary: int, included: bool) -> tuple[pa.Table, np.ndarray | None]:
         """The table with a canary or without it, and the unit of each record."""
@@ -184,6 +195,24 @@ class _Tables:
             return table, None
         ids = np.minimum(np.arange(table.num_rows), self.base.num_rows)
         return table.append_column(self.unit, pa.array(ids)), ids
+
+
+def _first_with_a_name(drawn: pa.Table, base_rows: int, schema: Schema) -> pa.Array:
+    """Places of the rows after the base that are the first to have a name of a private list.
+
+    There must be another row with each name that a canary has: a name that one person alone has is hidden by a
+    threshold. Its count is not released, nor is noise added to it where it is not there, so that transcripts of the two
+    tables would differ in what nobody sees.
+    """
+    lists = [c.name for c in schema.as_records().columns if PRIVATE in (c.categories, c.vocabulary)]
+    known, found = set[tuple[str, object]](), set[int]()
+    for name in lists:
+        for row, cell in enumerate(drawn[name].to_pylist()):
+            own = {(name, value) for value in (cell if isinstance(cell, list) else [cell])}
+            if row >= base_rows and not own <= known:
+                found.add(row)
+            known |= own
+    return pa.array(sorted(found), pa.int64())
 
 
 def _release_scores(tables: _Tables, release: _Release, included: np.ndarray, turn: Turn) -> np.ndarray:
