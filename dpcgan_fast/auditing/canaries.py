@@ -1,7 +1,8 @@
 """Private steps on canaries: units of which each has a coordinate of its own, and a gradient far beyond the clip there.
 
 Each form takes one step of the engine in another way. Nothing else moves a canary's coordinate than itself and noise,
-so that whoever sees all noisy sums knows all that there is to know of it, and one run tells of all canaries.
+so that whoever sees all noisy sums knows all that there is to know of it, and one run tells of all canaries. Noise and
+draws are taken to be fresh in each step. What goes wrong between several weights alone does not show.
 """
 
 from collections.abc import Callable

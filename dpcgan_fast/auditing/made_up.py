@@ -12,7 +12,7 @@ from dpcgan_fast.data.schema import PRIVATE, Column, Schema
 from dpcgan_fast.synthesis.api import DPCGAN, load_sampler
 from dpcgan_fast.synthesis.run_folder import RunFolder
 
-_BASE_ROWS, _MOST_ROWS = 64, 4  # beside a canary, but for names that these lack; and of a canary
+BASE_ROWS, _MOST_ROWS = 64, 4  # of the table beside a canary, but for names that it lacks; and of a canary
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class MadeUpTables:
     unit: str | None
 
     @classmethod
-    def drawn(cls, model: DPCGAN, canaries: int, where: str) -> "MadeUpTables":
+    def drawn(cls, model: DPCGAN, canaries: int, base_rows: int, where: str) -> "MadeUpTables":
         """Of the run's own synthetic records, which its claim covers: so they have the run's categories and codes.
 
         model: of a finished run; where: for errors
@@ -41,10 +41,10 @@ class MadeUpTables:
         unit = None if schema.merges_rows else schema.unit
         rows = 1 if unit is None else min(schema.max_rows_per_unit, _MOST_ROWS)
         randomness = torch.Generator().manual_seed(secrets.randbits(63))
-        drawn = pa.concat_tables(sampler.batches(_BASE_ROWS + canaries * rows, {}, randomness))
+        drawn = pa.concat_tables(sampler.batches(base_rows + canaries * rows, {}, randomness))
         drawn = with_days(drawn, schema.as_records(), where)
-        base = with_every_name(drawn.slice(0, _BASE_ROWS), schema.as_records(), sampler.codec.schema)
-        return cls(base, drawn.slice(_BASE_ROWS), rows, unit)
+        base = with_every_name(drawn.slice(0, base_rows), schema.as_records(), sampler.codec.schema)
+        return cls(base, drawn.slice(base_rows), rows, unit)
 
     def of(self, canary: int, included: bool) -> tuple[pa.Table, np.ndarray | None]:
         """The table with a canary or without it, and the unit of each record."""

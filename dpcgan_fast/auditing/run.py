@@ -3,7 +3,8 @@
 Its data are not needed. Releases are made by their own code with the run's schema and noise, from a small table of the
 run's synthetic rows, with one more person or without: a trial for each canary. Private steps are taken on all canaries
 together, with the run's sample rate, noise and number of steps. A canary's score is what all of it says together.
-Statistics of codes are those of few people, whose whole budget counts have: clusters and pairs need thousands.
+Statistics are those of as many people as the table has. Where these are few for the noise, histograms and counts of
+codes have the whole budget: pairs of columns and what follows from them, clusters and pairs of codes are not released.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from dpcgan_fast.auditing.canaries import Fused, Turn, Units, drawn_canaries, step_scores
-from dpcgan_fast.auditing.made_up import MadeUpTables
+from dpcgan_fast.auditing.made_up import BASE_ROWS, MadeUpTables
 from dpcgan_fast.auditing.transcript import release_score
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.ops import NoiseKey
@@ -29,7 +30,7 @@ from dpcgan_fast.privacy.releases import noisy_release
 from dpcgan_fast.synthesis.api import DPCGAN
 from dpcgan_fast.synthesis.releases import make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
-from dpcgan_fast.synthesis.statistics import OF_STATISTICS, STATISTICS, paid_statistics
+from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER, OF_STATISTICS, STATISTICS, paid_statistics
 from dpcgan_fast.train.plan import BudgetPlan
 
 RELEASES = "releases before training"
@@ -68,14 +69,17 @@ class RunAudit:
     selected: bool
 
 
-def audit_run(path: str | Path, canaries: int, progress: Callable[[int, int], None] = lambda *_: None) -> RunAudit:
+def audit_run(
+    path: str | Path, canaries: int, progress: Callable[[int, int], None] = lambda *_: None, rows: int = BASE_ROWS
+) -> RunAudit:
     """Lower bounds on epsilon of a run's mechanisms, by doing each again.
 
     path:     run folder, of a finished run
     canaries: people, each of whom is in the data with probability 1/2
     progress: told how many trials and steps are done, and how many there are
+    rows:     of the made-up table beside a canary
     Raises InputError if there is no such run, or if it is unfinished or claims no epsilon; PrivacyError if its ledger
-    is broken or charges nothing.
+    is broken, charges nothing, or lacks a release that the run's plan has.
     """
     model, folder = DPCGAN.load(path, "cpu"), RunFolder.open(path)
     settings = model.settings
@@ -85,11 +89,16 @@ def audit_run(path: str | Path, canaries: int, progress: Callable[[int, int], No
     charged = _merged(lines)
     if not charged:
         raise PrivacyError("The ledger charges nothing", str(folder.ledger), "Restore the run from a copy.")
+    plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
+    free = {release.mechanism for release in plan.releases} - set(charged) - {CODE_AUTOENCODER}
+    if free:
+        where = f"{folder.ledger}: {', '.join(sorted(free))}"
+        raise PrivacyError("The ledger does not charge what the run's plan releases", where, "Release nothing of it.")
     included, delta = drawn_canaries(canaries), settings.delta
-    planned = _parts(model, folder, charged, canaries)
-    turns, total = count(1), sum(part.turns for part in planned.values())
+    audited = _parts(model, plan, charged, canaries, MadeUpTables.drawn(model, canaries, rows, _WHERE))
+    turns, total = count(1), sum(part.turns for part in audited.values())
     parts, scores = {}, np.zeros(canaries)
-    for name, part in planned.items():
+    for name, part in audited.items():
         own = part.score(included, lambda: progress(next(turns), total))
         scores += own
         parts[name] = audit_scores(own, included, account(part.mechanisms, delta).epsilon, delta)
@@ -107,12 +116,12 @@ def _merged(lines: list[LedgerLine]) -> dict[str, Mechanism]:
     return {name: mechanism for name, mechanism in merged.items() if mechanism.steps > 0}
 
 
-def _parts(model: DPCGAN, folder: RunFolder, charged: dict[str, Mechanism], canaries: int) -> dict[str, _Part]:
+def _parts(
+    model: DPCGAN, plan: BudgetPlan, charged: dict[str, Mechanism], canaries: int, tables: MadeUpTables
+) -> dict[str, _Part]:
     schema = model.schema.as_records()
-    plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
     planned = {release.mechanism for release in plan.releases} - set(OF_STATISTICS)
     facts = [mechanism for name, mechanism in charged.items() if name in planned]
-    tables = MadeUpTables.drawn(model, canaries, _WHERE)
     parts: dict[str, _Part] = {}
 
     def with_trials(release: _Release) -> _Score:

@@ -5,13 +5,15 @@ follows from an answer is the same, and what it was about to release can be held
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpcgan_fast.ops import NoiseKey
+
+_ROUNDING = 1e-9  # relative
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Transcript(NoiseKey):
 
 
 class OtherwiseReleasedError(Exception):
-    """A neighbouring table releases something else than noisy values of the same number: it can be told by that."""
+    """A neighbouring table asks for other noise than the first one did: it can be told by that."""
 
 
 class Replay(NoiseKey):
@@ -69,21 +71,40 @@ class Replay(NoiseKey):
 def release_score(release: Callable[[bool, NoiseKey], object], included: bool) -> float:
     """Log likelihood ratio of a canary by everything that was released, above 0 where it looks to be in the data.
 
-    release:  releases, with this key, what a table has: with the canary, or without it
+    release:  releases, with this key, what a table has: with the canary, or without it; gives what it makes of that
     included: which of the two is released; the other one is only compared
-    It is infinite, and right, if the other table would have released something else than such values.
+    It is infinite, and right, if the other table would have asked for other noise, or if it makes something else of the
+    same answers: then something leaves the data without the key's noise. So does what has noise of another source.
     """
     made = Transcript()
-    release(included, made)
+    given = release(included, made)
     other = Replay(made.answers)
     try:
-        release(not included, other)
+        alike = same(given, release(not included, other)) and len(other.exact) == len(made.answers)
     except OtherwiseReleasedError:
-        return np.inf if included else -np.inf
-    if len(other.exact) != len(made.answers):
+        alike = False
+    if not alike:
         return np.inf if included else -np.inf
     ratio = 0.0
     for answer, exact in zip(made.answers, other.exact, strict=True):
         nearer = (answer.noisy - exact) ** 2 - (answer.noisy - answer.exact) ** 2
         ratio += float(nearer.sum()) / (2 * answer.std**2)
     return ratio if included else -ratio
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two results hold the same numbers, but for the rounding of what is made of answers, and names."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray | float):
+        first, second = np.asarray(one), np.asarray(other)
+        if first.dtype.kind != "f":
+            return np.array_equal(first, second)
+        return first.shape == second.shape and np.allclose(first, second, _ROUNDING, 0.0, equal_nan=True)
+    if is_dataclass(one):
+        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    if isinstance(one, dict):
+        return same(list(one.items()), list(other.items()))  # type: ignore[attr-defined]
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))  # type: ignore[arg-type]
+    return bool(one == other)

@@ -8,6 +8,7 @@ import typer
 
 from dpcgan_fast.auditing import audit_engine, audit_run
 from dpcgan_fast.auditing.engine import TURNS
+from dpcgan_fast.auditing.made_up import BASE_ROWS
 from dpcgan_fast.cli.console import result, result_json
 from dpcgan_fast.cli.progress import WorkProgress
 from dpcgan_fast.cli.training import Json
@@ -18,6 +19,7 @@ from dpcgan_fast.synthesis.privacy_statement import number
 
 _OF_RUN, _OF_ENGINE = 2000, 10_000  # canaries
 _FEWEST, _MOST = 100, 16_384  # more would take the fused form's layer off the fused path
+_FEWEST_ROWS, _MOST_ROWS = 16, 1_000_000
 _EPSILON, _DELTA = 1.0, 1e-5
 
 
@@ -29,6 +31,13 @@ def audit(
         typer.Option(
             help=f"People who are there with probability 1/2, from {_FEWEST} to {_MOST}: bounds come closer with more. "
             f"[default: {_OF_RUN} for a run, {_OF_ENGINE} for the engine]"
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Made-up rows beside a canary, of a run. Some statistics are only released of many people: with as "
+            f"many as the run had all of them are, and each canary takes longer. [default: {BASE_ROWS}]"
         ),
     ] = None,
     epsilon: Annotated[
@@ -43,9 +52,9 @@ def audit(
     """Lower bound on epsilon, by experiment: of a run, or of the engine.
 
     Canaries are put into the data or not, and guessed from what is released. Of a run, everything that its ledger
-    charges is done again, without its data: releases by their own code, with the run's schema, noise and synthetic
-    rows, and private steps with its sample rate, noise and number of steps. Of the engine, private steps are taken in
-    every way that it has. Whoever guesses knows all but the noise and the draws.
+    charges is done again by this installation, without its data: releases by their own code, with the run's schema and
+    noise and some of its synthetic rows, and private steps with its sample rate, noise and number of steps. Of the
+    engine, private steps are taken in every way that it has. Whoever guesses knows all but the noise and the draws.
 
     Bounds below a claim do not prove it; the accountant does. A claim that is refuted, by what would have a
     probability below 1e-6 if it held, ends with exit code 3: something in the code, the build or the noise is broken.
@@ -55,18 +64,23 @@ def audit(
     if canaries is not None and not _FEWEST <= canaries <= _MOST:
         how = f"Give a number from {_FEWEST} to {_MOST}."
         raise InputError("This is no number of canaries for an audit", f"--canaries {canaries}", how)
+    if rows is not None and not _FEWEST_ROWS <= rows <= _MOST_ROWS:
+        how = f"Give a number from {_FEWEST_ROWS} to {_MOST_ROWS}."
+        raise InputError("This is no number of rows for an audit", f"--rows {rows}", how)
     given = {"--epsilon": epsilon, "--delta": delta, "--device": device}
     if run is not None:
         if any(value is not None for value in given.values()):
             names = ", ".join(name for name, value in given.items() if value is not None)
             raise InputError("A run has its own numbers", names, "Leave them out; they are for --engine.")
-        _show(_of_run(run, canaries or _OF_RUN), as_json, str(run))
+        _show(_of_run(run, canaries or _OF_RUN, rows or BASE_ROWS), as_json, str(run))
     else:
+        if rows is not None:
+            raise InputError("The engine's steps have canaries alone", "--rows", "Leave it out; it is for a run.")
         numbers = _EPSILON if epsilon is None else epsilon, _DELTA if delta is None else delta
         _show(_of_engine(*numbers, canaries or _OF_ENGINE, device or "auto"), as_json, "--engine")
 
 
-def _of_run(run: Path, canaries: int) -> dict[str, Any]:
+def _of_run(run: Path, canaries: int, rows: int) -> dict[str, Any]:
     with WorkProgress() as progress:
 
         def turned(done: int, total: int) -> None:
@@ -74,7 +88,7 @@ def _of_run(run: Path, canaries: int) -> dict[str, Any]:
                 progress.start("canaries", total, 0)
             progress.advance(done)
 
-        found = audit_run(run, canaries, turned)
+        found = audit_run(run, canaries, turned, rows)
     return {
         **_values(found.whole),
         "parts": {name: _values(part) for name, part in found.parts.items()},
@@ -145,7 +159,9 @@ def _lines(values: dict[str, Any]) -> list[str]:
             f"{name:{width}}  {part['claimed_epsilon']:8.3f}  {part['epsilon_lower_bound_gaussian']:8.3f}  "
             f"{part['epsilon_lower_bound']:8.3f}  {part['right_guesses'] / part['canaries']:.1%}{path}"
         )
-    lines.append("at least: if it tells canaries apart as a Gaussian mechanism does, as many steps together nearly do")
+    lines.append(
+        "at least: if canaries are told apart no better than by a Gaussian mechanism, as by all that a ledger holds"
+    )
     lines.append(
         "surely: whatever the mechanism is; this stays well below epsilon, and comes nearer with more canaries"
     )

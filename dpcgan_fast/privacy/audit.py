@@ -27,9 +27,10 @@ class Audit:
     canaries, right:  how many there were, and how many guesses were right, each canary being guessed, by the better of
                       two rules
     lower:            epsilon is at least this, whatever the mechanism is
-    lower_gaussian:   epsilon is at least this if the mechanism's trade-off is that of a Gaussian one, as of many
-                      steps together it nearly is; larger, since it needs no more than the share of right guesses
-    refuted:          whether one of these bounds is above the claim at a significance of `REFUTING`
+    lower_gaussian:   epsilon is at least this if canaries are independent, and told apart no better than by a Gaussian
+                      mechanism of that epsilon, as all that a ledger holds is: Gaussian mechanisms, also of Poisson
+                      samples, and many together. Larger, since it needs no more than the share of right guesses
+    refuted:          whether one of these bounds is above the claim at a significance of `REFUTING` for both together
     The bounds hold with probability 1 - `SIGNIFICANCE`, each for itself.
     """
 
@@ -59,7 +60,7 @@ def audit_scores(scores: np.ndarray, included: np.ndarray, epsilon: float, delta
     finite = scores[np.isfinite(scores)]
     centres = (0.0, float(finite.mean()) if len(finite) else 0.0)
     right = [_right_guesses(scores - centre, included) for centre in centres]
-    shown = [_bounds(right, delta, significance) for significance in (SIGNIFICANCE, REFUTING)]
+    shown = [_bounds(right, delta, significance) for significance in (SIGNIFICANCE, REFUTING / 2)]
     most = max(int(one.sum()) for one in right)
     return Audit(len(scores), most, epsilon, delta, *shown[0], max(shown[1]) > epsilon)
 

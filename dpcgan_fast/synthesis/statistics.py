@@ -87,12 +87,10 @@ def unaccounted_statistics(
     return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key)
 
 
-def paid_statistics(table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str) -> None:
-    """Takes from the data what `unaccounted_statistics` takes, and makes nothing of it: for whoever has made the key
-    and keeps what it gave.
-    """
+def paid_statistics(table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str) -> object:
+    """Takes from the data what `unaccounted_statistics` takes, and gives that alone, before anything is made of it."""
     placed = _placed(with_days(table, schema, where), schema, where)
-    statistics_for(_of_places(schema)).paid(placed, noise_multiplier, key)
+    return statistics_for(_of_places(schema)).paid(placed, noise_multiplier, key)
 
 
 def dry_statistics(table: pa.Table, schema: Schema) -> None:

@@ -275,6 +275,8 @@ def test_the_command_audits_the_engine(capsys):
         (["--engine", "--delta", "0"], "delta"),
         (["--engine", "--device", "tpu"], "no such device"),
         (["nowhere", "--epsilon", "1", "--device", "cpu"], "its own numbers (--epsilon, --device)"),
+        (["nowhere", "--rows", "15"], "no number of rows"),
+        (["--engine", "--rows", "100"], "canaries alone"),
     ],
 )
 def test_bad_usage_is_one_line_and_code_2(arguments, what, capsys):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dpcgan_fast.auditing.transcript import OtherwiseReleasedError, Replay, Transcript, release_score
+from dpcgan_fast.auditing.transcript import OtherwiseReleasedError, Replay, Transcript, release_score, same
 from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.parts import Totals
 from dpcgan_fast.ops import NoiseKey, gaussian_noise_
 from dpcgan_fast.privacy.releases import noisy_release
 
@@ -72,7 +73,7 @@ def test_releases_that_follow_from_earlier_answers_add_up():
 
 def test_draws_of_who_is_looked_at_tell_nothing():
     def release(included, key):
-        return Budget(1.0, key).some_of(50, 0.3), included
+        return included is not None, Budget(1.0, key).some_of(50, 0.3)
 
     assert release_score(release, included=True) == release_score(release, included=False) == 0.0
 
@@ -88,6 +89,53 @@ def test_what_is_released_otherwise_tells_for_sure(kind):
 
     assert release_score(release, included=True) == math.inf
     assert release_score(release, included=False) == -math.inf
+
+
+@pytest.mark.parametrize("kind", ["no noise", "noise of its own", "beside the noise"])
+def test_what_leaves_without_the_key_s_noise_tells_for_sure(kind):
+    """A value whose noise is 0 asks the key for none, so that its transcript is empty."""
+
+    def release(included, key):
+        values = np.array([3.0 + included, 1.0])
+        if kind == "noise of its own":
+            return values + np.random.default_rng().normal(size=2)
+        made = noisy_release("a release", values, 1.0, 0.0 if kind == "no noise" else 50.0, key, "row")
+        return made, {"rows": values[0]} if kind == "beside the noise" else None
+
+    assert release_score(release, included=True) == math.inf
+    assert release_score(release, included=False) == -math.inf
+
+
+def test_what_is_made_of_the_same_answers_tells_nothing_more():
+    """However data are rounded on the way; names, lists and places that answers pick are alike too."""
+
+    def release(included, key):
+        noisy = noisy_release("a release", np.arange(5.0) + included, 3.0, 100.0, key, "row").values
+        order = np.argsort(noisy)
+        return {"order": order, "names": [f"n{place}" for place in order], "mean": float(noisy.mean()), "none": None}
+
+    assert abs(release_score(release, included=True)) < 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (1.0, 1.0 + 1e-12, True),
+        (1.0, 1.001, False),
+        (math.nan, math.nan, True),
+        (1, 1.0, False),
+        (np.array([1.0, np.nan]), np.array([1.0 + 1e-12, np.nan]), True),
+        (np.zeros(2), np.zeros(3), False),
+        (np.array(["a"]), np.array(["b"]), False),
+        ((1, [2.0, {"a": "b"}]), (1, [2.0, {"a": "b"}]), True),
+        ((1, [2.0, {"a": "b"}]), (1, [2.0, {"b": "b"}]), False),
+        ([1], [1, 2], False),
+        (Totals(np.ones(2), 1.0), Totals(np.ones(2), 1.0), True),
+        (Totals(np.ones(2), 1.0), Totals(np.ones(2), 2.0), False),
+    ],
+)
+def test_results_are_the_same_where_all_that_they_hold_is(one, other, alike):
+    assert same(one, other) is alike
 
 
 def test_noise_without_a_transcript_is_as_it_was():

@@ -6,10 +6,12 @@ from functools import cache
 import dp_accounting
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution
 from scipy.special import expit
 from scipy.stats import norm
 
-from dpcgan_fast.privacy.audit import audit_scores, gaussian_epsilon, one_run_epsilon
+from dpcgan_fast.privacy import audit as module
+from dpcgan_fast.privacy.audit import REFUTING, SIGNIFICANCE, audit_scores, gaussian_epsilon, one_run_epsilon
 
 REPEATS, DELTA = 2000, 1e-5
 MOST_ALARMS = 131  # of 2000 at a significance of 0.05, three standard deviations above 100
@@ -63,6 +65,39 @@ def test_of_ideal_gaussians_the_gaussian_bound_exceeds_epsilon_no_more_often_tha
     bounds = np.array([bound(int(one)) for one in right])
     assert (bounds > epsilon).sum() <= MOST_ALARMS
     assert (bounds > epsilon / 2).mean() >= 0.9
+
+
+@pytest.mark.parametrize("delta", [1e-6, 1e-3])
+@pytest.mark.parametrize(
+    ("rate", "noise", "steps"),
+    [(0.001, 0.5, 1), (0.01, 0.7, 10), (0.1, 0.4, 1), (0.1, 1.0, 100), (0.3, 3.0, 1000), (0.9, 2.0, 3), (1.0, 0.8, 1)],
+)
+def test_sampled_gaussians_are_guessed_no_better_than_a_gaussian_of_their_epsilon(rate, noise, steps, delta):
+    """So that the Gaussian bound is one for everything that a ledger holds. Best guesses are right as often as the
+    total variation says, which is delta at epsilon 0; all by dp-accounting's privacy loss distributions.
+    """
+    one = privacy_loss_distribution.from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=1e-3
+    )
+    all_of_them = one.self_compose(steps)
+    right = (1 + all_of_them.get_delta_for_epsilon(0.0)) / 2
+    of_gaussian = dp_accounting.get_epsilon_gaussian(1 / (2 * norm.ppf(right)), delta)
+    assert of_gaussian <= all_of_them.get_epsilon_for_delta(delta) * 1.005 + 1e-3
+
+
+def test_bounds_that_refute_share_their_significance(monkeypatch):
+    given = []
+
+    def bound(*arguments):
+        given.append(arguments[-1])
+        return 0.0
+
+    monkeypatch.setattr(module, "one_run_epsilon", bound)
+    monkeypatch.setattr(module, "gaussian_epsilon", bound)
+    audit_scores(np.arange(200) - 100.0, np.arange(200) % 2 == 0, 1.0, DELTA)
+    shown, refuting = given[: len(given) // 2], given[len(given) // 2 :]
+    assert sum(shown) == pytest.approx(2 * SIGNIFICANCE)  # each for itself
+    assert sum(refuting) == pytest.approx(REFUTING)  # both together
 
 
 def gaussian_scores(separation, canaries, rng):
