@@ -158,6 +158,22 @@ def test_a_table_that_is_not_here_is_left_out_and_named():
     assert "left out: cardio" in paper_markdown({**results, "machine": MACHINE})
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_where_no_table_is_here_the_error_names_all_and_says_how_to_get_them(fits, monkeypatch, jobs):
+    def table(name, _split):
+        raise InputError("The data set's file is not here", name, f"Get {name.split('-')[0]}.")
+
+    monkeypatch.setattr(cells, "paper_table", table)
+    monkeypatch.setattr(cells, "_workers", ThreadPoolExecutor)
+    grid, kept = replace(GRID, data=("epileptic", "epileptic-5", "cardio"), splits=2), []
+    with pytest.raises(InputError) as error:
+        bench_paper(grid, None, kept.append, silent, jobs)
+    assert error.value.where == "--data epileptic,epileptic-5,cardio"
+    assert error.value.how == "Get epileptic. Get cardio."
+    assert not kept
+    assert not fits
+
+
 @pytest.mark.usefixtures("fits")
 def test_a_system_that_spent_more_than_epsilon_fails(monkeypatch):
     def spend(task):
@@ -224,6 +240,15 @@ def test_the_table_shows_means_with_intervals_and_the_real_rows_last():
     assert "co-occurrence" not in text[text.index("## cardio") : text.index("## codes")]
 
 
+def test_a_short_suite_is_told_in_seconds():
+    results = some_results()
+    results["cells"] = results["cells"][:1]
+    results["cells"][0]["seconds"] = {"fit": 3.4, "judge": 116.4, "processor": 97.0}
+    assert "1 runs, 120 seconds, 97 of processors." in paper_markdown(results)
+    results["cells"][0]["seconds"]["fit"] = 3.6
+    assert "1 runs, 2 minutes, 2 of processors." in paper_markdown(results)
+
+
 def test_a_figure_is_the_same_for_the_same_results():
     found = some_results()["cells"]
     figure = paper_figure(found, "cardio")
@@ -251,6 +276,10 @@ def test_the_command_writes_goes_on_and_refuses_another_file(tmp_path, capsys):
     capsys.readouterr()
     assert run([*command, "--epsilons", "1", "--steps", "5"]) == 2
     assert "steps" in capsys.readouterr().err
+    before = out.read_text()
+    assert run([*command, "--data", "cardio"]) == 2
+    assert "--data cardio). Get it." in capsys.readouterr().err
+    assert out.read_text() == before
     out.write_text("{")
     assert run([*command, "--epsilons", "1"]) == 2
     assert "cannot be read" in capsys.readouterr().err

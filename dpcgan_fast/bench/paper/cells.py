@@ -134,7 +134,7 @@ def bench_paper(
 
     Returns {"settings": ..., "cells": [...], "left_out": {data: why}}; with several jobs, cells in the order in which
     they were done.
-    Raises InputError if `before` was made with other settings.
+    Raises InputError if `before` was made with other settings, or if none of the tables is here.
     """
     results = {"settings": grid.settings(), "cells": [], "left_out": {}}
     if before is not None:
@@ -153,13 +153,18 @@ def bench_paper(
 
 
 def _missing(grid: Grid, results: dict[str, Any], say: Callable[[str], None]) -> Iterator[Cell]:
-    """The cells that are not in the results, table by table; notes there which tables are not here."""
+    """The cells that are not in the results, table by table; notes there which tables are not here.
+
+    Raises InputError if none of them is.
+    """
     done = {tuple(cell[key] for key in _KEYS) for cell in results["cells"]}
     for split in range(grid.splits):
+        absent: dict[str, InputError] = {}
         for name in grid.data:
             try:
                 table = _judges(name, split).table
             except InputError as error:
+                absent[name] = error
                 results["left_out"][name] = f"{error.what} ({error.where})"
                 say(f"left out: {name}. {error}")
                 continue
@@ -168,6 +173,9 @@ def _missing(grid: Grid, results: dict[str, Any], say: Callable[[str], None]) ->
                 values = cell.to_dict()
                 if tuple(values[key] for key in _KEYS) not in done:
                     yield cell
+        if len(absent) == len(grid.data):
+            how = " ".join(dict.fromkeys(error.how for error in absent.values()))
+            raise InputError("None of the tables that were asked for is here", f"--data {','.join(absent)}", how)
 
 
 def _finished(
