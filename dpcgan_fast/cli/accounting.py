@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dpcgan_fast.cli.console import result, result_json
-from dpcgan_fast.cli.training import Json
+from dpcgan_fast.cli.options import Json
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier
 from dpcgan_fast.privacy import account as compose

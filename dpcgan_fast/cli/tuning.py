@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from dpcgan_fast.cli.console import result, result_json, say
-from dpcgan_fast.cli.training import DATA, Device, Json, privacy_line, say_dropped, training_summary
+from dpcgan_fast.cli.options import DATA, Device, Json
+from dpcgan_fast.cli.training import privacy_line, say_dropped, training_summary
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy.selection import DISTRIBUTIONS, LARGEST_MEAN, RunCount
