@@ -25,15 +25,15 @@ def machine_error(error: OSError, path: Path) -> MachineError:
     return MachineError(f"Writing failed: {reason}", str(path), "Check the folder and its permissions.")
 
 
-def unreadable(error: Exception, path: Path) -> DpcganError:
+def unreadable(error: Exception, path: Path, kind: str = "data file") -> DpcganError:
     """The error that the user sees when `path` cannot be read; the parser's own message may quote the data."""
     if isinstance(error, FileNotFoundError):
-        return InputError("The data file does not exist", str(path), "Check the path.")
+        return InputError(f"The {kind} does not exist", str(path), "Check the path.")
     if isinstance(error, MemoryError):
         return MachineError("Out of memory", str(path), "Use a machine with more memory, or a smaller file.")
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else "damaged, cut short, or not what its ending says"
-    return InputError(f"The data file cannot be read: {reason}", str(path), "Check the file, or write it again.")
+    return InputError(f"The {kind} cannot be read: {reason}", str(path), "Check the file, or write it again.")
 
 
 def open_data(path: Path) -> IO[bytes]:

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from dpcgan_fast.cli.console import result, result_json
-from dpcgan_fast.cli.training import Json
+from dpcgan_fast.cli.options import Json
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier
 from dpcgan_fast.privacy import account as compose
+from dpcgan_fast.privacy.accountant import Charge, epsilon_alone, in_whole
+from dpcgan_fast.privacy.card import NO_SUM
 from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded
 from dpcgan_fast.privacy.selection import SELECTION_EVENT
 from dpcgan_fast.synthesis.privacy_statement import number
@@ -90,14 +92,21 @@ def _account_run(run: Path, expect_head: str | None) -> dict[str, Any]:
             "Restore the newest copy of the run.",
         )
     mechanisms = charged(lines)
+    spent = compose(mechanisms, settings.delta)
     return {
-        **_spent_values(compose(mechanisms, settings.delta)),
+        **_spent_values(spent),
         "mechanisms": [m.to_dict() for m in mechanisms],
+        "alone": [{**m.to_dict(), "epsilon": _alone(m, spent)} for m in in_whole(mechanisms)],
         "planned_epsilon": number(settings.epsilon),
         "seeded": settings.seed is not None or seeded(lines),
         "ledger_head": heads[-1] if heads else None,
         "torn_line": torn,
     }
+
+
+def _alone(charge: Charge, spent: PrivacySpent) -> float | str | None:
+    epsilon = epsilon_alone(charge, spent)
+    return None if epsilon is None else number(epsilon)
 
 
 def _spent_values(spent: PrivacySpent) -> dict[str, Any]:
@@ -123,7 +132,8 @@ def _lines(values: dict[str, Any]) -> list[str]:
             f"noise multiplier {values['noise_multiplier']:g}, sample rate {values['sample_rate']:g}, "
             f"{values['steps']} steps"
         )
-    for m in _merged(values.get("mechanisms", [])):
+    each = values.get("alone", [])
+    for m in each:
         if m["event"] == SELECTION_EVENT:
             lines.append(
                 f"  {m['mechanism']} among {m['candidates']} candidates: the best of a secret number of runs "
@@ -131,7 +141,12 @@ def _lines(values: dict[str, Any]) -> list[str]:
             )
             continue
         rate = "" if m["event"] == "gaussian" else f", sample rate {m['sample_rate']:.6g}"
-        lines.append(f"  {m['mechanism']}: {m['steps']} x Gaussian, noise multiplier {m['noise_multiplier']:g}{rate}")
+        lines.append(
+            f"  {m['mechanism']}: {m['steps']} x Gaussian, noise multiplier {m['noise_multiplier']:g}{rate}; alone "
+            f"epsilon {float(m['epsilon']):g}"
+        )
+    if each and not _is_selection(values):
+        lines.append(f"  {NO_SUM}")
     if values.get("seeded"):
         lines.append("NOT private: the noise of this run came from a seed")
     return lines
@@ -139,11 +154,3 @@ def _lines(values: dict[str, Any]) -> list[str]:
 
 def _is_selection(values: dict[str, Any]) -> bool:
     return any(m["event"] == SELECTION_EVENT for m in values.get("mechanisms", []))
-
-
-def _merged(mechanisms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    merged: dict[tuple, dict[str, Any]] = {}
-    for m in mechanisms:
-        key = (m["mechanism"], m["event"], m["sample_rate"], m["noise_multiplier"])
-        merged.setdefault(key, {**m, "steps": 0})["steps"] += m["steps"]
-    return list(merged.values())

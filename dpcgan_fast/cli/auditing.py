@@ -10,8 +10,8 @@ from dpcgan_fast.auditing import audit_engine, audit_run
 from dpcgan_fast.auditing.engine import TURNS
 from dpcgan_fast.auditing.made_up import BASE_ROWS
 from dpcgan_fast.cli.console import result, result_json
+from dpcgan_fast.cli.options import Json
 from dpcgan_fast.cli.progress import WorkProgress
-from dpcgan_fast.cli.training import Json
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy.audit import SIGNIFICANCE, Audit
 from dpcgan_fast.synthesis.fitting import pick_device

@@ -25,7 +25,7 @@ from dpcgan_fast.bench import (
     write_results,
 )
 from dpcgan_fast.cli.console import result, say
-from dpcgan_fast.cli.training import Device
+from dpcgan_fast.cli.options import Device, epsilons_of
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis.fitting import pick_device
 
@@ -67,17 +67,6 @@ def _numbers(text: str, option: str, most: int) -> list[int]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-
-
-def epsilons_of(text: str, option: str, such_as: str) -> tuple[float, ...]:
-    """Different positive numbers that are parted by commas. Raises InputError for anything else, with an example."""
-    try:
-        numbers = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or not all(number > 0 for number in numbers):
-        raise InputError("These are no epsilons", f"{option} {text}", f"Give positive numbers, such as {such_as}.")
-    return numbers
 
 
 def _earlier(out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import dpcgan_fast
 from dpcgan_fast import ops
 from dpcgan_fast.cli.console import result, result_json
-from dpcgan_fast.cli.training import Json
+from dpcgan_fast.cli.options import Json
 from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.engine.norm_picker import timing_refused
 from dpcgan_fast.models.published import UCI, PublishedNetworks

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dpcgan_fast.cli.console import result, result_json, say
+from dpcgan_fast.cli.options import DATA, Device, Json
 from dpcgan_fast.cli.progress import TerminalProgress, WorkProgress
 from dpcgan_fast.data.draft import draft_schema
 from dpcgan_fast.data.preparing import is_prepared
@@ -18,15 +19,6 @@ from dpcgan_fast.files import write_whole
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.settings import CLUSTERS, PRESETS
 from dpcgan_fast.train.stopping import stop_on_signals
-
-DATA = (
-    "Table: CSV (also compressed; separator , ; tab), Parquet, a folder of either or in the MEDS standard, or a CSR "
-    "matrix of codes (.npz)."
-)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu or cuda. auto takes a GPU if there is one and this build has kernels for it.")
-]
 
 
 def schema(

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from dpcgan_fast.cli.console import result, result_json, say
-from dpcgan_fast.cli.training import DATA, Device, Json, privacy_line, say_dropped, training_summary
+from dpcgan_fast.cli.options import DATA, Device, Json
+from dpcgan_fast.cli.training import privacy_line, say_dropped, training_summary
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy.selection import DISTRIBUTIONS, LARGEST_MEAN, RunCount
@@ -70,21 +71,15 @@ def tune(
                 raise InputError(
                     "A search on public data trains each candidate once", "--runs, --mean-runs", "Leave it out."
                 )
-            say(f"searching on {public_data}, which you vouch is public; nothing is paid for that")
             model = search_on_public(
                 data, public_data, wanted, epsilon, delta, known, out, device=device, seed=seed, hooks=hooks, say=say
             )
         else:
             count = _count(runs or _DISTRIBUTION, _MEAN if mean_runs is None else mean_runs)
-            if count.none > _RARE:
-                say(
-                    f"WARNING: one search in {1 / count.none:.3g} draws no run at all and spends its budget for "
-                    "nothing; a greater --mean-runs makes that rarer."
-                )
-            say(f"a secret number of trainings, {count.mean:g} on average; nothing is shown of them")
             model = search_privately(
-                data, wanted, epsilon, delta, known, out, count, device=device, seed=seed, hooks=hooks
-            )
+                data, wanted, epsilon, delta, known, out, count, device=device, seed=seed, hooks=hooks,
+                accepted=lambda: _say_begun(count),
+            )  # fmt: skip
     privacy = model.privacy()
     say(f"Settings that were chosen: {json.dumps(privacy['tuning']['settings'], sort_keys=True)}")
     say(f"Synthetic rows are drawn from {privacy['drawn_from']}.")
@@ -94,6 +89,15 @@ def tune(
     result(privacy_line(privacy))
     result(f"run folder: {out}")
     result(f"privacy card: {model.folder / 'privacy_card.md'}")
+
+
+def _say_begun(count: RunCount) -> None:
+    if count.none > _RARE:
+        say(
+            f"WARNING: one search in {1 / count.none:.3g} draws no run at all and spends its budget for nothing; a "
+            "greater --mean-runs makes that rarer."
+        )
+    say(f"a secret number of trainings, {count.mean:g} on average; nothing is shown of them")
 
 
 def _count(distribution: str, mean: float) -> RunCount:

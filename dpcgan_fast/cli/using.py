@@ -10,10 +10,10 @@ from typing import Annotated
 import pyarrow as pa
 import typer
 
-from dpcgan_fast.cli.benchmarks import epsilons_of
 from dpcgan_fast.cli.console import result, result_json, say
+from dpcgan_fast.cli.options import Device, Json, epsilons_of
 from dpcgan_fast.cli.progress import TerminalProgress, WorkProgress
-from dpcgan_fast.cli.training import Device, Json, privacy_line
+from dpcgan_fast.cli.training import privacy_line
 from dpcgan_fast.data.csr_files import is_matrix_file
 from dpcgan_fast.data.datasets import load_support2, support2_schema, train_test_split
 from dpcgan_fast.data.layouts import Layout, check_layout, open_sink

@@ -25,6 +25,8 @@ from dpcgan_fast.privacy.selection import Selection
 
 FINE_INTERVAL, COARSE_INTERVAL = 1e-4, 1e-3
 _ROUNDING = 1e-9  # relative: the deltas of the thresholds are summed in another order
+_WIDE_INTERVAL = 1e-2
+_GRIDS_ALONE = ((1.0, FINE_INTERVAL), (10.0, COARSE_INTERVAL))  # up to which epsilon, for a single line of a ledger
 _COARSE_ABOVE_EPSILON = 60.0  # the loss distribution is then so wide that the fine grid takes over some seconds
 
 NEIGHBORING_RELATION = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -215,6 +217,29 @@ def account(charges: Iterable[Charge], delta: float) -> PrivacySpent:
         return PrivacySpent(math.inf, math.inf, delta, FINE_INTERVAL)
     interval = FINE_INTERVAL if rdp <= _COARSE_ABOVE_EPSILON else COARSE_INTERVAL
     return PrivacySpent(rdp, pld_epsilon(charges, delta, interval), delta, interval)
+
+
+def in_whole(charges: Iterable[Charge]) -> list[Charge]:
+    """Each charge once, with the steps of all its blocks, in the order in which they first come."""
+    steps: Counter[Charge] = Counter()
+    for charge in charges:
+        steps[charge.with_steps(0) if isinstance(charge, Mechanism) else charge] += charge.steps
+    return [charge.with_steps(n) if isinstance(charge, Mechanism) else charge for charge, n in steps.items()]
+
+
+def epsilon_alone(charge: Charge, spent: PrivacySpent) -> float | None:
+    """What one of several charges would cost at the same delta if nothing else were taken; an upper bound.
+
+    spent: by all of them together, beyond which no part can be
+
+    None for a mechanism inside a private selection, which has no epsilon of its own. The grid of privacy losses is the
+    wider the greater epsilon is, so that a card of many lines takes tenths of a second.
+    """
+    if isinstance(charge, Mechanism) and charge.selected:
+        return None
+    rdp = rdp_epsilon([charge], spent.delta)
+    interval = next((interval for most, interval in _GRIDS_ALONE if rdp <= most), _WIDE_INTERVAL)
+    return min(rdp, pld_epsilon([charge], spent.delta, interval), spent.epsilon)
 
 
 def refuse_overspending(charges: Iterable[Charge], epsilon: float, delta: float, where: str) -> None:

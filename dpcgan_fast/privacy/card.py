@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from dpcgan_fast.privacy.accountant import PrivacySpent
+from dpcgan_fast.privacy.accountant import PrivacySpent, epsilon_alone, in_whole
 from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.selection import Selection
 
+NO_SUM = "These do not add up to what all lines cost together."
 SETTINGS_ASSUMPTION = "The schema, the settings and the number of steps were chosen without looking at the data."
 
 
@@ -69,19 +70,21 @@ def _number(value: float) -> str:
     return "inf" if math.isinf(value) else f"{value:.6g}"
 
 
-def _mechanism_table(mechanisms: list[Mechanism | Selection]) -> list[str]:
-    merged: dict[tuple, int] = {}
-    for m in mechanisms:
-        key = (m.mechanism, m.event, m.sample_rate, m.noise_multiplier, m.max_grad_norm, m.delta)
-        merged[key] = merged.get(key, 0) + m.steps
-    rows = [
-        f"| {name} | {event} | {_number(rate)} | {_number(noise)} | {steps} | {_number(clip)} | {_number(delta)} |"
-        for (name, event, rate, noise, clip, delta), steps in merged.items()
-    ]
+def _mechanism_table(mechanisms: list[Mechanism | Selection], spent: PrivacySpent) -> list[str]:
+    rows = []
+    for m in in_whole(mechanisms):
+        alone = epsilon_alone(m, spent)
+        rows.append(
+            f"| {m.mechanism} | {m.event} | {_number(m.sample_rate)} | {_number(m.noise_multiplier)} | {m.steps} "
+            f"| {_number(m.max_grad_norm)} | {_number(m.delta)} | {'-' if alone is None else _number(alone)} |"
+        )
     if any(isinstance(m, Selection) for m in mechanisms):
         rows += ["", "The private selection is what is accounted; the others ran inside it and cost nothing beyond it."]
-    head = "| mechanism | event | sample rate | noise multiplier | steps | sensitivity | delta of a threshold |"
-    return [head, "|---|---|---|---|---|---|---|", *rows]
+    elif mechanisms:
+        meaning = f"Epsilon alone is what a line would cost if it were all, at delta {_number(spent.delta)}."
+        rows += ["", f"{meaning} {NO_SUM}"]
+    head = "| mechanism | event | sample rate | noise multiplier | steps | sensitivity | delta of a threshold "
+    return [head + "| epsilon alone |", "|---|---|---|---|---|---|---|---|", *rows]
 
 
 def _claim(facts: CardFacts) -> list[str]:
@@ -123,7 +126,7 @@ def privacy_card(facts: CardFacts) -> str:
         lines += ["", "## How the settings were chosen", "", *(f"- {sentence}" for sentence in facts.chosen)]
     if facts.stopped:
         lines += ["", f"Training ended before all planned steps: {facts.stopped}"]
-    lines += ["", "## Mechanisms that touched the data", "", *_mechanism_table(facts.mechanisms)]
+    lines += ["", "## Mechanisms that touched the data", "", *_mechanism_table(facts.mechanisms, spent)]
     for title, entries in (
         ("Public facts, given in the schema or on the command line", facts.public),
         ("Facts estimated from the data, and paid for above", facts.paid),

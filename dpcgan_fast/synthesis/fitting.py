@@ -1,7 +1,7 @@
 """Fitting, from a table to a trained run folder: everything that happens between the schema and the model file."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,9 +198,7 @@ def start(
         plan = check_before_reading(schema, settings, make)
     records = schema.as_records()
     raw = read_raw(source, schema, hooks)
-    _dry_encoding(raw, records)
-    if draws_from_statistics(records, settings):
-        dry_statistics(raw.table, _with_stand_ins(records))
+    check_table(raw, schema, [settings])
     folder = RunFolder.create(out)
     try:
         folder.write_config(
@@ -249,9 +247,14 @@ def _dry_networks(schema: Schema, settings: TrainSettings, make: MakeNetworks) -
     _networks(_with_stand_ins(schema), settings, torch.device("cpu"), make)
 
 
-def _dry_encoding(raw: RawTable, schema: Schema) -> None:
-    """Reads every cell as its type says, so that an unreadable one is an error before the budget is touched."""
-    RecordCodec(_with_stand_ins(schema)).encode(raw.table, raw.where)
+def check_table(raw: RawTable, schema: Schema, settings: Sequence[TrainSettings]) -> None:
+    """Reads every cell as its type says, and tries what the settings ask for, so that what fails does so before the
+    budget is touched. Raises InputError."""
+    records = schema.as_records()
+    known = _with_stand_ins(records)
+    RecordCodec(known).encode(raw.table, raw.where)
+    if any(draws_from_statistics(records, one) for one in settings):
+        dry_statistics(raw.table, known)
 
 
 def _with_stand_ins(schema: Schema) -> Schema:

@@ -109,7 +109,7 @@ def read_candidates(path: str | Path) -> Candidates:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(error, path) from None
+        raise unreadable(error, path, "candidates file") from None
     try:
         values = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:

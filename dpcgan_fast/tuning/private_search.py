@@ -5,6 +5,7 @@ import json
 import math
 import random
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +28,13 @@ PRIVATE_SEARCH = "private selection"
 def search_privately(
     source: TableSource, schema: Schema, epsilon: float, delta: float, candidates: Candidates, out: str | Path,
     count: RunCount, *, device: str = "auto", seed: int | None = None, hooks: FitHooks | None = None,
+    accepted: Callable[[], None] | None = None,
 ) -> DPCGAN:  # fmt: skip
     """Trains a random number of runs, each with a candidate drawn uniformly, and moves the best-scored one to `out`.
 
     count: distribution of the number of runs, which is secret: nothing is told of a search while it goes on
     seed:  makes the search reproducible, and not private
+    accepted: called once, when nothing is left that could be refused and before anything is trained
 
     Formal guarantee: the run in `out`, which candidate it has included, is (epsilon, delta)-differentially private for
     adding or removing one unit, if no seed was given. The runs are independent, each satisfies the Renyi divergences
@@ -48,6 +51,9 @@ def search_privately(
         plan = plan_search(schema, candidates, epsilon, delta, count)
         randomness = secrets.SystemRandom() if seed is None else random.Random(seed)
         raw = fitting.read_raw(source, schema, hooks)
+        fitting.check_table(raw, schema, plan.settings)
+        if accepted is not None:
+            accepted()
         quiet = FitHooks(stop=hooks.stop)
         best, best_score = None, -math.inf
         for number in range(count.draw(randomness.random())):

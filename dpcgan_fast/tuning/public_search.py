@@ -30,7 +30,7 @@ def search_on_public(
     public: CSV, Parquet or a folder of either, with the schema's columns. The user vouches that it is public: nothing
             that is done with it is paid for. Four fifths of its people are trained on, with the noise that epsilon
             asks for there, and the others judge
-    say:    told how each candidate did
+    say:    told that the search begins, once the table was read, and how each candidate did
 
     Formal guarantee: that of `DPCGAN.fit`, as far as the public table is one.
     Raises what `DPCGAN.fit` raises, InputError for a table or candidates that do not fit; StoppedError after a signal,
@@ -64,6 +64,8 @@ def _best(
     candidates.check(own, epsilon, own_delta)
     raw = fitting.read_raw(judged, schema, quiet)
     mechanism = score_mechanism(schema, 0.0)
+    if say is not None:
+        say(f"searching on {public}, which you vouch is public; nothing is paid for that")
     scores = []
     for number, candidate in enumerate(candidates.each, start=1):
         check_stop(hooks.stop, work)

@@ -139,6 +139,48 @@ def test_a_run_that_fails_ends_the_work_of_the_others(monkeypatch, failed, seen)
         bench_paper(GRID, None, lambda _: None, silent, jobs=2)
 
 
+def mechanisms_of(results):
+    """What each cell took, as a reader of the file finds it."""
+    names = [f"{cell['data']}, {cell['system']}, epsilon {float(cell['epsilon'] or 0):g}" for cell in results["cells"]]
+    shared = [results["mechanisms"].get(name) for name in names]  # none of the real rows
+    return [cell["figures"].get("mechanisms", own) for cell, own in zip(results["cells"], shared, strict=True)]
+
+
+@pytest.mark.usefixtures("fits")
+def test_mechanisms_are_kept_once_and_a_cell_that_took_others_keeps_its_own(monkeypatch):
+    def fit(task):
+        mechanism = Mechanism("rows", "gaussian", 1.0, 40.0 + 2 * (task.seed == 1), 1, 1.0)
+        return Synthetic({"": task.table.train}, task.table.schema, {"": [mechanism]})
+
+    monkeypatch.setitem(SYSTEMS, "auto", replace(SYSTEMS["auto"], fit=fit))
+    results = bench_paper(replace(GRID, epsilons=(1.0, 10.0), seeds=3), None, lambda _: None, silent)
+    own = [cell["seed"] for cell in results["cells"] if "mechanisms" in cell["figures"]]
+    assert own == [1, 1]
+    assert list(results["mechanisms"]) == ["cervical, auto, epsilon 1", "cervical, auto, epsilon 10"]
+    _, *taken = mechanisms_of(results)
+    assert [one["noise_multiplier"] for (one,) in taken] == [40, 40, 42, 42, 40, 40]
+
+
+@pytest.mark.usefixtures("fits")
+def test_a_file_of_an_earlier_version_is_read_and_converted_as_it_is_continued(tmp_path):
+    results = {"suite": "paper", **bench_paper(GRID, None, lambda _: None, silent)}
+    cells_before = [
+        cell if taken is None else {**cell, "figures": {**cell["figures"], "mechanisms": taken}}
+        for cell, taken in zip(results["cells"], mechanisms_of(results), strict=True)
+    ]
+    earlier = {**results, "cells": cells_before, "machine": MACHINE}
+    del earlier["mechanisms"]
+    write_results(earlier, tmp_path / "earlier.json")
+    read = json.loads((tmp_path / "earlier.json").read_text())
+    assert sum("mechanisms" in cell["figures"] for cell in read["cells"]) == 4
+    more = bench_paper(replace(GRID, seeds=3), read, lambda _: None, silent)
+    assert more["cells"][:5] == results["cells"]
+    assert more["mechanisms"] == results["mechanisms"]
+    assert mechanisms_of(more)[:5] == mechanisms_of(results)
+    assert not any("mechanisms" in cell["figures"] for cell in more["cells"])
+    assert paper_markdown({**more, "machine": MACHINE})
+
+
 @pytest.mark.usefixtures("fits")
 def test_a_file_of_other_settings_is_refused():
     results = {"suite": "paper", **bench_paper(replace(GRID, seeds=1), None, lambda _: None, silent)}
@@ -156,6 +198,22 @@ def test_a_table_that_is_not_here_is_left_out_and_named():
     assert "not here" in results["left_out"]["cardio"]
     assert any("left out: cardio" in line for line in said)
     assert "left out: cardio" in paper_markdown({**results, "machine": MACHINE})
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_where_no_table_is_here_the_error_names_all_and_says_how_to_get_them(fits, monkeypatch, jobs):
+    def table(name, _split):
+        raise InputError("The data set's file is not here", name, f"Get {name.split('-')[0]}.")
+
+    monkeypatch.setattr(cells, "paper_table", table)
+    monkeypatch.setattr(cells, "_workers", ThreadPoolExecutor)
+    grid, kept = replace(GRID, data=("epileptic", "epileptic-5", "cardio"), splits=2), []
+    with pytest.raises(InputError) as error:
+        bench_paper(grid, None, kept.append, silent, jobs)
+    assert error.value.where == "--data epileptic,epileptic-5,cardio"
+    assert error.value.how == "Get epileptic. Get cardio."
+    assert not kept
+    assert not fits
 
 
 @pytest.mark.usefixtures("fits")
@@ -224,6 +282,15 @@ def test_the_table_shows_means_with_intervals_and_the_real_rows_last():
     assert "co-occurrence" not in text[text.index("## cardio") : text.index("## codes")]
 
 
+def test_a_short_suite_is_told_in_seconds():
+    results = some_results()
+    results["cells"] = results["cells"][:1]
+    results["cells"][0]["seconds"] = {"fit": 3.4, "judge": 116.4, "processor": 97.0}
+    assert "1 runs, 120 seconds, 97 of processors." in paper_markdown(results)
+    results["cells"][0]["seconds"]["fit"] = 3.6
+    assert "1 runs, 2 minutes, 2 of processors." in paper_markdown(results)
+
+
 def test_a_figure_is_the_same_for_the_same_results():
     found = some_results()["cells"]
     figure = paper_figure(found, "cardio")
@@ -251,6 +318,10 @@ def test_the_command_writes_goes_on_and_refuses_another_file(tmp_path, capsys):
     capsys.readouterr()
     assert run([*command, "--epsilons", "1", "--steps", "5"]) == 2
     assert "steps" in capsys.readouterr().err
+    before = out.read_text()
+    assert run([*command, "--data", "cardio"]) == 2
+    assert "--data cardio). Get it." in capsys.readouterr().err
+    assert out.read_text() == before
     out.write_text("{")
     assert run([*command, "--epsilons", "1"]) == 2
     assert "cannot be read" in capsys.readouterr().err

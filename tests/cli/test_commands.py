@@ -101,6 +101,16 @@ def test_account_without_json_is_for_people(workplace, capsys):
     printed = capsys.readouterr().out
     assert "by Renyi DP" in printed
     assert "label histogram: 1 x Gaussian" in printed
+    assert "These do not add up" in printed
+    alone = {line.split(":")[0].strip(): float(line.split()[-1]) for line in printed.splitlines() if "; alone" in line}
+    assert run(["account", str(workplace / "run"), "--json"]) == 0
+    stated = json_of(capsys)
+    assert alone == pytest.approx({part["mechanism"]: part["epsilon"] for part in stated["alone"]}, rel=1e-5)
+    assert set(alone) == {"label histogram", "statistics", "autoencoder", "critic"}
+    assert stated["epsilon"] > max(alone.values()) > 0.9 * stated["epsilon"]
+    card = (workplace / "run" / "privacy_card.md").read_text()
+    assert all(f"| {name} | " in card and f" | {epsilon:g} |" in card for name, epsilon in alone.items())
+    assert "Epsilon alone is what a line would cost if it were all, at delta 0.0001. These do not add up" in card
 
 
 def test_account_notices_a_rolled_back_ledger(workplace, capsys):

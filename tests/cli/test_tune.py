@@ -8,6 +8,7 @@ import pyarrow.csv
 import pytest
 
 from dpcgan_fast.cli import run
+from dpcgan_fast.privacy.selection import RunCount
 from tests.cli.test_errors import check_failure, start
 from tests.tables import ROWS, make_table, schema_values
 from tests.tuning.searches import FILES, QUICK
@@ -74,10 +75,28 @@ def test_a_search_on_public_data_says_so_and_prints_one_json_object(workplace, c
 
 
 @pytest.mark.parametrize(("mean", "warned"), [(4, True), (10, False)])
-def test_searches_that_may_draw_no_run_are_warned_of(workplace, capsys, mean, warned):
-    (workplace / "train.csv").unlink()
-    assert run(arguments_of(workplace, mean_runs=mean)) == 2
+def test_searches_that_may_draw_no_run_are_warned_of(workplace, capsys, monkeypatch, mean, warned):
+    monkeypatch.setattr(RunCount, "draw", lambda *_: 0)
+    assert run(arguments_of(workplace, mean_runs=mean)) == 3
     assert ("WARNING: one search in 54.6 draws no run at all" in capsys.readouterr().err) is warned
+
+
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize("table", [None, "age,sex,died\n1,F,0\n"], ids=["missing", "without a column"])
+def test_nothing_is_said_of_the_search_before_its_input_was_accepted(workplace, capsys, public, table):
+    path = workplace / ("public.csv" if public else "train.csv")
+    path.unlink()
+    if table is not None:
+        path.write_text(table)
+    check_failure(arguments_of(workplace, **({"public_data": path} if public else {"mean_runs": 4})), 2, "", capsys)
+
+
+def test_a_cell_that_cannot_be_read_is_found_before_a_search_that_may_draw_no_run(workplace, capsys, monkeypatch):
+    monkeypatch.setattr(RunCount, "draw", lambda *_: 0)
+    table = make_table()
+    table = table.set_column(table.column_names.index("age"), "age", [["old"] * table.num_rows])
+    pyarrow.csv.write_csv(table, workplace / "train.csv")
+    check_failure(arguments_of(workplace), 2, "age", capsys)
 
 
 def test_a_seed_is_loud(workplace, capsys):
@@ -90,7 +109,7 @@ def test_a_seed_is_loud(workplace, capsys):
 @pytest.mark.parametrize(
     ("changes", "code", "what"),
     [
-        ({"candidates": "none.json"}, 2, "does not exist"),
+        ({"candidates": "none.json"}, 2, "The candidates file does not exist"),
         ({"epsilon": "inf"}, 2, "nothing to pay for"),
         ({"delta": 0.01}, 3, "delta is greater than 1 / n_units"),
         ({"runs": "binomial"}, 2, "no such distribution"),

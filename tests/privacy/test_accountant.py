@@ -14,7 +14,14 @@ from scipy.stats import norm
 from dpcgan_fast.data.datasets import data_folder
 from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy import Mechanism, account, rdp_epsilon
-from dpcgan_fast.privacy.accountant import NEIGHBORING_RELATION, pld_epsilon, refuse_overspending
+from dpcgan_fast.privacy.accountant import (
+    NEIGHBORING_RELATION,
+    epsilon_alone,
+    in_whole,
+    pld_epsilon,
+    refuse_overspending,
+)
+from dpcgan_fast.privacy.selection import RunCount, Selection
 
 
 def poisson(sample_rate, noise, steps, delta=0.0):
@@ -160,6 +167,34 @@ def test_a_mechanism_out_of_range_is_refused(change):
     Mechanism(**good)
     with pytest.raises(ValueError, match="Expected"):
         Mechanism(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [poisson(1, 56.9, 1), poisson(1, 1.43, 1), poisson(1, 0.1, 1), poisson(0.0176, 19.7, 600, 1e-9),
+     poisson(0.0176, 3.95, 600), poisson(0.0176, 0.86, 600), poisson(0.0176, 0.5, 600)],
+)  # fmt: skip
+def test_what_a_part_costs_alone_is_hardly_more_than_its_account_and_no_more_than_the_whole(part):
+    exact, whole = account([part], 1e-5), account([part, poisson(1, 50.0, 1)], 1e-5)
+    alone = epsilon_alone(part, whole)
+    assert exact.epsilon <= alone <= 1.01 * exact.epsilon
+    assert epsilon_alone(part, exact) == exact.epsilon
+
+
+def test_a_part_without_noise_costs_infinity_and_one_of_a_selection_has_no_cost_of_its_own():
+    nothing = account([poisson(1, 0.0, 1)], 1e-5)
+    assert epsilon_alone(poisson(1, 0.0, 1), nothing) == math.inf
+    assert epsilon_alone(poisson(1, 0.0, 0), nothing) == 0
+    inside = poisson(0.1, 4.0, 10).inside_selection()
+    selection = Selection(RunCount("geometric", 3.0), ((inside,),), 1)
+    spent = account([selection], 1e-5)
+    assert epsilon_alone(inside, spent) is None
+    assert epsilon_alone(selection, spent) == spent.epsilon
+
+
+def test_blocks_of_a_mechanism_are_one_charge_and_those_of_another_noise_are_not():
+    blocks = [poisson(0.1, 4.0, 10), poisson(1, 4.0, 1), poisson(0.1, 4.0, 5), poisson(0.1, 4.5, 5)]
+    assert in_whole(blocks) == [poisson(0.1, 4.0, 15), poisson(1, 4.0, 1), poisson(0.1, 4.5, 5)]
 
 
 def test_opacus_agrees_where_it_can():

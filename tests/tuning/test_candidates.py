@@ -67,10 +67,10 @@ def test_what_is_wrong_is_named_with_its_candidate(tmp_path, content, what):
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="The candidates file does not exist"):
         read_candidates(tmp_path / "none.json")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="The candidates file cannot be read"):
         read_candidates(tmp_path / "binary.json")
 
 

@@ -144,6 +144,9 @@ class TestWhatIsStated:
         card = model.privacy_card()
         assert "a geometric distribution of mean 1, each took one of 3 candidates at random" in card
         assert json.dumps(tuning["settings"], sort_keys=True) in card
+        lines = [line.split(" | ") for line in card.splitlines() if line.startswith("| ") and "selected_" in line]
+        assert lines, "what the chosen run took is listed, and has no epsilon of its own"
+        assert {line[-1] for line in lines} == {"- |"}
         assert "The schema, the settings and the number of steps were chosen without" not in card
         first = json.loads((tmp_path / "run" / "ledger.jsonl").read_text().splitlines()[0])
         assert (first["event"], first["candidates"], first["runs_distribution"]) == (

@@ -46,7 +46,8 @@ def test_the_run_has_the_whole_budget_and_says_how_its_settings_were_chosen(tmp_
     folder = tmp_path / "made" / "run"
     assert {path.name for path in folder.iterdir()} == FILES
     assert list(folder.parent.iterdir()) == [folder]
-    assert [line.split(":")[0] for line in said] == ["candidate 1 of 2", "candidate 2 of 2"]
+    assert "which you vouch is public" in said[0]
+    assert [line.split(":")[0] for line in said[1:]] == ["candidate 1 of 2", "candidate 2 of 2"]
     spent = account(charged(read_ledger(folder / "ledger.jsonl")[0]), 1e-4)
     privacy, card = model.privacy(), model.privacy_card()
     assert 2.9 < spent.epsilon <= 3.0

@@ -127,39 +127,58 @@ def bench_paper(
 ) -> dict[str, Any]:  # fmt: skip
     """Runs the cells of a grid that are not there yet.
 
-    before: results of an earlier run, which are added to
+    before: results of an earlier run, which are added to; those of an earlier version have mechanisms in every cell
     keep:   called with all results after each cell
     say:    told of each cell, and of what is left out
     jobs:   processes that cells are spread over, each with one thread; with 1 they run in this one
 
-    Returns {"settings": ..., "cells": [...], "left_out": {data: why}}; with several jobs, cells in the order in which
-    they were done.
-    Raises InputError if `before` was made with other settings.
+    Returns {"settings": ..., "cells": [...], "left_out": {data: why}, "mechanisms": {data, system and epsilon: [...]}};
+    with several jobs, cells in the order in which they were done. A cell whose figures have no mechanisms took those of
+    its data, system and epsilon.
+    Raises InputError if `before` was made with other settings, or if none of the tables is here.
     """
-    results = {"settings": grid.settings(), "cells": [], "left_out": {}}
+    results = {"settings": grid.settings(), "cells": [], "left_out": {}, "mechanisms": {}}
     if before is not None:
         _refuse_other_settings(before, grid.settings())
-        results |= {"cells": list(before["cells"]), "left_out": dict(before["left_out"])}
+        results |= {"left_out": dict(before["left_out"]), "mechanisms": dict(before.get("mechanisms", {}))}
+        results["cells"] = [_with_shared_mechanisms(cell, results["mechanisms"]) for cell in before["cells"]]
     with (
         tempfile.TemporaryDirectory(prefix="dpcgan-") as work,
         contextlib.closing(_finished(_missing(grid, results, say), grid.steps, Path(work), jobs)) as finished,
     ):
         for cell, found in finished:
-            results["cells"].append(found)
+            results["cells"].append(_with_shared_mechanisms(found, results["mechanisms"]))
             seconds = found["seconds"]
             say(f"{cell.name}: {seconds['fit']:.0f} s to fit, {seconds['judge']:.0f} s to judge")
             keep(results)
     return results
 
 
+def _with_shared_mechanisms(cell: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """The cell without its mechanisms where they are those of its data, system and epsilon, as in most cells.
+
+    shared: gets those of the first cell. Where the noise says what else is released, cells have others, and keep them
+    """
+    figures = dict(cell["figures"])
+    if (own := figures.pop("mechanisms", None)) is None:
+        return cell
+    name = f"{cell['data']}, {cell['system']}, epsilon {float(cell['epsilon']):g}"
+    return {**cell, "figures": figures} if shared.setdefault(name, own) == own else cell
+
+
 def _missing(grid: Grid, results: dict[str, Any], say: Callable[[str], None]) -> Iterator[Cell]:
-    """The cells that are not in the results, table by table; notes there which tables are not here."""
+    """The cells that are not in the results, table by table; notes there which tables are not here.
+
+    Raises InputError if none of them is.
+    """
     done = {tuple(cell[key] for key in _KEYS) for cell in results["cells"]}
     for split in range(grid.splits):
+        absent: dict[str, InputError] = {}
         for name in grid.data:
             try:
                 table = _judges(name, split).table
             except InputError as error:
+                absent[name] = error
                 results["left_out"][name] = f"{error.what} ({error.where})"
                 say(f"left out: {name}. {error}")
                 continue
@@ -168,6 +187,9 @@ def _missing(grid: Grid, results: dict[str, Any], say: Callable[[str], None]) ->
                 values = cell.to_dict()
                 if tuple(values[key] for key in _KEYS) not in done:
                     yield cell
+        if len(absent) == len(grid.data):
+            how = " ".join(dict.fromkeys(error.how for error in absent.values()))
+            raise InputError("None of the tables that were asked for is here", f"--data {','.join(absent)}", how)
 
 
 def _finished(

@@ -92,16 +92,21 @@ def _name(system: str, runs: Sequence[dict[str, Any]]) -> str:
     return f"{system}: {', '.join(sources)}" if sources else system
 
 
+def _took(cells: Sequence[dict[str, Any]]) -> str:
+    """Time on the clock and of processors, in seconds below two minutes."""
+    fit, judge, processor = (sum(cell["seconds"][key] for cell in cells) for key in ("fit", "judge", "processor"))
+    each, unit = (1, "seconds") if fit + judge < 120 else (60, "minutes")
+    return f"{(fit + judge) / each:.0f} {unit}, {processor / each:.0f} of processors"
+
+
 def paper_markdown(results: dict[str, Any]) -> str:
     """All tables, with what is needed to read them."""
     cells, settings = results["cells"], results["settings"]
     data = list(dict.fromkeys(cell["data"] for cell in cells))
-    minutes = [sum(cell["seconds"][key] for cell in cells) / 60 for key in ("fit", "judge", "processor")]
     left = [f"- left out: {name}: {why}" for name, why in results["left_out"].items()]
     parts = [
         "# The published system beside its rivals\n",
-        f"Made by `dpcgan bench --suite paper`: {len(cells)} runs, {minutes[0] + minutes[1]:.0f} minutes, "
-        f"{minutes[2]:.0f} of processors. "
+        f"Made by `dpcgan bench --suite paper`: {len(cells)} runs, {_took(cells)}. "
         f"{machine_text(results['machine'])}.\n",
         "\n".join(
             [
