@@ -1,10 +1,11 @@
-"""Private steps on canaries: units of which each has a coordinate of its own, and a gradient far beyond the clip there.
+"""Private steps on canaries: units of which each has weights of its own, and a gradient far beyond the clip there.
 
-Each form takes one step of the engine in another way. Nothing else moves a canary's coordinate than itself and noise,
+Each form takes one step of the engine in another way. Nothing else moves a canary's coordinates than itself and noise,
 so that whoever sees all noisy sums knows all that there is to know of it, and one run tells of all canaries. Noise and
-draws are taken to be fresh in each step. What goes wrong between several weights alone does not show.
+draws are taken to be fresh in each step.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Mechanism, PoissonSampler, noise_key, sampling_key
 
 _FAR = 1e3  # gradient of a canary, over the clip
+_LAYERS = 4  # that a canary has a weight of, so that a clip of each layer on its own shows
 _ROWS_A_UNIT, _UNITS_A_CHUNK, _FAKES = 3, 64, 32
 _GRAPH_ROWS = 64  # fewer than are drawn, so that a step takes several replays
 _EXPECTED = 16.0  # public divisor; any would do
@@ -38,16 +40,27 @@ class Form(Protocol):
         ...
 
 
+class _Layers(nn.Module):
+    """Embeddings of one number, (B,) int64 -> (B, 1): their sum."""
+
+    def __init__(self, canaries: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Embedding(canaries, 1) for _ in range(_LAYERS))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.stack([layer(rows) for layer in self.layers]).sum(0)
+
+
 class _OfStep:
     """What the forms of a `PrivateStep` share: SGD moves weights that are 0 before each step by what it released.
 
-    module: of one weight a canary
+    module: of layers that have a weight for each canary, and are alike
     """
 
     def __init__(self, mechanism: Mechanism, module: nn.Module, device: torch.device, fused: bool = False):
         module.to(device)
-        (self._weight,) = module.parameters()
-        nn.init.zeros_(self._weight)
+        self._weights = list(module.parameters())
+        self._clear()
         self._device, self._clip = device, mechanism.max_grad_norm
         optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
         self._step = PrivateStep(
@@ -60,10 +73,15 @@ class _OfStep:
         return "no rows were drawn" if self._step.last is None else self._step.last.path
 
     def _moved(self) -> np.ndarray:
-        """What the last update took from the weights, as a sum in units of C; they are 0 again."""
-        moved = self._weight.detach().double().cpu().numpy().ravel() * (-_EXPECTED / self._clip)
-        nn.init.zeros_(self._weight)
-        return moved
+        """What the last update took from the weights, as a sum in units of C, along the direction of each canary's
+        gradient, which is the same in all layers; the weights are 0 again."""
+        moved = torch.stack([weight.detach().double().ravel() for weight in self._weights]).sum(0)
+        self._clear()
+        return moved.cpu().numpy() * (-_EXPECTED / self._clip / math.sqrt(len(self._weights)))
+
+    def _clear(self) -> None:
+        for weight in self._weights:
+            nn.init.zeros_(weight)
 
     def _losses(self, rows: torch.Tensor) -> torch.Tensor:
         """(B,), with gradients far beyond the clip."""
@@ -71,10 +89,10 @@ class _OfStep:
 
 
 class Layerwise(_OfStep):
-    """Layer by layer: an embedding, which has a row for each canary."""
+    """Layer by layer: embeddings, which have a row for each canary."""
 
     def __init__(self, mechanism: Mechanism, canaries: int, device: torch.device):
-        super().__init__(mechanism, nn.Embedding(canaries, 1), device)
+        super().__init__(mechanism, _Layers(canaries), device)
 
     def noisy_sum(self, canaries: np.ndarray) -> np.ndarray:
         """See `Form`."""
@@ -93,7 +111,7 @@ class Fused(_OfStep):
     def noisy_sum(self, canaries: np.ndarray) -> np.ndarray:
         """See `Form`."""
         if len(canaries):
-            self._step.backward(self._losses(_one_hot(canaries, self._weight.numel(), self._device)))
+            self._step.backward(self._losses(_one_hot(canaries, self._weights[0].numel(), self._device)))
         self._step.step()
         return self._moved()
 
@@ -102,7 +120,7 @@ class Units(_OfStep):
     """Canaries of several rows each, in chunks, beside rows that touch no data (private=False)."""
 
     def __init__(self, mechanism: Mechanism, canaries: int, device: torch.device):
-        super().__init__(mechanism, nn.Embedding(canaries, 1), device)
+        super().__init__(mechanism, _Layers(canaries), device)
         self._fakes = torch.arange(min(_FAKES, canaries), device=device)
 
     def noisy_sum(self, canaries: np.ndarray) -> np.ndarray:
@@ -121,7 +139,7 @@ class Graphed(_OfStep):
     """Replayed, as a GPU replays its captured step; draws take several replays."""
 
     def __init__(self, mechanism: Mechanism, canaries: int, device: torch.device, capture: Capture):
-        super().__init__(mechanism, nn.Embedding(canaries, 1), device)
+        super().__init__(mechanism, _Layers(canaries), device)
         self._graphed = GraphedStep(self._step, _GRAPH_ROWS, capture=capture)
         any_rows = torch.zeros(1, dtype=torch.int64, device=device)
         self._backward = self._graphed.backward_of(self._losses, (any_rows,))
@@ -148,8 +166,10 @@ class Functional:
         """See `Form`."""
         clip, noise = self._mechanism.max_grad_norm, self._mechanism.noise_multiplier
         grads = _one_hot(canaries, self._canaries, self._device) * (_FAR * clip)
-        summed, _ = clip_and_aggregate({"w": grads}, clip, noise_multiplier=noise, noise_key=self._key)
-        return summed["w"].double().cpu().numpy() / clip
+        leaves = dict.fromkeys(map(str, range(_LAYERS)), grads)
+        summed, _ = clip_and_aggregate(leaves, clip, noise_multiplier=noise, noise_key=self._key)
+        whole = torch.stack([leaf.double() for leaf in summed.values()]).sum(0)
+        return whole.cpu().numpy() / (clip * math.sqrt(_LAYERS))
 
 
 def _one_hot(canaries: np.ndarray, count: int, device: torch.device) -> torch.Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dpcgan_fast import ops
 from dpcgan_fast.auditing.canaries import Fused, Layerwise, Units, drawn_canaries, step_scores
 from dpcgan_fast.auditing.engine import FORMS, STEPS, TURNS, audit_engine, engine_mechanism
 from dpcgan_fast.engine import PrivateStep, RunAgain
@@ -69,6 +70,17 @@ def test_a_clip_that_is_not_the_one_that_is_accounted_is_refuted():
 def test_units_that_are_drawn_in_every_step_are_refuted(monkeypatch, form):
     monkeypatch.setattr(PoissonSampler, "draw", lambda sampler, step: np.arange(sampler.n_units))  # noqa: ARG005
     assert refuted(form)
+
+
+def test_a_clip_of_each_layer_on_its_own_is_refuted(monkeypatch):
+    whole = ops.clip_and_sum
+
+    def each(grads, *rest):
+        sums, norms = zip(*(whole([grad], *rest) for grad in grads), strict=True)
+        return [own for (own,) in sums], norms[0]
+
+    monkeypatch.setattr(ops, "clip_and_sum", each)
+    assert refuted(FORMS["adapters.functional"])
 
 
 def test_sums_that_are_released_without_noise_are_refuted(monkeypatch):
