@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpcgan_fast import ops
+from dpcgan_fast.auditing import audit_engine
 from dpcgan_fast.engine import GraphedStep, PrivateStep
 from dpcgan_fast.ops import NoiseKey, _reference
 from tests.conftest import DEVICES
@@ -136,3 +137,9 @@ def test_a_key_gives_the_noise_of_the_cpu():
     for tensor in (on_the_cpu, there):
         ops.gaussian_noise_([tensor], 1.5, NoiseKey(seed=7))
     torch.testing.assert_close(there.cpu(), on_the_cpu, rtol=0, atol=1e-14)
+
+
+def test_an_audit_refutes_no_way_of_taking_steps_and_comes_near():
+    for name, (_, audit) in audit_engine(4.0, 1e-5, 4000, torch.device("cuda")).items():
+        assert not audit.refuted, name
+        assert audit.lower_gaussian > 0.4 * 4.0, name
