@@ -15,7 +15,7 @@ from torch import nn
 
 from dpcgan_fast.adapters.functional import clip_and_aggregate
 from dpcgan_fast.engine import Capture, GraphedStep, PrivateStep
-from dpcgan_fast.ops import NoiseKey
+from dpcgan_fast.ops import gaussian_noise_
 from dpcgan_fast.privacy import Mechanism, PoissonSampler, noise_key, sampling_key
 
 _FAR = 1e3  # gradient of a canary, over the clip
@@ -197,8 +197,8 @@ def step_scores(mechanism: Mechanism, form: Form, included: np.ndarray, turn: Tu
     return scores
 
 
-def drawn_canaries(count: int, key: NoiseKey | None = None) -> np.ndarray:
+def drawn_canaries(count: int) -> np.ndarray:
     """Which of so many canaries are given, (count,) bool: each with probability 1/2, by the noise's own generator."""
     noise = torch.zeros(count, dtype=torch.float64)
-    (noise_key() if key is None else key).add_to([noise], 1.0)
+    gaussian_noise_([noise], 1.0, noise_key())
     return noise.numpy() > 0

@@ -23,6 +23,7 @@ from dpcgan_fast.auditing.transcript import release_score
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Mechanism, account, noise_key
+from dpcgan_fast.privacy.accountant import in_whole
 from dpcgan_fast.privacy.audit import Audit, audit_scores
 from dpcgan_fast.privacy.ledger import LedgerLine, read_ledger, seeded, selection_of, taken_by_run
 from dpcgan_fast.privacy.mechanism import SELECTED
@@ -86,7 +87,7 @@ def audit_run(
     if not settings.private:
         raise InputError("The run claims no epsilon, so nothing can be refuted", str(path), "Audit a private run.")
     lines, _ = read_ledger(folder.ledger)
-    charged = _merged(lines)
+    charged = _taken(lines)
     if not charged:
         raise PrivacyError("The ledger charges nothing", str(folder.ledger), "Restore the run from a copy.")
     plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
@@ -106,14 +107,10 @@ def audit_run(
     return RunAudit(whole, parts, seeded(lines), selection_of(lines) is not None)
 
 
-def _merged(lines: list[LedgerLine]) -> dict[str, Mechanism]:
+def _taken(lines: list[LedgerLine]) -> dict[str, Mechanism]:
     """What the run took, by name, with all of its steps; as it would be accounted without a private selection."""
-    merged: dict[str, Mechanism] = {}
-    for taken in taken_by_run(lines):
-        mechanism = replace(taken, event=taken.event.removeprefix(SELECTED))
-        before = merged.get(mechanism.mechanism)
-        merged[mechanism.mechanism] = mechanism.with_steps(mechanism.steps + (before.steps if before else 0))
-    return {name: mechanism for name, mechanism in merged.items() if mechanism.steps > 0}
+    whole = in_whole([replace(taken, event=taken.event.removeprefix(SELECTED)) for taken in taken_by_run(lines)])
+    return {one.mechanism: one for one in whole if isinstance(one, Mechanism) and one.steps > 0}
 
 
 def _parts(
