@@ -63,7 +63,7 @@ class Judge:
 
     @cached_property
     def _real_outcome(self) -> float | None:
-        return self._outcome(self._table.train)
+        return self.outcome(self._table.train)
 
     @cached_property
     def _correlations(self) -> np.ndarray:
@@ -123,7 +123,7 @@ class Judge:
 
     def _likeness_of_codes(self, drawn: pa.Table, column: Column, told_apart: float | None) -> dict[str, Any]:
         codes, flags = self._code_figures(drawn), code_flags(drawn, column)
-        own, real = self._outcome(drawn), self._real_outcome
+        own, real = self.outcome(drawn), self._real_outcome
         unlike = told_apart is None or told_apart >= TOLD_AT_ONCE
         return {
             **codes,
@@ -148,7 +148,8 @@ class Judge:
         assert self._codes is not None
         return code_structure(table, self._table.test, self._codes)
 
-    def _outcome(self, table: pa.Table) -> float | None:
+    def outcome(self, table: pa.Table) -> float | None:
+        """See `outcome_auroc`; None without codes."""
         return outcome_auroc(table, self._table.test, self._schema)
 
     def _prediction(self, codes: dict[str, float | None]) -> dict[str, float | None]:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from dpcgan_fast.baselines import INDEPENDENT
 from dpcgan_fast.bench.paper.cells import REAL
-from dpcgan_fast.bench.paper.spreads import figure_of, runs_of, spread_of
+from dpcgan_fast.bench.paper.spreads import Known, figure_of, known, runs_of, spread_of, spread_over
 from dpcgan_fast.bench.paper.systems import AUTO, CODES_AE, YARDSTICK
 from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES
 from dpcgan_fast.bench.table import table
-from dpcgan_fast.evaluate.spread import Spread, spread
+from dpcgan_fast.evaluate.spread import Spread
 
 EPSILONS = (1.0, 10.0, 100.0)
 ADVERSARIAL = ("rdpcgan-no-ae", "rdpcgan-recipe", "conv-no-ae")  # purely: nothing but class rates beside the critic
@@ -113,24 +113,23 @@ class Verdict:
 
 def measured(
     cells: Sequence[dict[str, Any]], data: str, system: str, epsilon: float | None, measure: Measure
-) -> list[float]:
+) -> list[Known]:
     """A measure of every run that has it; a share, of every run with a yardstick of the same seed and split."""
     runs = runs_of(cells, data, system, epsilon)
     if not measure.over:
-        values = [figure_of(run, measure.path) for run in runs]
-        return [value for value in values if value is not None]
+        return known(runs, measure.path)
     whole = {
         (run["seed"], run["split"]): figure_of(run, measure.over) for run in runs_of(cells, data, YARDSTICK, epsilon)
     }
-    pairs = [(figure_of(run, measure.path), whole.get((run["seed"], run["split"]))) for run in runs]
-    return [value / of for value, of in pairs if value is not None and of]
+    pairs = [(run["seed"], figure_of(run, measure.path), whole.get((run["seed"], run["split"]))) for run in runs]
+    return [(seed, value / of) for seed, value, of in pairs if value is not None and of]
 
 
 def verdict(target: Target, cells: Sequence[dict[str, Any]], epsilon: float) -> Verdict:
     """Whether the mean over the runs that there are meets the target."""
     limit = target.limits[epsilon]
     values = measured(cells, target.data, target.system, epsilon, target.measure)
-    found = spread(values)
+    found = spread_over(values)
     if found is None:
         return Verdict("not measured", limit)
     beyond = found.mean - limit if target.measure.higher else limit - found.mean

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpcgan_fast.baselines import INDEPENDENT
-from dpcgan_fast.bench.paper.spreads import figure_of, runs_of
+from dpcgan_fast.bench.paper.spreads import Known, figure_of, runs_of, spread_over
 from dpcgan_fast.bench.paper.systems import AUTO, YARDSTICK
 from dpcgan_fast.bench.paper.tables import CODES, FIVE_CLASSES, TABLES
 from dpcgan_fast.bench.paper.targets import AUROC, EPSILONS, LARGE, QUANTILES, SIGNALS, Measure, measured
 from dpcgan_fast.bench.table import table
-from dpcgan_fast.evaluate.spread import Spread, spread
+from dpcgan_fast.evaluate.spread import Spread
 
 _PAIRS = Measure("pairs of columns", ("pairs_tv_mean",))
 _TOLD_APART = Measure("told apart", ("c2st",))
@@ -39,17 +39,17 @@ class Comparison:
     worse: tuple[str, ...]
 
 
-def alone(cells: Sequence[dict[str, Any]], data: str, epsilon: float, score: str) -> dict[str, list[float]]:
-    """A score of every baseline in each run of the yardstick that has it.
+def alone(cells: Sequence[dict[str, Any]], data: str, epsilon: float, score: str) -> dict[str, list[Known]]:
+    """A score of every baseline in each run of the yardstick that has it, with the run's seed.
 
     score: "auroc", "ap", "accuracy" or "cooccurrence_error"
     """
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Known]] = {}
     for run in runs_of(cells, data, YARDSTICK, epsilon):
         for name in run["figures"].get(_EACH, {}):
             value = figure_of(run, (_EACH, name, score))
             if value is not None:
-                found.setdefault(name, []).append(value)
+                found.setdefault(name, []).append((run["seed"], value))
     return found
 
 
@@ -63,12 +63,12 @@ def compared(cells: Sequence[dict[str, Any]], data: str, epsilon: float) -> Comp
     """
 
     def both(measure: Measure) -> tuple[Spread | None, Spread | None]:
-        auto, other = (spread(measured(cells, data, system, epsilon, measure)) for system in (AUTO, YARDSTICK))
+        auto, other = (spread_over(measured(cells, data, system, epsilon, measure)) for system in (AUTO, YARDSTICK))
         return auto, other
 
-    means = {name: one for name, values in alone(cells, data, epsilon, "auroc").items() if (one := spread(values))}
+    means = {name: one for name, values in alone(cells, data, epsilon, "auroc").items() if (one := spread_over(values))}
     best = max(means, key=lambda name: means[name].mean, default="")
-    auto, yardstick = spread(measured(cells, data, AUTO, epsilon, AUROC)), means.get(best)
+    auto, yardstick = spread_over(measured(cells, data, AUTO, epsilon, AUROC)), means.get(best)
     gain = _gain(auto, yardstick, higher=True)
     tests = (measure for measure in (LARGE, SIGNALS, QUANTILES, _TOLD_APART) if None not in both(measure))
     structure = [_PAIRS, *([test] if (test := next(tests, None)) else [])]
@@ -122,8 +122,8 @@ def _of_each(cells: Sequence[dict[str, Any]]) -> str:
     return table(["table", "baseline", *(f"epsilon {epsilon:g}" for epsilon in EPSILONS), "runs"], rows)
 
 
-def _text(values: Sequence[float]) -> str:
-    found = spread(values)
+def _text(values: Sequence[Known]) -> str:
+    found = spread_over(values)
     return "-" if found is None else found.text(3)
 
 
