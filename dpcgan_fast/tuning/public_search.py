@@ -40,14 +40,16 @@ def search_on_public(
     target = fitting.pick_device(device)
     check_label(schema)
     candidates.check(schema, epsilon, delta)
-    for candidate in candidates.each:
-        fitting.check_before_reading(schema, candidate.settings(schema, epsilon, delta, seed))
+    wanted = [candidate.settings(schema, epsilon, delta, seed) for candidate in candidates.each]
+    for settings in wanted:
+        fitting.check_before_reading(schema, settings)
     with workplace(out) as work:
+        # What the run would refuse of the data is refused before the search, which may take hours.
+        fitting.check_table(fitting.read_raw(source, schema, FitHooks(stop=hooks.stop)), schema, wanted)
         pick = _best(public, schema, epsilon, delta, candidates, work, device, seed, hooks, say)
-        settings = candidates.each[pick].settings(schema, epsilon, delta, seed)
         choice = _choice(Path(public).absolute().name, candidates.each[pick], len(candidates.each))
         run = work / "run"
-        fitting.start(source, schema, settings, run, target, hooks, lambda _: None, choice=choice)
+        fitting.start(source, schema, wanted[pick], run, target, hooks, lambda _: None, choice=choice)
         check_stop(hooks.stop, out)
         publish(run, out)
     return DPCGAN.load(out, device)

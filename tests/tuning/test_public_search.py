@@ -25,10 +25,10 @@ def public(tmp_path):
     return tmp_path / "elsewhere" / "public.csv"
 
 
-def search(tmp_path, public, changes=TWO, epsilon=3.0, schema=None, **options):
+def search(tmp_path, public, changes=TWO, epsilon=3.0, schema=None, data=None, **options):
     out = tmp_path / "made" / "run"
     return search_on_public(
-        make_table(),
+        make_table() if data is None else data,
         public,
         schema or make_schema(),
         epsilon,
@@ -111,6 +111,15 @@ def test_people_of_the_public_table_stay_on_one_side(tmp_path):
 
 def test_without_privacy_the_search_is_as_possible_as_training(tmp_path, public):
     assert search(tmp_path, public, TWO[:1], epsilon=math.inf).privacy()["private"] is False
+
+
+def test_what_the_run_would_refuse_of_the_data_is_refused_before_the_search(tmp_path, public):
+    said, table = [], make_table()
+    names = [name for name in table.column_names if name != "sodium"]
+    with pytest.raises(InputError, match="sodium"):
+        search(tmp_path, public, data=table.select(names), say=said.append)
+    assert said == []
+    assert not list((tmp_path / "made").iterdir())
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
