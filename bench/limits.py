@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from dpcgan_fast.baselines import FittedBaseline, statistics_for
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=3)
     given = parser.parse_args()
     # By default boosting stops early beyond 10,000 rows, which would be taken for what more rows are worth.
-    LEARNERS[BOOSTING] = lambda: HistGradientBoostingClassifier(random_state=0, early_stopping=False)
+    LEARNERS[BOOSTING] = lambda: HistGradientBoostingClassifier(random_state=0).set_params(early_stopping=False)
     path = RESULTS / "limits.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
 
