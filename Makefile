@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs; each prepares its own environment in .venv first.
 #
 #   make demo [QUICK=1]   train on the embedded data, sample, evaluate, write a report
-#   make test             all tests
+#   make test [TEST_JOBS=1]    all tests, by as many processes as there are cores, at most four
 #   make lint             ruff, clang-format, pyright
 #   make check-cuda       compiles the CUDA kernels without linking them (needs nvcc, no GPU)
 #   make bench            the step benchmark, to build/bench-step.json
@@ -9,6 +9,7 @@
 # PYTHON names the interpreter that the environment is made of (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
+TEST_JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))')
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -24,7 +25,7 @@ demo: $(EXTENSION)
 	$(BIN)/dpcgan demo $(if $(QUICK),--quick)
 
 test: $(EXTENSION)
-	$(BIN)/python -m pytest
+	$(if $(filter 1,$(TEST_JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(if $(filter 1,$(TEST_JOBS)),,-n $(TEST_JOBS) --dist loadfile)
 
 lint: $(EXTENSION)
 	$(BIN)/ruff check .
