@@ -335,7 +335,7 @@ def test_a_header_with_an_open_quote_is_refused(tmp_path):
     ("name", "content"),
     [
         ("table.csv.gz", SENTINEL.encode()),
-        ("table.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 1000)[:-20]),
+        ("table.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 1000, mtime=0)[:-20]),
         ("table.csv.gz", gzip.compress(os.urandom(100_000))[:-20000]),
         ("table.csv.bz2", SENTINEL.encode()),
         ("table.parquet", SENTINEL.encode()),
