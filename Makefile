@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs; each prepares its own environment in .venv first.
 #
 #   make demo [QUICK=1]   train on the embedded data, sample, evaluate, write a report
-#   make test [TEST_JOBS=1]    all tests, by as many processes as there are cores, at most four
+#   make test             all tests, by as many processes as there are cores, at most four (TEST_JOBS)
 #   make lint             ruff, clang-format, pyright
 #   make check-cuda       compiles the CUDA kernels without linking them (needs nvcc, no GPU)
 #   make bench            the step benchmark, to build/bench-step.json
@@ -24,8 +24,9 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h csrc/*/* tests/cuda_emulation/*.cpp 
 demo: $(EXTENSION)
 	$(BIN)/dpcgan demo $(if $(QUICK),--quick)
 
+# Several processes have one thread each, but two where kernels are tested (tests/conftest.py).
 test: $(EXTENSION)
-	$(if $(filter 1,$(TEST_JOBS)),,OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(if $(filter 1,$(TEST_JOBS)),,-n $(TEST_JOBS) --dist loadfile)
+	$(if $(filter 1,$(TEST_JOBS)),,OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive) $(BIN)/python -m pytest $(if $(filter 1,$(TEST_JOBS)),,-n $(TEST_JOBS) --dist loadfile)
 
 lint: $(EXTENSION)
 	$(BIN)/ruff check .

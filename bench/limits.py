@@ -10,8 +10,7 @@ is the split's number. Runs are kept and not repeated: bench/results/limits.json
 
 import argparse
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from dpcgan_fast.synthesis.fitting import pick_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DELTA, TIMES = 1e-5, 5
-EPSILONS = (1.0, 10.0, 100.0, math.inf)
+Keep = Callable[[dict[str, Any], dict[str, float]], None]
+LEVELS = (None, 1.0, 10.0, 100.0, "inf")  # epsilon as in the file; None for the real rows
 _SCORES = {"auroc": "AUROC", "ap": "average precision", "accuracy": "accuracy", "outcome_auroc": "AUROC of the outcome"}
 
 
@@ -66,7 +66,7 @@ def main() -> None:
         for split in range(given.splits):
             keys = [
                 {"data": data, "split": split, "epsilon": epsilon, "times": times}
-                for epsilon in (None, *("inf" if epsilon == math.inf else epsilon for epsilon in EPSILONS))
+                for epsilon in LEVELS
                 for times in ((1,) if epsilon is None else (1, TIMES))
             ]
             left = [key for key in keys if not any(key.items() <= one.items() for one in runs)]
@@ -74,7 +74,7 @@ def main() -> None:
                 _of_split(data, split, left, keep)
 
 
-def _of_split(data: str, split: int, keys: Sequence[dict[str, Any]], keep: Any) -> None:
+def _of_split(data: str, split: int, keys: Sequence[dict[str, Any]], keep: Keep) -> None:
     chosen = paper_table(data, split)
     judges, statistics = Judges(chosen), statistics_for(chosen.schema)
     fitted: dict[float, FittedBaseline] = {}

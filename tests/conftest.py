@@ -79,6 +79,16 @@ def fixed_torch_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def two_threads(request):
+    """Kernels are run by two threads at least, also where each process of `make test` has one."""
+    before = torch.get_num_threads()
+    if {"ops", "engine", "adapters"} & set(request.path.parts):
+        torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def remembered_renyi_divergences():
     """Keeps dp-accounting's Renyi divergences of one step, which nearly all the time of a run of few steps goes to.

@@ -14,13 +14,13 @@ from dpcgan_fast.privacy import PoissonSampler
 from dpcgan_fast.privacy.audit import audit_scores
 from dpcgan_fast.privacy.mechanism import Mechanism
 
-CPU, DELTA, CANARIES = torch.device("cpu"), 1e-5, 4000
+CPU, DELTA, CANARIES = torch.device("cpu"), 1e-5, 10_000
 PATHS = {"fused": "fused", "adapters.functional": "clip_and_aggregate"}
 
 
-def test_every_way_of_taking_steps_comes_near_to_its_claim_and_refutes_none():
-    """The bound is above half of it in all but 1 of 10^6 audits of so many canaries; .7 of it is usual."""
-    epsilon = 4.0
+@pytest.mark.parametrize(("epsilon", "tight"), [(1.0, 0.3), (4.0, 0.6)])
+def test_every_way_of_taking_steps_comes_near_to_its_claim_and_refutes_none(epsilon, tight):
+    """At epsilon 4 the bound is above .6 of it in all but 1 of 10^7 audits; at 1 above .3, with as many canaries."""
     turns = []
     found = audit_engine(epsilon, DELTA, CANARIES, CPU, lambda: turns.append(1))
     assert set(found) == set(FORMS)
@@ -28,7 +28,7 @@ def test_every_way_of_taking_steps_comes_near_to_its_claim_and_refutes_none():
     for name, (path, audit) in found.items():
         assert path == PATHS.get(name, "layerwise")
         assert audit.epsilon == pytest.approx(epsilon, rel=2e-3)
-        assert 0.5 * epsilon < audit.lower_gaussian, name
+        assert tight * epsilon < audit.lower_gaussian, name
         assert audit.lower < audit.lower_gaussian
         assert not audit.refuted
 
@@ -132,7 +132,7 @@ def test_canaries_are_there_with_probability_one_half():
 
 
 def test_the_captured_form_takes_several_replays_a_draw():
-    form = FORMS["captured and replayed"](engine_mechanism(1.0, DELTA), 1000, CPU)
+    form = FORMS["captured and replayed"](engine_mechanism(1.0, DELTA), CANARIES, CPU)
     assert isinstance(form._graphed._capture, RunAgain)
     assert form._graphed._rows < 0.1 * CANARIES / 2
 
