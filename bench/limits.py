@@ -2,36 +2,36 @@
 
     python bench/limits.py [--data epileptic support2] [--splits 3]
 
-Preset auto draws rows from statistics. Here they are released with noise and without any, and as many rows are drawn as
-there are training rows, or `TIMES` as many, which costs no privacy. What remains with many rows and no noise is what
-the statistics do not tell. Scores, tables and splits are those of `dpcgan bench --suite paper`; the seed of noise
-is the split's number. Runs are kept and not repeated: bench/results/limits.json grows, limits.md is made from it.
+Preset auto draws rows from statistics. Here they are released without noise, and as many rows are drawn as there are
+training rows, or `TIMES` as many. `auto` and `auto-5n` of `dpcgan bench --suite paper` are the same with noise: what
+differs from these is its cost, and what remains with many rows is what the statistics do not tell. Scores, tables and
+splits are those of the suite. Runs are kept and not repeated: bench/results/limits.json grows, limits.md is made from
+it.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from sklearn.ensemble import HistGradientBoostingClassifier
 
-from dpcgan_fast.baselines import FittedBaseline, statistics_for
+from dpcgan_fast.baselines import statistics_for
 from dpcgan_fast.bench.machine import describe
 from dpcgan_fast.bench.paper.protocol import BOOSTING, Judges
+from dpcgan_fast.bench.paper.systems import AUTO, AUTO_MORE, DELTA, TIMES
 from dpcgan_fast.bench.paper.tables import FIVE_CLASSES, TABLES, paper_table
 from dpcgan_fast.bench.table import machine_text, table
-from dpcgan_fast.evaluate.learners import LEARNERS
 from dpcgan_fast.evaluate.spread import spread
 from dpcgan_fast.privacy import noise_key
 from dpcgan_fast.synthesis.fitting import pick_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DELTA, TIMES = 1e-5, 5
 Keep = Callable[[dict[str, Any], dict[str, float]], None]
-LEVELS = (None, 1.0, 10.0, 100.0, "inf")  # epsilon as in the file; None for the real rows
+REAL = 0  # in the place of times as many rows, for the training rows themselves
 _SCORES = {"auroc": "AUROC", "ap": "average precision", "accuracy": "accuracy", "outcome_auroc": "AUROC of the outcome"}
 
 
@@ -50,25 +50,19 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["epileptic", FIVE_CLASSES, "support2"], choices=TABLES)
     parser.add_argument("--splits", type=int, default=3)
     given = parser.parse_args()
-    # By default boosting stops early beyond 10,000 rows, which would be taken for what more rows are worth.
-    LEARNERS[BOOSTING] = lambda: HistGradientBoostingClassifier(random_state=0).set_params(early_stopping=False)
     path = RESULTS / "limits.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
 
     def keep(key: dict[str, Any], figures: dict[str, float]) -> None:
         runs.append({**key, "figures": figures})
         print(f"{key}: {figures}", flush=True)
-        results = {"machine": describe(pick_device("cpu")), "delta": DELTA, "times": TIMES, "runs": runs}
+        results = {"machine": describe(pick_device("cpu")), "times": TIMES, "runs": runs}
         path.write_text(json.dumps(results, indent=1) + "\n")
         path.with_suffix(".md").write_text(markdown(results))
 
     for data in given.data:
         for split in range(given.splits):
-            keys = [
-                {"data": data, "split": split, "epsilon": epsilon, "times": times}
-                for epsilon in LEVELS
-                for times in ((1,) if epsilon is None else (1, TIMES))
-            ]
+            keys = [{"data": data, "split": split, "times": times} for times in (REAL, 1, TIMES)]
             left = [key for key in keys if not any(key.items() <= one.items() for one in runs)]
             if left:
                 _of_split(data, split, left, keep)
@@ -77,18 +71,14 @@ def main() -> None:
 def _of_split(data: str, split: int, keys: Sequence[dict[str, Any]], keep: Keep) -> None:
     chosen = paper_table(data, split)
     judges, statistics = Judges(chosen), statistics_for(chosen.schema)
-    fitted: dict[float, FittedBaseline] = {}
+    fitted = statistics.fit(chosen.train, math.inf, DELTA, noise_key(split))
     for key in keys:
-        if key["epsilon"] is None:
+        if key["times"] == REAL:
             keep(key, judged(judges, chosen.train))
             continue
-        epsilon = float(key["epsilon"])
-        if epsilon not in fitted:
-            fitted = {epsilon: statistics.fit(chosen.train, epsilon, DELTA, noise_key(split))}
         # As many at a time as there are training rows, as a table of that size is drawn.
         rng, rows = np.random.default_rng(split), chosen.train.num_rows
-        drawn = pa.concat_tables(fitted[epsilon].sample(rows, rng) for _ in range(key["times"]))
-        keep(key, judged(judges, drawn))
+        keep(key, judged(judges, pa.concat_tables(fitted.sample(rows, rng) for _ in range(key["times"]))))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -96,22 +86,22 @@ def markdown(results: dict[str, Any]) -> str:
     runs, times = results["runs"], results["times"]
     parts = [
         "# What limits statistics\n",
-        f"Made by `python bench/limits.py`, at delta {results['delta']:g}. {machine_text(results['machine'])}.\n",
-        f"Scores on real test rows of what learned from rows that were drawn from statistics, as many as there are "
-        f"training rows (n) or {times} n. Means over splits, each with noise and draws of its own, and half a 95 % "
-        "interval. Epsilon inf is without noise. Boosting takes all of its 100 rounds, however many rows there are.\n",
+        f"Made by `python bench/limits.py`. {machine_text(results['machine'])}.\n",
+        "Scores on real test rows of what learned from rows that were drawn from statistics without any noise, as many "
+        f"as there are training rows (n) or {times} n, and from real rows. Means over splits, each with draws of its "
+        "own, and half a 95 % interval. With noise they are "
+        f"`{AUTO}` and `{AUTO_MORE}` in [paper.md](paper.md).\n",
     ]
     for data in dict.fromkeys(run["data"] for run in runs):
         of_data = [run for run in runs if run["data"] == data]
         scores = [score for score in _SCORES if score in of_data[0]["figures"]]
         rows = []
-        for epsilon, count in dict.fromkeys((run["epsilon"], run["times"]) for run in of_data):
-            own = [run["figures"] for run in of_data if (run["epsilon"], run["times"]) == (epsilon, count)]
+        for count in dict.fromkeys(run["times"] for run in of_data):
+            own = [run["figures"] for run in of_data if run["times"] == count]
             found = [spread([figures[score] for figures in own]) for score in scores]
-            drawn = "real" if epsilon is None else "n" if count == 1 else f"{count} n"
-            level = "-" if epsilon is None else f"{float(epsilon):g}"
-            rows.append([level, drawn, *(one.text(4) for one in found if one), str(len(own))])
-        parts += [f"## {data}\n", table(["epsilon", "rows", *(_SCORES[score] for score in scores), "splits"], rows)]
+            drawn = "real" if count == REAL else "n" if count == 1 else f"{count} n"
+            rows.append([drawn, *(one.text(4) for one in found if one), str(len(own))])
+        parts += [f"## {data}\n", table(["rows", *(_SCORES[score] for score in scores), "splits"], rows)]
     return "\n".join(parts)
 
 

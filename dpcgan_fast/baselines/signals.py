@@ -32,6 +32,9 @@ _WEIGHT = 4.0  # of a signal's part, where a histogram of one column weighs 1
 # false means stand out among weak waves.
 _CLEAR, _CLEAR_OF_LITTLE = 2.0, 4.0
 _MUCH = 0.1  # of the power of rows: what their mean has of it where they have a shape in common
+# Standard deviations of the noise that the number of rows in a bin of strengths must reach. A few false rows where all
+# real ones are of another class cost boosting .004 of average precision once many rows are drawn (epsilon 10).
+_CLEAR_STRENGTH = 2.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class Waves:
         totals = np.maximum(strengths.values.sum(axis=1), 1.0)
         means = budget.release(f"waves: {name}", sums, 1.0, share * _MEAN_SHARE)
         mean = _clear(means.values, means.std, totals) / totals[:, None]
-        strong = Strong(shares_of(strengths.values, totals) * totals[:, None], bins)
+        shares = _clear_shares(strengths.values, strengths.std, totals)
+        strong = Strong(shares * totals[:, None], bins)
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
 
         def waves(block: Rows) -> np.ndarray:
@@ -99,7 +103,7 @@ class Waves:
 
         bands = release_bands(rows, len(columns), waves, strong, budget, left)
         said = Totals(strengths.values.sum(axis=1), strengths.std**2 * STRENGTHS)
-        return _DrawnWaves(columns, scale, strengths.values, mean, bands, said)
+        return _DrawnWaves(columns, scale, strengths.values, mean, bands, said, std=strengths.std)
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnWaves":
         """See `KeptPart.restored`."""
@@ -111,6 +115,17 @@ class Waves:
         if not np.isfinite(mean).all():
             raise ValueError("Expected finite means of waves.")
         return _DrawnWaves(columns, _Scale.of(columns), np.empty((0, 0)), mean, bands, SETTLED, shares)
+
+
+def _clear_shares(noisy: np.ndarray, std: float, totals: np.ndarray) -> np.ndarray:
+    """Share of each bin of strengths within each class, (class_count, STRENGTHS), from noisy counts of the same shape.
+
+    Bins that do not stand clear of the noise are empty, but in a class of which none does.
+    """
+    shares = shares_of(noisy, totals)
+    clear = shares * totals[:, None] >= _CLEAR_STRENGTH * std
+    shares = np.where(clear | ~clear.any(axis=1, keepdims=True), shares, 0.0)
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def _clear(means: np.ndarray, std: float, totals: np.ndarray) -> np.ndarray:
@@ -131,9 +146,10 @@ class _DrawnWaves:
     bands: Bands
     totals: Totals
     _shares: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    std: float = 0.0  # of the noise of the strengths
 
     def settle(self, totals: np.ndarray) -> None:
-        self._shares = shares_of(self.strengths, totals)
+        self._shares = _clear_shares(self.strengths, self.std, totals)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """See `KeptDrawn.arrays`."""

@@ -10,7 +10,9 @@ from scipy.fft import dct
 from dpcgan_fast.baselines import baselines_for, choice, statistics_for
 from dpcgan_fast.baselines import signals as signals_part
 from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.histograms import shares_of
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.privacy import noise_key
 from tests.baselines.replay import cauchy, refuse_moves
 from tests.baselines.tables import LENGTH, signal_schema, signals
 
@@ -72,6 +74,31 @@ def test_means_count_sooner_where_rows_have_a_shape_in_common():
     assert found[:, 3].tolist() == [3.0, 0.0]
     assert found[0, 0] == 60.0
     assert np.array_equal(signals_part._clear(means, 0.0, np.array([100.0, 100.0])), means)
+
+
+def test_bins_of_strength_that_do_not_stand_clear_of_the_noise_are_empty():
+    noisy = np.array([[40.0, 10.0, 1.5, -1.0], [0.0, -1.0, 1.0, 0.5]])
+    found = signals_part._clear_shares(noisy, 1.0, np.array([50.0, 1.0]))
+    assert found[0, 2:].tolist() == [0.0, 0.0]
+    assert found[0].sum() == pytest.approx(1.0)
+    assert found[0, 0] / found[0, 1] == pytest.approx(39.5 / 9.5), "what is left keeps its proportions"
+    assert np.array_equal(found[1], shares_of(noisy, np.array([50.0, 1.0]))[1]), "a class that never does keeps all"
+    exact = np.array([[40.0, 10.0, 1.0, 0.0]])
+    assert np.allclose(signals_part._clear_shares(exact, 0.0, np.array([51.0])), exact / 51)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_next_to_no_row_is_of_a_strength_that_no_real_row_of_its_class_has(seed):
+    """Where all rows are of another class, a few false ones would be all that classifiers learn there."""
+    train = signals(4000, 0)
+    fitted = next(one for one in baselines_for(signal_schema()) if one.name == choice.WAVES).fit(
+        train, 3.0, 1e-5, noise_key(seed)
+    )
+    drawn = fitted.sample(20_000, np.random.default_rng(seed))
+    for died in (0, 1):
+        real, own = log_strength(values(train, died)), log_strength(values(drawn, died))
+        away = (own < real.min() - 0.3) | (own > real.max() + 0.3)  # bins are a quarter wide
+        assert away.mean() < 0.001
 
 
 def test_rows_of_zeros_give_finite_values_within_the_bounds():

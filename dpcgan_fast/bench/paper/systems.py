@@ -33,7 +33,8 @@ from dpcgan_fast.train import TrainSettings, default_settings
 
 DELTA = 1e-5
 STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
-AUTO, CODES_AE, YARDSTICK = "auto", "codes-ae", "yardstick"
+TIMES = 5  # as many rows as there are training rows, of `auto` where many are drawn
+AUTO, AUTO_MORE, CODES_AE, YARDSTICK = "auto", f"auto-{TIMES}n", "codes-ae", "yardstick"
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,16 @@ def _settings(preset: str, schema: Schema, task: Task, changes: dict[str, Any]) 
     return replace(settings, **changes)
 
 
-def _trained(task: Task, preset: str, schema: Schema, make: MakeNetworks, changes: dict[str, Any]) -> Synthetic:
-    """Trains networks as `DPCGAN.fit` does and draws rows from the run."""
+def _trained(
+    task: Task, preset: str, schema: Schema, make: MakeNetworks, changes: dict[str, Any], times: int = 1
+) -> Synthetic:
+    """Trains networks as `DPCGAN.fit` does and draws rows from the run, so many times as many as the task says."""
     settings = _settings(preset, schema, task, changes)
     device = torch.device("cpu")
     out, hooks = task.folder / "run", fitting.FitHooks()
     folder = fitting.start(task.table.train, schema, settings, out, device, hooks, lambda _: None, make)
     sampler = load_sampler(folder, settings, device, make)
-    drawn = pa.concat_tables(sampler.batches(task.rows, {}, torch.Generator().manual_seed(task.seed)))
+    drawn = pa.concat_tables(sampler.batches(times * task.rows, {}, torch.Generator().manual_seed(task.seed)))
     return Synthetic({"": drawn}, schema, {"": charged(read_ledger(folder.ledger)[0])})
 
 
@@ -101,8 +104,8 @@ def _without_autoencoder(settings: TrainSettings) -> dict[str, Any]:
     return {"autoencoder_steps": 0, "decoder_lr": settings.generator_lr}
 
 
-def _networks(preset: str, make: MakeNetworks, autoencoder: bool, changes: dict[str, Any]) -> Fit:
-    """A system of networks. preset: "" for the published one that the table calls for"""
+def _networks(preset: str, make: MakeNetworks, autoencoder: bool, changes: dict[str, Any], times: int = 1) -> Fit:
+    """A system of networks. preset: "" for the published one that the table calls for; times: see `_trained`"""
 
     def fit(task: Task) -> Synthetic:
         own, schema = preset or _published(task.table), task.table.schema
@@ -110,7 +113,7 @@ def _networks(preset: str, make: MakeNetworks, autoencoder: bool, changes: dict[
             assert schema.n_units is not None
             schema = code_schema(schema.n_units, outcome=False)  # its records have no place for an outcome
         more = {} if autoencoder else _without_autoencoder(_settings(own, schema, task, changes))
-        return _trained(task, own, schema, make, {**changes, **more})
+        return _trained(task, own, schema, make, {**changes, **more}, times)
 
     return fit
 
@@ -188,6 +191,11 @@ SYSTEMS: dict[str, System] = {
     AUTO: System(
         "what `dpcgan train` does by default: rows from statistics on all of these tables",
         _networks(AUTO, make_networks, True, {}),
+    ),
+    AUTO_MORE: System(
+        f"the same runs, of which {TIMES} times as many rows are drawn: that costs no privacy; on tables without codes",
+        _networks(AUTO, make_networks, True, {}, TIMES),
+        lambda table: not table.schema.codes_columns(),
     ),
     CODES_AE: System(
         "preset `auto` with `--clusters autoencoder`: a private convolutional autoencoder finds the clusters of codes",
