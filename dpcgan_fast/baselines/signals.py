@@ -94,8 +94,8 @@ class Waves:
         totals = np.maximum(strengths.values.sum(axis=1), 1.0)
         means = budget.release(f"waves: {name}", sums, 1.0, share * _MEAN_SHARE)
         mean = _clear(means.values, means.std, totals) / totals[:, None]
-        shares = _clear_shares(strengths.values, strengths.std, totals)
-        strong = Strong(shares * totals[:, None], bins)
+        # All bins count here: rows of those that are not drawn are in the sums of bands, too.
+        strong = Strong(shares_of(strengths.values, totals) * totals[:, None], bins)
         left = share * (1 - _STRENGTH_SHARE - _MEAN_SHARE)
 
         def waves(block: Rows) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dpcgan_fast.bench.paper.cells import REAL
 from dpcgan_fast.bench.paper.spreads import order_of, runs_of, spread_of
-from dpcgan_fast.bench.paper.systems import SYSTEMS
+from dpcgan_fast.bench.paper.systems import AUTO_MORE, SYSTEMS
 from dpcgan_fast.bench.paper.targets import targets_markdown
 from dpcgan_fast.bench.paper.yardsticks import yardsticks_markdown
 from dpcgan_fast.bench.table import machine_text, table
@@ -114,9 +114,9 @@ def paper_markdown(results: dict[str, Any]) -> str:
                 f"take {settings['steps']:,} steps of the critic and half as many of the autoencoder (by default the "
                 f"published presets take {_PUBLISHED_STEPS:,}, as with `--steps {_PUBLISHED_STEPS}`), PATE-GAN "
                 f"{settings['pate_gan_rounds']:,} rounds.",
-                "As many rows are drawn as there are training rows. Gradient boosting learns from all of them, forests "
-                f"and logistic regression from at most {settings['learned_rows']:,}; they see at most "
-                f"{settings['seen_codes']:,} codes, the column `outcome from all codes` all of them.",
+                f"As many rows are drawn as there are training rows, but for `{AUTO_MORE}`. Gradient boosting learns "
+                f"from all of them, forests and logistic regression from at most {settings['learned_rows']:,}; they "
+                f"see at most {settings['seen_codes']:,} codes, the column `outcome from all codes` all of them.",
                 "The large two-sample test of codes is run where the small one reads less than "
                 f"{settings['told_at_once']:g}.",
                 "Where there are several runs, ± is half a 95 % interval: over runs, or over the means of noise seeds, "
