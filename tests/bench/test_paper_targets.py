@@ -91,8 +91,9 @@ def test_every_target_is_shown_with_how_it_stands():
     )
     assert f"| {CODES} | {CODES_AE} | prediction / real | not measured (≥ 0.270)" in text
     n_rows = [verdict(t, cells, e).standing for t in TARGETS for e in EPSILONS if t.system != AUTO_MORE]
-    assert f": {n_rows.count('met')} of {len(n_rows)} met, {n_rows.count('missed')} missed, " in text
-    assert n_rows.count("not measured") == len(n_rows) - 6, "two measures of each run"
+    met, missed, left = (n_rows.count(standing) for standing in ("met", "missed", "not measured"))
+    assert left == len(n_rows) - 6, "two measures at each epsilon"
+    assert f": {met} of {len(n_rows)} met, {missed} missed, {left} not measured." in text
 
 
 def test_more_rows_do_not_count_among_the_targets_for_as_many_rows():
