@@ -2,15 +2,15 @@
 
 Given class and parent, a row's cell is a stretch of the uniform distribution, and so of a standard normal one. Columns
 that the tree does not join are drawn independent of each other if those normals are; here they are correlated. One sum
-of products tells far more of a pair for the same noise than a table does. Gaussian copulas: Nelsen, An Introduction to
-Copulas (2006), section 2.3.
+of products tells far more of a pair for the same noise than a table does, and one sum of normals of where the rows of a
+class lie than a histogram does. Gaussian copulas: Nelsen, An Introduction to Copulas (2006), section 2.3.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.histograms import cells_at
@@ -21,6 +21,7 @@ _ROOM = 2.0  # standard deviations of a row's squared length above what is expec
 _LARGEST = 4.0  # of a normal
 _GRID = np.linspace(-0.98, 0.98, 99)  # of correlations
 _OWN_GRID = np.linspace(-0.6, 0.6, 61)  # of what those of a class differ by
+_MEANS_GRID = np.linspace(-1.0, 1.0, 161)
 _MOST = 0.97  # of a correlation
 _ROUNDS = 100
 
@@ -45,12 +46,19 @@ class Step:
         return np.zeros(rows, np.int64) if self.parent is None else self.group_of[found[self.parent]]
 
 
+def shifted(step: Step, means: np.ndarray) -> Step:
+    """A step whose normals have these means, (class_count,) float64, and not 0: rows lie further up or down in it."""
+    ends = np.cumsum(step.chances, axis=-1)
+    ends = ndtr(ndtri(ends / np.maximum(ends[..., -1:], 1e-300)) - means[:, None, None])
+    return replace(step, chances=np.maximum(np.diff(ends, axis=-1, prepend=0.0), 0.0))
+
+
 def drawn_along(
     steps: list[Step], factors: np.ndarray | None, classes: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """Cells of new rows, by the place of the column, and where within the cell each row lies: (rows,) each, in [0, 1).
 
-    factors: see `release_correlations`; None if nothing is left over
+    factors: see `Residuals`; None if nothing is left over
     """
     normals = rng.standard_normal((len(classes), len(steps)))
     if factors is not None:
@@ -88,17 +96,51 @@ class Atoms:
         return np.minimum(self.of_row[part], len(self.cell) - 1)
 
 
-def release_correlations(
-    rows: Rows, steps: list[Step], atoms: list[Atoms], totals: np.ndarray, budget: Budget, share: float
-) -> np.ndarray:
-    """Spends a share of the budget on correlations of columns beyond the steps: factors of them, (class_count, d, d).
+@dataclass(frozen=True)
+class Residuals:
+    """What steps leave of d columns, of each class.
 
-    steps:  in the order of drawing, one of each of d columns, made of released numbers
-    atoms:  of the columns, by their places
-    totals: (class_count,) at least 1, released numbers of rows
-    Independent standard normals times the transpose of a class's factor have its correlations, and variances of 1.
-    Formal guarantee: a unit moves the release by at most L^2 sqrt((1 - 1/d) / 2) in L2 norm, L^2 being the squared
-    length to which a row's normals are shortened: the squares of their products sum to (|r|^4 - sum r_i^4) / 2.
+    factors: (class_count, d, d) of correlations: independent standard normals times the transpose of a class's have its
+             correlations, and variances of 1
+    means:   (class_count, d) of the normals; None where correlations alone were released
+    """
+
+    factors: np.ndarray
+    means: np.ndarray | None
+
+    @classmethod
+    def checked(cls, factors: np.ndarray, means: np.ndarray | None, class_count: int, columns: int) -> "Residuals":
+        """Those that were kept. Raises ValueError if they are none."""
+        expected = (class_count, columns, columns)
+        if not (factors.shape == expected and np.allclose((factors**2).sum(axis=-1), 1.0)):
+            raise ValueError("Expected factors of correlations.")
+        if means is not None and not (means.shape == expected[:2] and (np.abs(means) <= _MEANS_GRID[-1]).all()):
+            raise ValueError("Expected means of normals.")
+        return cls(factors, means)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By the names of the fields."""
+        return {"factors": self.factors} | ({} if self.means is None else {"means": self.means})
+
+
+def release_residuals(
+    rows: Rows,
+    steps: list[Step],
+    atoms: list[Atoms],
+    totals: np.ndarray,
+    budget: Budget,
+    share: float,
+    mean_weight: float = 0.0,
+) -> Residuals:
+    """Spends a share of the budget on correlations of columns beyond the steps, and on the means of their normals.
+
+    steps:       in the order of drawing, one of each of d columns, made of released numbers
+    atoms:       of the columns, by their places
+    totals:      (class_count,) at least 1, released numbers of rows
+    mean_weight: of a normal beside a product of two; 0 for correlations alone
+    Formal guarantee: a unit moves the release by at most sqrt(L^4 (1 - 1/d) / 2 + w^2 L^2) in L2 norm, w being the
+    weight and L^2 the squared length to which a row's normals are shortened: the squares of their products sum to
+    (|r|^4 - sum r_i^4) / 2.
     """
     classes, count = len(totals), len(steps)
     scores: dict[int, np.ndarray] = {}
@@ -114,15 +156,26 @@ def release_correlations(
     expected = float(totals @ variances.sum(axis=1) / totals.sum())
     most = expected + _ROOM * math.sqrt(2 * expected) + 1e-9
     pairs = np.triu_indices(count, 1)
-    sums = np.zeros((classes, len(pairs[0])))
+    weighs = mean_weight > 0
+    sums = np.zeros((classes, len(pairs[0]) + weighs * count))
     for part, block in rows.blocks(count):
         normals = _normals_of(block, part, steps, atoms, scores)
         normals *= np.minimum(1.0, np.sqrt(most / np.maximum((normals**2).sum(axis=1), 1e-300)))[:, None]
         for index in range(classes):
             weighted = normals * (block.weights * (block.classes == index))[:, None]
-            sums[index] += (normals.T @ weighted)[pairs]
-    noisy = budget.release("correlations beyond the tree", sums, most * math.sqrt((1 - 1 / count) / 2), share)
-    return _factors(noisy.values, noisy.std, totals, np.maximum(variances, 1e-3), pairs)
+            products = (normals.T @ weighted)[pairs]
+            sums[index] += np.append(products, mean_weight * weighted.sum(axis=0)) if weighs else products
+    sensitivity = math.sqrt(most**2 * (1 - 1 / count) / 2 + mean_weight**2 * most)
+    name = f"correlations {'and means ' if weighs else ''}beyond the tree"
+    noisy = budget.release(name, sums, sensitivity, share)
+    variances = np.maximum(variances, 1e-3)
+    factors = _factors(noisy.values[:, : len(pairs[0])], noisy.std, totals, variances, pairs)
+    if not weighs:
+        return Residuals(factors, None)
+    weights = totals[:, None] * variances
+    means = noisy.values[:, len(pairs[0]) :] / (mean_weight * weights)
+    errors = np.sqrt((noisy.std / mean_weight) ** 2 + weights) / weights
+    return Residuals(factors, shrunk(means.ravel(), errors.ravel(), _MEANS_GRID).reshape(means.shape))
 
 
 def _normals_of(

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.groups import Grouping, grouping, kept_grouping
@@ -24,8 +22,9 @@ from dpcgan_fast.baselines.histograms import (
     width_of,
 )
 from dpcgan_fast.baselines.near import chances_near, fitted, given_first, shares_near
+from dpcgan_fast.baselines.pairs import MEAN_OF_NORMAL, Edge, Shown, forest, scores_of
 from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, values_of
-from dpcgan_fast.baselines.residuals import Atoms, Step, drawn_along, release_correlations
+from dpcgan_fast.baselines.residuals import Atoms, Residuals, Step, drawn_along, release_residuals, shifted
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.within_bins import (
     WithinBins,
@@ -39,27 +38,18 @@ from dpcgan_fast.privacy.denoising import closest_histogram
 
 MOST_COLUMNS = 64  # beyond it the scores of all pairs take most of the noise
 # Of what the tree may spend; the rest is for the tables of its edges.
-_HISTOGRAMS_SHARE, _SCORES_SHARE, _CORRELATIONS_SHARE = 0.55, 0.06, 0.15
+_HISTOGRAMS_SHARE, _SCORES_SHARE, _RESIDUALS_SHARE = 0.55, 0.06, 0.15
 _LEAST_STRENGTH = 60.0  # rows over the noise of a histogram's cell, below which pairs would show next to nothing
 _WITHIN_SHARE = 0.1  # likewise, for how bins are filled, where the data are enough to tell
-_SCORED_GROUPS = 4  # of a column's cells, while pairs of columns are compared
 _GROUPS = (20, 12, 8, 6, 4, 3, 2)  # of the cells of a column in an edge's table, the finest that the noise allows
 _NOISE = 0.5  # of an edge's score: what the noise of its table may amount to
 _CLEAR = 3.0  # standard deviations of the noise by which an edge's score must exceed what independence would give
-_MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of the absolute value of a standard normal
 # Rows over the noise of a histogram's cell between which classes are taken to be alike, see `near`. Measured: .007 of
 # AUROC gained on SUPPORT2 at 270 of them (epsilon 1), .003 lost at 2,000 (epsilon 10); on Cervical lost at 25, nothing
-# gained at 160.
+# gained at 160. There, sums over classes of where rows lie in each column tell what the histograms leave to the noise:
+# over 48 draws of SUPPORT2 at epsilon 1 .003 of AUROC and .007 of average precision gained; at 100 nothing.
 _ALIKE = (200.0, 500.0)
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A pair of columns by their places. gain: weight of rows, about, that independence puts into wrong cells."""
-
-    parent: int
-    child: int
-    gain: float
+_ALIKE_RESIDUALS_SHARE, _MEAN_WEIGHT = 0.2, 6.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ class Tree:
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
         """Histograms, how bins are filled, scores of all pairs, then tables of the pairs that are chosen."""
         noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
-        shown = _Shown.of(self.columns, noisy, std)
+        shown = Shown.of(self.columns, noisy, std)
         left = share * (1 - _HISTOGRAMS_SHARE)
         if shown.totals.sum() < _LEAST_STRENGTH * std:
             return self._alone(rows, noisy, std, budget, left, None)
@@ -96,7 +86,9 @@ class Tree:
             left -= share * _WITHIN_SHARE
         edges = self._edges(rows, shown, budget, share * _SCORES_SHARE)
         left -= share * _SCORES_SHARE
-        for_tables = left - share * _CORRELATIONS_SHARE
+        alike = _are_alike(shown.totals, std)
+        for_residuals = share * (_ALIKE_RESIDUALS_SHARE if alike else _RESIDUALS_SHARE)
+        for_tables = left - for_residuals
         edges = _worth_their_noise(edges, shown, rows.class_count, budget, for_tables)
         if not edges:
             return self._alone(rows, noisy, std, budget, left, within)
@@ -104,9 +96,8 @@ class Tree:
         drawn = _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables, within, std=std)
         drawn.settle(shown.totals)
         atoms = [self._atoms(rows, column, within) for column in self.columns]
-        drawn.factors = release_correlations(
-            rows, drawn.steps(), atoms, shown.totals, budget, share * _CORRELATIONS_SHARE
-        )
+        weight = _MEAN_WEIGHT if alike else 0.0
+        drawn.residuals = release_residuals(rows, drawn.steps(), atoms, shown.totals, budget, for_residuals, weight)
         return drawn
 
     def _alone(
@@ -149,11 +140,11 @@ class Tree:
             tables.append(Table(Edge(parent, child, 0.0), groups, np.empty(0), 0.0))
             sizes = len(shares[0]), groups[0].count, groups[1].count
             given[child] = checked_chances(arrays[f"given.{number}"], *sizes)
-        factors = arrays.get("factors")
-        expected = (len(shares[0]), len(self.columns), len(self.columns))
-        if factors is not None and not (factors.shape == expected and np.allclose((factors**2).sum(axis=-1), 1.0)):
-            raise ValueError("Expected factors of correlations.")
-        return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), factors, shares, given)
+        residuals = None
+        if "factors" in arrays:
+            sizes = len(shares[0]), len(self.columns)
+            residuals = Residuals.checked(arrays["factors"], arrays.get("means"), *sizes)
+        return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), residuals, shares, given)
 
     def _kept_within(self, arrays: Mapping[str, np.ndarray]) -> WithinBins | None:
         names = {f"within.{place}": column for place, column in enumerate(self.columns) if column.type == "numeric"}
@@ -168,77 +159,18 @@ class Tree:
         noisy = release_histograms(rows, self.columns, budget, share)
         return noisy, budget.std(math.sqrt(len(self.columns)), share)
 
-    def _edges(self, rows: Rows, shown: "_Shown", budget: Budget, share: float) -> list[Edge]:
+    def _edges(self, rows: Rows, shown: "Shown", budget: Budget, share: float) -> list[Edge]:
         """The forest of the greatest sum of gains, of pairs that differ from independence more than noise would."""
         pairs = list(itertools.combinations(range(len(self.columns)), 2))
         # The tables of independence are made of released numbers alone, so that a unit moves each score by at most 1.
         noisy = budget.release("scores of pairs", scores_of(rows, pairs, shown), math.sqrt(len(pairs)), share)
         gains = noisy.values - np.array([shown.by_chance(pair) for pair in pairs])
         clear = gains > max(_CLEAR * noisy.std, 1e-9)
-        return _forest([pair for pair, kept in zip(pairs, clear, strict=True) if kept], gains[clear], len(self.columns))
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What the noisy histograms show of the columns.
-
-    totals: (class_count,); shares: of each column's cells within each class; groups: of the cells, for scores
-    errors: standard deviation, about, of the noise of each column's groups, summed over groups and classes
-    """
-
-    columns: tuple[Column, ...]
-    totals: np.ndarray
-    shares: list[np.ndarray]
-    groups: list[Grouping]
-    errors: list[float]
-
-    @classmethod
-    def of(cls, columns: tuple[Column, ...], noisy: list[np.ndarray], std: float) -> "_Shown":
-        totals = np.maximum(totals_of(noisy, std).values, 1.0)
-        shares = [shares_of(part, totals) for part in noisy]
-        groups = [grouping(column, totals @ own, _SCORED_GROUPS) for column, own in zip(columns, shares, strict=True)]
-        errors = [std * len(totals) * float(np.sqrt(np.bincount(own.of_cell)).sum()) for own in groups]
-        return cls(columns, totals, shares, groups, errors)
-
-    def of_groups(self, place: int, groups: Grouping) -> np.ndarray:
-        """Weight of each group of a column's cells within each class: (class_count, groups)."""
-        return self.totals[:, None] * groups.sums(self.shares[place])
-
-    def independent(self, pair: tuple[int, int]) -> np.ndarray:
-        """The table of a pair of columns if they were independent given the class: (class_count, groups, groups)."""
-        first, second = (self.of_groups(place, self.groups[place]) for place in pair)
-        return first[:, :, None] * second[:, None, :] / self.totals[:, None, None]
-
-    def by_chance(self, pair: tuple[int, int]) -> float:
-        """The score that independent columns would have: by the number of rows, and the noise of the histograms."""
-        drawn = np.sqrt(self.independent(pair)).sum()
-        return _MEAN_OF_NORMAL * float(drawn + self.errors[pair[0]] + self.errors[pair[1]])
-
-
-def scores_of(rows: Rows, pairs: list[tuple[int, int]], shown: _Shown) -> np.ndarray:
-    """Sums of differences between the rows' own table of each pair of columns and that of independence: (pairs,).
-
-    Formal guarantee: with `shown` given, a unit moves each by at most 1: its rows weigh 1, and each falls into one
-    cell of a pair.
-    """
-    counts = [own.count for own in shown.groups]
-    most = max(counts)
-    tables = np.zeros((len(pairs), rows.class_count, most, most))
-    for part, block in rows.blocks(len(counts)):
-        cells = [rows.cells(column)[part] for column in shown.columns]
-        of_row = [own.of_cell[found] for own, found in zip(shown.groups, cells, strict=True)]
-        begins = [(block.classes * most + own) * most for own in of_row]
-        for table, (first, second) in zip(tables, pairs, strict=True):
-            both = begins[first] + of_row[second]
-            table += np.bincount(both, block.weights, minlength=table.size).reshape(table.shape)
-    return np.array([
-        np.abs(table[:, : counts[first], : counts[second]] - shown.independent((first, second))).sum()
-        for table, (first, second) in zip(tables, pairs, strict=True)
-    ])  # fmt: skip
+        return forest([pair for pair, kept in zip(pairs, clear, strict=True) if kept], gains[clear], len(self.columns))
 
 
 def _table(
-    rows: Rows, pair: tuple[int, int], shown: _Shown, groups: tuple[Grouping, Grouping]
+    rows: Rows, pair: tuple[int, int], shown: Shown, groups: tuple[Grouping, Grouping]
 ) -> np.ndarray:  # fmt: skip
     """Weight of the rows in each pair of groups of two columns: (class_count, first's groups, second's groups)."""
     first, second = (own.of_cell[rows.cells(shown.columns[place])] for own, place in zip(groups, pair, strict=True))
@@ -246,22 +178,7 @@ def _table(
     return counts.reshape(rows.class_count, groups[0].count, groups[1].count)
 
 
-def _forest(pairs: list[tuple[int, int]], gains: np.ndarray, count: int) -> list[Edge]:
-    """Edges of the spanning forest of the greatest sum of gains, parents before their children."""
-    if not pairs:
-        return []
-    first, second = np.array(pairs).T
-    spanning = minimum_spanning_tree(coo_matrix((-gains, (first, second)), shape=(count, count)))
-    weights = -(spanning + spanning.T).toarray()
-    edges = []
-    _, component = connected_components(spanning, directed=False)
-    for root in np.unique(component, return_index=True)[1]:
-        order, before = breadth_first_order(spanning, root, directed=False)
-        edges += [Edge(int(before[child]), int(child), float(weights[before[child], child])) for child in order[1:]]
-    return edges
-
-
-def _groups_of(edge: Edge, shown: _Shown, most: int) -> tuple[Grouping, Grouping]:
+def _groups_of(edge: Edge, shown: Shown, most: int) -> tuple[Grouping, Grouping]:
     parent, child = (
         grouping(shown.columns[place], shown.totals @ shown.shares[place], most) for place in (edge.parent, edge.child)
     )
@@ -270,11 +187,11 @@ def _groups_of(edge: Edge, shown: _Shown, most: int) -> tuple[Grouping, Grouping
 
 def _noise_of(groups: tuple[Grouping, Grouping], classes: int, std: float) -> float:
     """Expected sum of the noise of an edge's table, without its sign."""
-    return _MEAN_OF_NORMAL * std * classes * groups[0].count * groups[1].count
+    return MEAN_OF_NORMAL * std * classes * groups[0].count * groups[1].count
 
 
 def _worth_their_noise(
-    edges: list[Edge], shown: _Shown, classes: int, budget: Budget, share: float
+    edges: list[Edge], shown: Shown, classes: int, budget: Budget, share: float
 ) -> list[Edge]:  # fmt: skip
     """The edges without those of the least gain, as long as the coarsest table would be mostly noise."""
     kept = sorted(edges, key=lambda edge: edge.gain)
@@ -286,7 +203,7 @@ def _worth_their_noise(
     return [edge for edge in edges if edge in kept]
 
 
-def _measured(rows: Rows, edge: Edge, shown: _Shown, budget: Budget, share: float) -> Table:
+def _measured(rows: Rows, edge: Edge, shown: Shown, budget: Budget, share: float) -> Table:
     std = budget.std(1.0, share)
     groups = next(
         groups
@@ -310,6 +227,11 @@ def _chances(counts: np.ndarray, total: float, parent: np.ndarray, child: np.nda
     return given_first(fitted(joint / joint.sum(), parent, child), child)  # as both histograms say
 
 
+def _are_alike(totals: np.ndarray, std: float) -> bool:
+    """Whether classes are taken to be alike but for what shows above the noise. std: of a histogram's cell"""
+    return len(totals) > 1 and _ALIKE[0] * std <= totals.sum() < _ALIKE[1] * std
+
+
 @dataclass
 class _DrawnTree:
     columns: tuple[Column, ...]
@@ -317,13 +239,13 @@ class _DrawnTree:
     totals: Totals
     tables: list[Table]
     within: WithinBins | None  # None: bins are filled evenly
-    factors: np.ndarray | None = None  # of the correlations beyond the tree, see `release_correlations`
+    residuals: Residuals | None = None  # what the tree leaves
     _shares: list[np.ndarray] = field(default_factory=list)
     _given: dict[int, np.ndarray] = field(default_factory=dict)  # by child, chances of its groups given the parent's
     std: float = 0.0  # of the noise of each cell of the histograms
 
     def settle(self, totals: np.ndarray) -> None:
-        if self.tables and len(totals) > 1 and _ALIKE[0] * self.std <= totals.sum() < _ALIKE[1] * self.std:
+        if self.tables and _are_alike(totals, self.std):
             self._settle_alike(totals)
             return
         self._shares = [shares_of(part, totals) for part in self.noisy]
@@ -372,9 +294,7 @@ class _DrawnTree:
         if self.within is not None:
             places = {column.name: place for place, column in enumerate(self.columns)}
             kept |= {f"within.{places[name]}": given for name, given in self.within.given.items()}
-        if self.factors is not None:
-            kept["factors"] = self.factors
-        return kept
+        return kept | (self.residuals.arrays() if self.residuals is not None else {})
 
     def steps(self) -> list[Step]:
         """How columns are drawn once they are settled, parents before their children."""
@@ -386,10 +306,13 @@ class _DrawnTree:
             place = table.edge.child
             chances = self._given[place] @ child.within(self._shares[place])
             steps.append(Step(place, table.edge.parent, parent.of_cell, chances))
-        return steps
+        if self.residuals is None or self.residuals.means is None:
+            return steps
+        return [shifted(step, self.residuals.means[:, step.place]) for step in steps]
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
-        found, inside = drawn_along(self.steps(), self.factors, classes, rng)
+        factors = None if self.residuals is None else self.residuals.factors
+        found, inside = drawn_along(self.steps(), factors, classes, rng)
         drawn = {}
         for place, column in enumerate(self.columns):
             if self.within is not None and column.type == "numeric":

@@ -1,4 +1,6 @@
-"""Correlations beyond a tree: what is summed is bounded, known ones come back, and what is drawn has the marginals."""
+"""Correlations and means beyond a tree: what is summed is bounded, known ones come back, and what is drawn has the
+marginals, or those that the means tell.
+"""
 
 import math
 
@@ -8,11 +10,12 @@ import pytest
 from scipy.stats import norm
 
 from dpcgan_fast.baselines import Baseline, statistics_for, tree
-from dpcgan_fast.baselines.residuals import Step, drawn_along, expected_normals, shrunk
+from dpcgan_fast.baselines.residuals import Residuals, Step, drawn_along, expected_normals, shifted, shrunk
 from dpcgan_fast.baselines.statistics import arrays_of, restored
 from dpcgan_fast.baselines.tree import Tree
 from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.privacy import noise_key
 from tests.baselines.replay import cauchy, refuse_moves
 
 COLUMNS = [
@@ -52,9 +55,76 @@ def test_pairs_that_the_tree_does_not_join_depend_as_real_ones_do(epsilon):
     names = ["a", "b", "d"]
     expected = real.to_pandas()[names].corr().to_numpy()
     error = np.abs(drawn[names].corr().to_numpy() - expected).max()
-    part.factors = None  # pyright: ignore[reportAttributeAccessIssue]
+    part.residuals = None  # pyright: ignore[reportAttributeAccessIssue]
     without = fitted.sample(20_000, np.random.default_rng(0)).to_pandas()
     assert error < 0.6 * np.abs(without[names].corr().to_numpy() - expected).max()
+
+
+@pytest.fixture
+def classes_alike(monkeypatch):
+    """Classes are taken to be alike whatever the noise is, so that means are released."""
+    monkeypatch.setattr(tree, "_ALIKE", (0.0, math.inf))
+
+
+def tilted(rows: int, seed: int = 0) -> pa.Table:
+    """As `alike`, but numbers of the one class lie a little higher."""
+    table = alike(rows, seed)
+    label = table["label"].to_numpy()
+    for place, name in enumerate(table.column_names[:3]):
+        if name != "c":
+            values = norm.cdf(norm.ppf(table[name].to_numpy(zero_copy_only=False)) + 0.2 * label)
+            table = table.set_column(place, name, pa.array(values, mask=np.isnan(values)))
+    return table
+
+
+@pytest.mark.usefixtures("classes_alike")
+def test_classes_that_the_noise_of_histograms_would_hide_differ_as_real_ones_do():
+    real = tilted(6000)
+    means = {}
+    for name in ("with", "without"):
+        errors = []
+        for seed in range(4):
+            fitted = statistics_for(schema_of()).fit(real, 0.5, 1e-5, noise_key(seed))
+            (part,) = fitted.parts
+            assert isinstance(part, tree._DrawnTree)
+            assert part.residuals is not None
+            if name == "without":
+                part.residuals = Residuals(part.residuals.factors, None)
+            drawn = fitted.sample(6000, np.random.default_rng(seed)).to_pandas()
+            own, expected = (frame.groupby("label")[["a", "b"]].mean().diff() for frame in (drawn, real.to_pandas()))
+            errors.append(np.abs(own - expected).iloc[1].mean())
+        means[name] = np.mean(errors)
+    assert means["with"] < 0.75 * means["without"]
+
+
+def test_no_means_are_released_where_the_histograms_are_clear():
+    names = {
+        rows: {one.mechanism for one in statistics_for(schema_of()).fit(alike(rows), 1.0, 1e-5).mechanisms}
+        for rows in (3000, 20_000)
+    }
+    assert "correlations and means beyond the tree" in names[3000]
+    assert "correlations beyond the tree" in names[20_000]
+
+
+def test_a_step_is_shifted_as_its_normals_are():
+    chances = np.array([[[0.25, 0.0, 0.5, 0.25]], [[1.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
+    found = shifted(Step(0, None, np.zeros(1, np.int64), chances), np.array([0.3, -0.5, 0.1])).chances
+    ends = norm.cdf(norm.ppf([0.25, 0.75]) - 0.3)
+    assert found[0, 0] == pytest.approx([ends[0], 0.0, ends[1] - ends[0], 1 - ends[1]], abs=1e-12)
+    assert found[1, 0].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert not found[2].any()
+
+
+@pytest.mark.usefixtures("classes_alike")
+def test_kept_means_are_checked_and_draw_the_same_rows():
+    statistics = statistics_for(schema_of())
+    fitted = statistics.fit(tilted(5000), 5.0, 1e-5)
+    arrays = arrays_of(fitted)
+    again = restored(statistics, arrays, fitted.seeded)
+    assert again.sample(100, np.random.default_rng(3)).equals(fitted.sample(100, np.random.default_rng(3)))
+    for bad in (arrays["0.means"] + 2, arrays["0.means"][:1], arrays["0.means"][:, :-1], arrays["0.means"] * np.nan):
+        with pytest.raises(ValueError, match="means"):
+            restored(statistics, {**arrays, "0.means": bad}, fitted.seeded)
 
 
 def test_what_is_kept_draws_the_same_rows_and_other_factors_are_refused():
@@ -73,10 +143,12 @@ def test_what_is_kept_draws_the_same_rows_and_other_factors_are_refused():
     [(1.0, lambda values: values), (300.0, lambda values: values), (1.0, cauchy)],
     ids=["1", "300", "heavy tails"],
 )
-def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilon, spoil):
+@pytest.mark.parametrize("likeness", [tree._ALIKE, (-math.inf, math.inf)], ids=["", "alike"])
+def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilon, spoil, likeness):
     """Every pair is taken for clear, so that there is a tree and something beyond it."""
+    monkeypatch.setattr(tree, "_ALIKE", likeness)
     monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
-    monkeypatch.setattr(tree._Shown, "by_chance", lambda *_: -1e6)
+    monkeypatch.setattr(tree.Shown, "by_chance", lambda *_: -1e6)
     monkeypatch.setattr(tree, "_worth_their_noise", lambda edges, *_: edges)
 
     def baseline_of(**more) -> Baseline:
@@ -84,7 +156,8 @@ def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilo
         columns = tuple(column for column in modelled_columns(schema) if column.name != "label")
         return Baseline("tree", schema, (Tree(columns),))
 
-    assert "correlations beyond the tree" in refuse_moves(monkeypatch, alike(60), epsilon, baseline_of, spoil)
+    found = f"correlations {'and means ' if math.isinf(likeness[1]) else ''}beyond the tree"
+    assert found in refuse_moves(monkeypatch, alike(60), epsilon, baseline_of, spoil)
 
 
 def test_with_few_rows_for_the_noise_the_histograms_have_everything():

@@ -181,7 +181,7 @@ def test_one_patient_more_changes_no_statistics_but_by_what_is_noised(
     monkeypatch.setattr(planning, "cluster_steps", lambda _: 5)
     monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
     monkeypatch.setattr(tree, "_worth_their_noise", lambda edges, *_: edges)
-    monkeypatch.setattr(tree._Shown, "by_chance", lambda *_: -1e6)  # every pair stands clear of the noise
+    monkeypatch.setattr(tree.Shown, "by_chance", lambda *_: -1e6)  # every pair stands clear of the noise
     rows, values = rows_of(events()), schema_values("dx" in names, False)
     values["columns"] = [column for column in values["columns"] if column["name"] in names]
     values["signals"] = [signal for signal in [WAVE] if signal["name"] in names]
