@@ -7,7 +7,7 @@ class lie than a histogram does. Gaussian copulas: Nelsen, An Introduction to Co
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -46,23 +46,16 @@ class Step:
         return np.zeros(rows, np.int64) if self.parent is None else self.group_of[found[self.parent]]
 
 
-def shifted(step: Step, means: np.ndarray) -> Step:
-    """A step whose normals have these means, (class_count,) float64, and not 0: rows lie further up or down in it."""
-    ends = np.cumsum(step.chances, axis=-1)
-    ends = ndtr(ndtri(ends / np.maximum(ends[..., -1:], 1e-300)) - means[:, None, None])
-    return replace(step, chances=np.maximum(np.diff(ends, axis=-1, prepend=0.0), 0.0))
-
-
 def drawn_along(
-    steps: list[Step], factors: np.ndarray | None, classes: np.ndarray, rng: np.random.Generator
+    steps: list[Step], residuals: "Residuals | None", classes: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """Cells of new rows, by the place of the column, and where within the cell each row lies: (rows,) each, in [0, 1).
 
-    factors: see `Residuals`; None if nothing is left over
+    residuals: None if nothing is left over
     """
     normals = rng.standard_normal((len(classes), len(steps)))
-    if factors is not None:
-        for index, factor in enumerate(factors):
+    if residuals is not None:
+        for index, factor in enumerate(residuals.factors):
             normals[classes == index] = normals[classes == index] @ factor.T
     found: dict[int, np.ndarray] = {}
     within: dict[int, np.ndarray] = {}
@@ -73,7 +66,10 @@ def drawn_along(
         for kind in np.unique(kinds):
             members = np.flatnonzero(kinds == kind)
             chances = step.chances.reshape(-1, step.chances.shape[2])[kind]
-            cells[members], inside[members] = cells_at(chances, evenly(own[members], rng))
+            at = evenly(own[members], rng)
+            if residuals is not None and residuals.means is not None:
+                at = ndtr(ndtri(at) + residuals.means[kind // step.chances.shape[1], step.place])
+            cells[members], inside[members] = cells_at(chances, at)
         found[step.place], within[step.place] = cells, inside
     return found, within
 

@@ -24,7 +24,7 @@ from dpcgan_fast.baselines.histograms import (
 from dpcgan_fast.baselines.near import chances_near, fitted, given_first, shares_near
 from dpcgan_fast.baselines.pairs import MEAN_OF_NORMAL, Edge, Shown, forest, scores_of
 from dpcgan_fast.baselines.parts import SETTLED, Totals, checked_chances, values_of
-from dpcgan_fast.baselines.residuals import Atoms, Residuals, Step, drawn_along, release_residuals, shifted
+from dpcgan_fast.baselines.residuals import Atoms, Residuals, Step, drawn_along, release_residuals
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.baselines.within_bins import (
     WithinBins,
@@ -306,13 +306,10 @@ class _DrawnTree:
             place = table.edge.child
             chances = self._given[place] @ child.within(self._shares[place])
             steps.append(Step(place, table.edge.parent, parent.of_cell, chances))
-        if self.residuals is None or self.residuals.means is None:
-            return steps
-        return [shifted(step, self.residuals.means[:, step.place]) for step in steps]
+        return steps
 
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> dict[str, pa.Array]:
-        factors = None if self.residuals is None else self.residuals.factors
-        found, inside = drawn_along(self.steps(), factors, classes, rng)
+        found, inside = drawn_along(self.steps(), self.residuals, classes, rng)
         drawn = {}
         for place, column in enumerate(self.columns):
             if self.within is not None and column.type == "numeric":

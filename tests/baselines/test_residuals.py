@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm
 
 from dpcgan_fast.baselines import Baseline, statistics_for, tree
-from dpcgan_fast.baselines.residuals import Residuals, Step, drawn_along, expected_normals, shifted, shrunk
+from dpcgan_fast.baselines.residuals import Residuals, Step, drawn_along, expected_normals, shrunk
 from dpcgan_fast.baselines.statistics import arrays_of, restored
 from dpcgan_fast.baselines.tree import Tree
 from dpcgan_fast.data.public_cells import modelled_columns
@@ -106,13 +106,16 @@ def test_no_means_are_released_where_the_histograms_are_clear():
     assert "correlations beyond the tree" in names[20_000]
 
 
-def test_a_step_is_shifted_as_its_normals_are():
-    chances = np.array([[[0.25, 0.0, 0.5, 0.25]], [[1.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]]])
-    found = shifted(Step(0, None, np.zeros(1, np.int64), chances), np.array([0.3, -0.5, 0.1])).chances
+def test_rows_lie_where_normals_of_the_mean_of_their_class_do_also_within_a_cell():
+    steps = [Step(0, None, np.zeros(1, np.int64), np.array([[[0.25, 0.0, 0.5, 0.25]], [[1.0, 0.0, 0.0, 0.0]]]))]
+    residuals = Residuals(np.ones((2, 1, 1)), np.array([[0.3], [-0.5]]))
+    classes = np.repeat([0, 1], 10_000)
+    found, inside = drawn_along(steps, residuals, classes, np.random.default_rng(0))
     ends = norm.cdf(norm.ppf([0.25, 0.75]) - 0.3)
-    assert found[0, 0] == pytest.approx([ends[0], 0.0, ends[1] - ends[0], 1 - ends[1]], abs=1e-12)
-    assert found[1, 0].tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert not found[2].any()
+    shares = np.bincount(found[0][:10_000], minlength=4) / 10_000
+    assert shares == pytest.approx([ends[0], 0.0, ends[1] - ends[0], 1 - ends[1]], abs=2e-4)
+    assert (found[0][10_000:] == 0).all()
+    assert (inside[0][10_000:] < 0.5).mean() == pytest.approx(norm.cdf(0.5), abs=2e-4)
 
 
 @pytest.mark.usefixtures("classes_alike")
@@ -173,7 +176,7 @@ def test_cells_are_drawn_by_their_chances_whatever_the_correlations():
     ]
     correlation = np.array([[1.0, 0.9], [0.9, 1.0]])
     factors = np.linalg.cholesky(correlation)[None]
-    found, inside = drawn_along(steps, factors, np.zeros(40_000, np.int64), np.random.default_rng(0))
+    found, inside = drawn_along(steps, Residuals(factors, None), np.zeros(40_000, np.int64), np.random.default_rng(0))
     assert np.bincount(found[0], minlength=3) == pytest.approx([8000, 0, 32_000], abs=1)
     assert (found[1][found[0] == 0] == 0).all()
     assert found[1][found[0] == 2].sum() == pytest.approx(0.7 * 32_000, abs=2)
