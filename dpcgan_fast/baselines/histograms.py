@@ -74,7 +74,7 @@ def drawn_cells(shares: np.ndarray, groups: np.ndarray, rng: np.random.Generator
 def cells_at(chances: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cells by their chances (cells,), and where within the cell each row lies, in [0, 1): (rows,) each.
 
-    at: (rows,) uniform in [0, 1)
+    at: (rows,) uniform in [0, 1]
     """
     possible = np.flatnonzero(chances > 0)
     ends = np.cumsum(chances[possible])

@@ -86,14 +86,14 @@ class Tree:
             left -= share * _WITHIN_SHARE
         edges = self._edges(rows, shown, budget, share * _SCORES_SHARE)
         left -= share * _SCORES_SHARE
-        alike = _are_alike(shown.totals, std)
+        alike = rows.class_count > 1 and _ALIKE[0] * std <= shown.totals.sum() < _ALIKE[1] * std
         for_residuals = share * (_ALIKE_RESIDUALS_SHARE if alike else _RESIDUALS_SHARE)
         for_tables = left - for_residuals
         edges = _worth_their_noise(edges, shown, rows.class_count, budget, for_tables)
         if not edges:
             return self._alone(rows, noisy, std, budget, left, within)
         tables = [_measured(rows, edge, shown, budget, for_tables / len(edges)) for edge in edges]
-        drawn = _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables, within, std=std)
+        drawn = _DrawnTree(self.columns, noisy, totals_of(noisy, std), tables, within, std=std, alike=alike)
         drawn.settle(shown.totals)
         atoms = [self._atoms(rows, column, within) for column in self.columns]
         weight = _MEAN_WEIGHT if alike else 0.0
@@ -141,7 +141,7 @@ class Tree:
             sizes = len(shares[0]), groups[0].count, groups[1].count
             given[child] = checked_chances(arrays[f"given.{number}"], *sizes)
         residuals = None
-        if "factors" in arrays:
+        if "factors" in arrays or "means" in arrays:
             sizes = len(shares[0]), len(self.columns)
             residuals = Residuals.checked(arrays["factors"], arrays.get("means"), *sizes)
         return _DrawnTree(self.columns, [], SETTLED, tables, self._kept_within(arrays), residuals, shares, given)
@@ -227,11 +227,6 @@ def _chances(counts: np.ndarray, total: float, parent: np.ndarray, child: np.nda
     return given_first(fitted(joint / joint.sum(), parent, child), child)  # as both histograms say
 
 
-def _are_alike(totals: np.ndarray, std: float) -> bool:
-    """Whether classes are taken to be alike but for what shows above the noise. std: of a histogram's cell"""
-    return len(totals) > 1 and _ALIKE[0] * std <= totals.sum() < _ALIKE[1] * std
-
-
 @dataclass
 class _DrawnTree:
     columns: tuple[Column, ...]
@@ -243,9 +238,11 @@ class _DrawnTree:
     _shares: list[np.ndarray] = field(default_factory=list)
     _given: dict[int, np.ndarray] = field(default_factory=dict)  # by child, chances of its groups given the parent's
     std: float = 0.0  # of the noise of each cell of the histograms
+    # Whether classes are taken to be alike: decided once, for what the tree leaves was measured beyond that.
+    alike: bool = False
 
     def settle(self, totals: np.ndarray) -> None:
-        if self.tables and _are_alike(totals, self.std):
+        if self.alike:
             self._settle_alike(totals)
             return
         self._shares = [shares_of(part, totals) for part in self.noisy]

@@ -128,6 +128,21 @@ def test_kept_means_are_checked_and_draw_the_same_rows():
     for bad in (arrays["0.means"] + 2, arrays["0.means"][:1], arrays["0.means"][:, :-1], arrays["0.means"] * np.nan):
         with pytest.raises(ValueError, match="means"):
             restored(statistics, {**arrays, "0.means": bad}, fitted.seeded)
+    without = {name: values for name, values in arrays.items() if name != "0.factors"}
+    with pytest.raises(KeyError):
+        restored(statistics, without, fitted.seeded)
+
+
+def test_classes_stay_alike_whatever_other_parts_say_of_how_many_rows_there_are(monkeypatch):
+    """What the tree leaves was measured beyond classes that are alike, or beyond such that are not."""
+    (part,) = statistics_for(schema_of()).fit(tilted(3000), 1.0, 1e-5, noise_key(0)).parts
+    assert isinstance(part, tree._DrawnTree)
+    assert part.alike
+    totals = part.totals.values
+    before = [step.chances for step in part.steps()]
+    monkeypatch.setattr(tree, "_ALIKE", (math.inf, math.inf))
+    part.settle(totals)
+    assert all(np.array_equal(own, step.chances) for own, step in zip(before, part.steps(), strict=True))
 
 
 def test_what_is_kept_draws_the_same_rows_and_other_factors_are_refused():
