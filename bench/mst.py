@@ -1,12 +1,13 @@
 """MST as a yardstick of equal epsilon, beside the statistics from which preset auto draws rows.
 
     python -m venv mbi && mbi/bin/pip install -r bench/requirements-mbi.txt
-    python bench/mst.py --mbi mbi/bin/python [--data cardio support2] [--epsilon 1 10] [--seeds 3]
+    python bench/mst.py --mbi mbi/bin/python [--data cardio support2] [--epsilon 1 10] [--splits 3]
 
 MST (arXiv 2108.04978) is fitted by the package mbi, which has an environment of its own and no part in this package:
 `bench/mst_mechanism.py` runs there. Both see the cells of our baselines, 20 public bins of equal width a number and one
-for missing, and are scored by one judge on the same test rows. Runs are kept and not repeated: bench/results/mst.json
-grows, mst.md is made from it. Noise is seeded: the tables are public.
+for missing. Tables, splits and scores are those of `dpcgan bench --suite paper`, and each split has noise of its own.
+Runs are kept and not repeated: bench/results/mst.json grows, mst.md is made from it. Noise is seeded: the tables are
+public.
 """
 
 import argparse
@@ -25,26 +26,23 @@ import numpy as np
 import pyarrow as pa
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
-from utility import load
 
 from dpcgan_fast.baselines import statistics_for
 from dpcgan_fast.baselines.parts import values_of
 from dpcgan_fast.bench.machine import describe
+from dpcgan_fast.bench.paper.protocol import BOOSTING, Judges
+from dpcgan_fast.bench.paper.systems import DELTA
+from dpcgan_fast.bench.paper.tables import paper_table
 from dpcgan_fast.bench.table import machine_text, table
-from dpcgan_fast.data.public_cells import cell_count, cells, modelled_columns, numbers, typed_table
+from dpcgan_fast.data.public_cells import cell_count, cells, modelled_columns, typed_table
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.evaluate.fidelity import correlation_mae, correlations
-from dpcgan_fast.evaluate.joint_cells import joint_tv_mean
 from dpcgan_fast.evaluate.spread import spread
 from dpcgan_fast.evaluate.two_sample import c2st
-from dpcgan_fast.evaluate.utility import predictions
 from dpcgan_fast.privacy import Mechanism, account, noise_key
 from dpcgan_fast.synthesis.fitting import pick_device
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DELTA = 1e-5
 MST, OURS, REAL = "MST, by mbi", "statistics of auto", "real training rows"
-QUANTILE_BINS = 20
 _FIGURES = {
     "AUROC": "auroc", "average precision": "ap", "correlation error": "correlation_mae", "pairs": "pairs_tv_mean",
     "told apart, quantile bins": "c2st_quantiles", "told apart, public bins": "c2st_binned",
@@ -105,37 +103,14 @@ def by_statistics(train: pa.Table, schema: Schema, epsilon: float, seed: int) ->
     return fitted.sample(train.num_rows, np.random.default_rng(seed)), account(made, DELTA).epsilon
 
 
-def judged(drawn: pa.Table, test: pa.Table, schema: Schema) -> dict[str, float | None]:
+def judged(judges: Judges, drawn: pa.Table) -> dict[str, float | None]:
     """Scores of gradient boosting on the test rows, and distances from them."""
-    predicted = predictions(drawn, test, schema, ("gb",))
-    assert predicted is not None
-    binned = [in_quantiles(one, test, schema) for one in (drawn, test)]
-    return {
-        **predicted.scores()["gb"],
-        "correlation_mae": correlation_mae(correlations(drawn, schema)[0], correlations(test, schema)[0]),
-        "pairs_tv_mean": joint_tv_mean(drawn, test, schema, 2),
-        "c2st_quantiles": c2st(*binned, quantile_schema(schema)),
-        "c2st_binned": c2st(drawn, test, schema, binned=True),
-    }
-
-
-def in_quantiles(rows: pa.Table, test: pa.Table, schema: Schema) -> pa.Table:
-    """Numbers as places among 20 bins between quantiles of the test rows, at most; missing stays missing."""
-    for column in modelled_columns(schema):
-        if column.type == "numeric":
-            edges = np.unique(np.nanquantile(numbers(test, column), np.linspace(0, 1, QUANTILE_BINS + 1)))[1:-1]
-            values = numbers(rows, column)
-            places = np.searchsorted(edges, values, side="right").astype(float)
-            filled = pa.array(places, mask=np.isnan(values))
-            rows = rows.set_column(rows.column_names.index(column.name), column.name, filled)
-    return rows
-
-
-def quantile_schema(schema: Schema) -> Schema:
-    """That of `in_quantiles`."""
-    changes = {"bounds": (0.0, float(QUANTILE_BINS)), "integer": False}
-    columns = tuple(c.model_copy(update=changes) if c.type == "numeric" else c for c in schema.columns)
-    return schema.model_copy(update={"columns": columns})
+    test, schema = judges.table.test, judges.table.schema
+    judge = judges.of(schema)
+    boosting = judge.boosting(drawn)
+    assert boosting is not None
+    found = {**boosting[BOOSTING], **judge.likeness(drawn), "c2st_binned": c2st(drawn, test, schema, binned=True)}
+    return {name: found[name] for name in _FIGURES.values()}
 
 
 def gaussian_penalty(epsilon: float) -> float:
@@ -150,10 +125,10 @@ def markdown(results: dict[str, Any]) -> str:
         "# MST beside the statistics of preset auto\n",
         f"Made by `python bench/mst.py`, at delta {DELTA:g}. {machine_text(results['machine'])}; mbi "
         f"{results['mbi']}.\n",
-        "Rows as many as training rows; one split, scores of gradient boosting on the test rows and distances from "
-        "them. ± is half a 95 % interval over noise seeds. Told apart: 0.5 is not at all. Quantile bins are 20 of the "
-        "test rows' own, public bins those that both see. Epsilon is what dp-accounting composes of what was taken; "
-        "MST's selection is composed by zCDP, without which its noise could be "
+        "Rows as many as training rows; scores of gradient boosting on the test rows and distances from them. ± is "
+        "half a 95 % interval over splits, each with noise of its own. Told apart: 0.5 is not at all. Quantile bins "
+        "are 20 of the test rows' own, public bins those that both see. Epsilon is what dp-accounting composes of what "
+        "was taken; MST's selection is composed by zCDP, without which its noise could be "
         + " and ".join(f"{gaussian_penalty(e):.0%} smaller at epsilon {e:g}" for e in epsilons_of(runs))
         + ". Seconds are of fitting and drawing, those of MST with its process and JAX's compilation, beside "
         "other work on the machine.\n",
@@ -165,7 +140,7 @@ def markdown(results: dict[str, Any]) -> str:
                 own = [r for r in runs if (r["data"], r["epsilon"], r["system"]) == (data, epsilon, system)]
                 if own:
                     rows.append(_row(epsilon, system, own))
-        parts += [f"## {data}\n", table(["epsilon", "composed", "rows of", *_FIGURES, "seconds", "seeds"], rows)]
+        parts += [f"## {data}\n", table(["epsilon", "composed", "rows of", *_FIGURES, "seconds", "splits"], rows)]
     return "\n".join(parts)
 
 
@@ -190,7 +165,7 @@ def main() -> None:
     parser.add_argument("--mbi", type=Path, required=True, help="interpreter of mbi's environment")
     parser.add_argument("--data", nargs="+", default=["cardio", "support2"], choices=["cardio", "support2"])
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 10.0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--splits", type=int, default=3)
     given = parser.parse_args()
     if not given.mbi.is_file():
         parser.error(f"--mbi {given.mbi}: no such interpreter; make mbi's environment first, see bench/README.md")
@@ -199,32 +174,32 @@ def main() -> None:
     path = RESULTS / "mst.json"
     runs: list[dict[str, Any]] = json.loads(path.read_text())["runs"] if path.exists() else []
 
-    def run(data: str, system: str, epsilon: float | None, seed: int | None) -> None:
-        key = {"data": data, "system": system, "epsilon": epsilon, "seed": seed}
-        if any(all(one[name] == value for name, value in key.items()) for one in runs):
+    def run(judges: Judges, split: int, system: str, epsilon: float | None) -> None:
+        chosen = judges.table
+        key = {"data": chosen.name, "split": split, "system": system, "epsilon": epsilon}
+        if any(key.items() <= one.items() for one in runs):
             return
-        train, test, schema = load(data)
-        cells_read, tested = (typed_table(one, schema, data) for one in (train, test))
+        train = typed_table(chosen.train, chosen.schema, chosen.name)
         begin, spent = time.perf_counter(), None
-        if epsilon is None or seed is None:
-            drawn = cells_read
+        if epsilon is None:
+            drawn = train
         elif system == MST:
-            drawn, spent = by_mst(given.mbi, cells_read, schema, epsilon, seed)
+            drawn, spent = by_mst(given.mbi, train, chosen.schema, epsilon, split)
         else:
-            drawn, spent = by_statistics(train, schema, epsilon, seed)
+            drawn, spent = by_statistics(train, chosen.schema, epsilon, split)
         seconds = time.perf_counter() - begin
-        runs.append({**key, "epsilon_spent": spent, "seconds": seconds, "figures": judged(drawn, tested, schema)})
+        runs.append({**key, "epsilon_spent": spent, "seconds": seconds, "figures": judged(judges, drawn)})
         print(f"{key}: {seconds:.0f} s, {runs[-1]['figures']}", flush=True)
         machine = describe(pick_device("cpu"))
         results = {"machine": machine, "mbi": asked.stdout.strip(), "delta": DELTA, "runs": runs}
         path.write_text(json.dumps(results, indent=1) + "\n")
         path.with_suffix(".md").write_text(markdown(results))
 
-    for data in given.data:
-        run(data, REAL, None, None)
-    for seed, data, epsilon in itertools.product(range(given.seeds), given.data, given.epsilon):
-        run(data, OURS, epsilon, seed)
-        run(data, MST, epsilon, seed)
+    for split, data in itertools.product(range(given.splits), given.data):
+        judges = Judges(paper_table(data, split))
+        run(judges, split, REAL, None)
+        for epsilon, system in itertools.product(given.epsilon, (OURS, MST)):
+            run(judges, split, system, epsilon)
 
 
 if __name__ == "__main__":
