@@ -47,7 +47,7 @@ _CLEAR = 3.0  # standard deviations of the noise by which an edge's score must e
 # Rows over the noise of a histogram's cell between which classes are taken to be alike, see `near`. Measured: .007 of
 # AUROC gained on SUPPORT2 at 270 of them (epsilon 1), .003 lost at 2,000 (epsilon 10); on Cervical lost at 25, nothing
 # gained at 160. There, sums over classes of where rows lie in each column tell what the histograms leave to the noise:
-# over 48 draws of SUPPORT2 at epsilon 1 .003 of AUROC and .007 of average precision gained; at 100 nothing.
+# over 30 draws of SUPPORT2 at epsilon 1 .0025 of AUROC and .006 of average precision gained; at 100 nothing.
 _ALIKE = (200.0, 500.0)
 _ALIKE_RESIDUALS_SHARE, _MEAN_WEIGHT = 0.2, 6.0
 
@@ -74,7 +74,7 @@ class Tree:
         return float(len(self.columns))
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
-        """Histograms, how bins are filled, scores of all pairs, then tables of the pairs that are chosen."""
+        """Histograms, how bins are filled, scores of all pairs, tables of those that are chosen, what these leave."""
         noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
         shown = Shown.of(self.columns, noisy, std)
         left = share * (1 - _HISTOGRAMS_SHARE)

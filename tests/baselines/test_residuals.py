@@ -118,21 +118,6 @@ def test_rows_lie_where_normals_of_the_mean_of_their_class_do_also_within_a_cell
     assert (inside[0][10_000:] < 0.5).mean() == pytest.approx(norm.cdf(0.5), abs=2e-4)
 
 
-@pytest.mark.usefixtures("classes_alike")
-def test_kept_means_are_checked_and_draw_the_same_rows():
-    statistics = statistics_for(schema_of())
-    fitted = statistics.fit(tilted(5000), 5.0, 1e-5)
-    arrays = arrays_of(fitted)
-    again = restored(statistics, arrays, fitted.seeded)
-    assert again.sample(100, np.random.default_rng(3)).equals(fitted.sample(100, np.random.default_rng(3)))
-    for bad in (arrays["0.means"] + 2, arrays["0.means"][:1], arrays["0.means"][:, :-1], arrays["0.means"] * np.nan):
-        with pytest.raises(ValueError, match="means"):
-            restored(statistics, {**arrays, "0.means": bad}, fitted.seeded)
-    without = {name: values for name, values in arrays.items() if name != "0.factors"}
-    with pytest.raises(KeyError):
-        restored(statistics, without, fitted.seeded)
-
-
 def test_classes_stay_alike_whatever_other_parts_say_of_how_many_rows_there_are(monkeypatch):
     """What the tree leaves was measured beyond classes that are alike, or beyond such that are not."""
     (part,) = statistics_for(schema_of()).fit(tilted(3000), 1.0, 1e-5, noise_key(0)).parts
@@ -145,15 +130,30 @@ def test_classes_stay_alike_whatever_other_parts_say_of_how_many_rows_there_are(
     assert all(np.array_equal(own, step.chances) for own, step in zip(before, part.steps(), strict=True))
 
 
-def test_what_is_kept_draws_the_same_rows_and_other_factors_are_refused():
+@pytest.mark.parametrize("named", [{"factors"}, {"factors", "means"}], ids=["correlations", "and means"])
+def test_what_is_kept_draws_the_same_rows_and_what_no_release_gives_is_refused(monkeypatch, named):
+    monkeypatch.setattr(tree, "_ALIKE", (0.0, math.inf) if "means" in named else (math.inf, math.inf))
     statistics = statistics_for(schema_of())
-    fitted = statistics.fit(alike(5000), 5.0, 1e-5)
+    fitted = statistics.fit(tilted(5000), 5.0, 1e-5)
     arrays = arrays_of(fitted)
+    assert {name.removeprefix("0.") for name in arrays} & {"factors", "means"} == named
     again = restored(statistics, arrays, fitted.seeded)
     assert again.sample(100, np.random.default_rng(3)).equals(fitted.sample(100, np.random.default_rng(3)))
-    for bad in (arrays["0.factors"] * 2, arrays["0.factors"][:1], arrays["0.factors"][:, :-1]):
-        with pytest.raises(ValueError, match="factors"):
-            restored(statistics, {**arrays, "0.factors": bad}, fitted.seeded)
+    for name in named:
+        values = arrays[f"0.{name}"]
+        for bad in (values + 2, values[:1], values[:, :-1], values * np.nan):
+            with pytest.raises(ValueError, match=name):
+                restored(statistics, {**arrays, f"0.{name}": bad}, fitted.seeded)
+
+
+@pytest.mark.usefixtures("classes_alike")
+def test_means_without_factors_are_refused():
+    statistics = statistics_for(schema_of())
+    fitted = statistics.fit(tilted(5000), 5.0, 1e-5)
+    arrays = arrays_of(fitted)
+    del arrays["0.factors"]
+    with pytest.raises(KeyError, match="factors"):
+        restored(statistics, arrays, fitted.seeded)
 
 
 @pytest.mark.parametrize(
