@@ -26,6 +26,7 @@ from dpcgan_fast.privacy.selection import Selection
 FINE_INTERVAL, COARSE_INTERVAL = 1e-4, 1e-3
 _ROUNDING = 1e-9  # relative: the deltas of the thresholds are summed in another order
 _WIDE_INTERVAL = 1e-2
+_KEPT = 1024  # answers: a calibration takes about 30, and whoever fits model after model has many of them
 _GRIDS_ALONE = ((1.0, FINE_INTERVAL), (10.0, COARSE_INTERVAL))  # up to which epsilon, for a single line of a ledger
 _COARSE_ABOVE_EPSILON = 60.0  # the loss distribution is then so wide that the fine grid takes over some seconds
 
@@ -172,7 +173,7 @@ def _renyi_of_selection(selection: Selection) -> np.ndarray:
     return accountant.rdp
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_KEPT)
 def _renyi_of_one_step(sample_rate: float, noise_multiplier: float) -> np.ndarray:
     """Renyi divergence of one step at dp-accounting's default orders; kept, since it takes tens of milliseconds and a
     run asks for its epsilon again and again with nothing changed but the number of steps."""
@@ -195,7 +196,7 @@ def pld_epsilon(charges: Iterable[Charge], delta: float, interval: float = FINE_
     return _pld_epsilon(events, rest, interval) + added
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=_KEPT)
 def _pld_epsilon(events: tuple[_Event, ...], delta: float, interval: float) -> float:
     """Kept, since the same composition is asked for when it is planned, before its last block, and for the card."""
     accountant = PLDAccountant(neighboring_relation=NEIGHBORING_RELATION, value_discretization_interval=interval)

@@ -72,15 +72,16 @@ def _upper_multiplier(composition: Composition, epsilon: float, delta: float) ->
     largest = composition(_LARGEST_MULTIPLIER)
     if rdp_epsilon(largest, delta) <= epsilon:
         return _rdp_multiplier(composition, epsilon, delta), COARSE_INTERVAL
-    met = [grid for grid in (COARSE_INTERVAL, FINE_INTERVAL) if pld_epsilon(largest, delta, grid) <= epsilon]
-    if not met:
+    grids = (COARSE_INTERVAL, FINE_INTERVAL)
+    met = next((grid for grid in grids if pld_epsilon(largest, delta, grid) <= epsilon), None)
+    if met is None:
         raise ValueError(
             f"No noise multiplier meets epsilon={epsilon} at delta={delta}: what does not depend on it spends more."
         )
     upper, step = _clt_multiplier(composition, epsilon, delta), 1.02
-    while pld_epsilon(composition(upper), delta, met[0]) > epsilon:
+    while pld_epsilon(composition(upper), delta, met) > epsilon:
         upper, step = min(upper * step, _LARGEST_MULTIPLIER), step * step
-    return upper, met[0]
+    return upper, met
 
 
 def _clt_multiplier(composition: Composition, epsilon: float, delta: float) -> float:
