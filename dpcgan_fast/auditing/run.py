@@ -31,7 +31,7 @@ from dpcgan_fast.privacy.releases import noisy_release
 from dpcgan_fast.synthesis.api import DPCGAN
 from dpcgan_fast.synthesis.releases import make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
-from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER, OF_STATISTICS, STATISTICS, paid_statistics
+from dpcgan_fast.synthesis.statistics import OF_STATISTICS, STATISTICS, paid_statistics
 from dpcgan_fast.train.plan import BudgetPlan
 
 RELEASES = "releases before training"
@@ -91,7 +91,7 @@ def audit_run(
     if not charged:
         raise PrivacyError("The ledger charges nothing", str(folder.ledger), "Restore the run from a copy.")
     plan = BudgetPlan.from_dict(folder.read_config().get("plan"), str(folder.config))
-    free = {release.mechanism for release in plan.releases} - set(charged) - {CODE_AUTOENCODER}
+    free = {release.mechanism for release in plan.releases} - set(charged)
     if free:
         where = f"{folder.ledger}: {', '.join(sorted(free))}"
         raise PrivacyError("The ledger does not charge what the run's plan releases", where, "Release nothing of it.")

@@ -236,7 +236,8 @@ def _factors(
 def shrunk(noisy: np.ndarray, std: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Expected values given noisy ones, (n,) float64 each, where the noise of each has its own standard deviation.
 
-    The values' own distribution, over a grid, is estimated from all of them, as in `denoising.denoised_counts`.
+    The values' own distribution, over a grid, is estimated from all of them, as in `denoising.denoised_counts`. None
+    lies beyond the grid, not by rounding either.
     """
     exponents = -0.5 * ((noisy[:, None] - grid) / std[:, None]) ** 2  # (n, grid)
     likelihood = np.exp(exponents - exponents.max(axis=1, keepdims=True))
@@ -246,4 +247,4 @@ def shrunk(noisy: np.ndarray, std: np.ndarray, grid: np.ndarray) -> np.ndarray:
         chances = likelihood * share
         chances /= chances.sum(axis=1, keepdims=True)
         share = chances.mean(axis=0)
-    return chances @ grid
+    return np.clip(chances @ grid, grid[0], grid[-1])

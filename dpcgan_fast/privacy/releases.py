@@ -37,9 +37,13 @@ class Release:
 
 
 def unit_weights(units: np.ndarray) -> np.ndarray:
-    """Weight of each row so that every unit weighs 1 in all. units: (rows,) int64."""
+    """Weight of each row so that every unit weighs 1 in all, or less by its number of rows times 2^-20.
+
+    units: (rows,) int64
+    Formal guarantee: no more than 1. Weights are whole multiples of 2^-20: sums of up to 2^33 of them are exact.
+    """
     _, inverse, counts = np.unique(units, return_inverse=True, return_counts=True)
-    return 1.0 / counts[inverse]
+    return np.floor(2**20 / counts[inverse]) / 2**20
 
 
 def weighted_histogram(codes: np.ndarray, weights: np.ndarray, cells: int) -> np.ndarray:

@@ -123,7 +123,10 @@ def _setting_lines(
             f"{encoder.noise_multiplier:g}, {TRAINED_RELEASE_SHARE:.0%} of that amount"
         )
     elif encoder is not None:
-        lines.append(f"{encoder.mechanism}: not trained; {TRAINED_RELEASE_SHARE:.0%} of that amount is left unspent")
+        lines.append(
+            f"{encoder.mechanism}: not trained, since people are few by noisy numbers; its {TRAINED_RELEASE_SHARE:.0%} "
+            "of that amount is charged all the same"
+        )
     lines.append(f"synthetic rows are drawn from {drawn_from(released)}")
     lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
     return lines

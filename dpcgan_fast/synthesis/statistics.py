@@ -60,7 +60,8 @@ def release_statistics(
     seed:   of what an autoencoder that finds clusters needs beside noise; None for fresh draws
     Formal guarantee: several Gaussian releases, some of them and their shares chosen by those before, that together are
     as private as the one that the plan and the ledger name, see `baselines.budget.Budget`. An autoencoder's private
-    steps have a line of their own.
+    steps have a line of their own. It is charged whether they were taken or not: where people are few they are not, and
+    that is told from noisy numbers, so that what was spent is what was planned.
     """
     mechanism, encoder = plan.mechanism(STATISTICS), plan.release(CODE_AUTOENCODER)
     clusters = release_mixture if encoder is None else AutoencoderClusters(encoder, ledger, key, seed)
@@ -68,7 +69,9 @@ def release_statistics(
     fitted = unaccounted_statistics(table, schema, mechanism.noise_multiplier, key, where, clusters)
     ledger.close(seq, 1)
     words = released_name(fitted)
-    if encoder is not None and words != COUNTED:
+    if encoder is not None and words == COUNTED:
+        ledger.close(ledger.reserve(encoder, key.key_id), encoder.steps)
+    elif encoder is not None:
         words += CLUSTERS_BY_AUTOENCODER
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}, words
 

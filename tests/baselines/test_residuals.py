@@ -223,3 +223,12 @@ def test_values_that_the_noise_explains_are_shrunk_and_clear_ones_stay():
     found = shrunk(noisy, np.full(400, 0.1), grid)
     assert np.abs(found - truth).mean() < 0.4 * np.abs(noisy - truth).mean()
     assert np.isfinite(shrunk(noisy * 1e9, np.full(400, 1e-3), grid)).all()
+
+
+def test_shrunk_values_never_lie_beyond_the_grid():
+    """Kept means beyond it are refused: a sum of chances that rounds to a little more than 1 would lose a run."""
+    rng, grid = np.random.default_rng(0), np.linspace(-1.0, 1.0, 161)
+    for _ in range(1000):
+        count = rng.integers(2, 30)
+        means, std = rng.choice([-1.3, 1.3, 0.0, 0.2], count), rng.uniform(0.02, 0.2, count)
+        assert np.abs(shrunk(means + std * rng.normal(size=count), std, grid)).max() <= 1.0
