@@ -18,9 +18,9 @@ from dpcgan_fast.bench.paper.targets import (
 )
 
 
-def cell(system=AUTO, data="cardio", epsilon=1.0, seed=0, auroc=0.5, **figures) -> dict:
+def cell(system=AUTO, data="cardio", epsilon=1.0, seed=0, auroc=0.5, split=0, **figures) -> dict:
     found = {"tstr": {"gb": {"auroc": auroc, "ap": 0.5}}, **figures}
-    return {"data": data, "system": system, "epsilon": epsilon, "seed": seed, "split": 0, "figures": found}
+    return {"data": data, "system": system, "epsilon": epsilon, "seed": seed, "split": split, "figures": found}
 
 
 LEAST = Target("cardio", AUTO, AUROC, {1.0: 0.75})
@@ -81,27 +81,39 @@ def test_targets_are_of_known_tables_and_systems():
 
 def test_every_target_is_shown_with_how_it_stands():
     cells = [
-        cell(auroc=0.9), cell(auroc=0.9, seed=1), cell(epsilon=10.0, auroc=0.7),
-        cell(epsilon=100.0, auroc=0.7989), cell("real", epsilon=None, auroc=0.95),
+        *(cell(auroc=0.9, split=split) for split in range(3)), cell(epsilon=10.0, auroc=0.7),
+        cell(epsilon=100.0, auroc=0.7989, split=1), cell("real", epsilon=None, auroc=0.95),
     ]  # fmt: skip
     text = "\n".join(targets_markdown(cells))
     assert (
-        "| cardio | auto | AUROC | 0.900 ± 0.000 (≥ 0.792) ✓ met | 0.700 (≥ 0.797) ✗ missed by 0.097 "
-        "| 0.799 (≥ 0.799) ✗ missed by less than 0.001 | 0.950 | 2 / 1 / 1 |" in text
+        "| cardio | auto | AUROC | 0.900 ± 0.000 (≥ 0.792) ✓ met "
+        "| 0.700 (≥ 0.797) ✗ missed by 0.097 on 1 of 3 splits "
+        "| 0.799 (≥ 0.799) ✗ missed by less than 0.001 on 1 of 3 splits | 0.950 | 3 / 1 / 1 |" in text
     )
     assert f"| {CODES} | {CODES_AE} | prediction / real | not measured (≥ 0.270)" in text
     n_rows = [verdict(t, cells, e).standing for t in TARGETS for e in EPSILONS if t.system != AUTO_MORE]
     met, missed, left = (n_rows.count(standing) for standing in ("met", "missed", "not measured"))
     assert left == len(n_rows) - 6, "two measures at each epsilon"
-    assert f": {met} of {len(n_rows)} met, {missed} missed, {left} not measured." in text
+    said = f": {met} of {len(n_rows)} met, {missed} missed, 0 of them by less than their ±, {left} not measured"
+    assert f"{said} (met by `{AUTO}` {met} of 54, " in text
+
+
+def test_a_target_that_is_missed_by_less_than_its_interval_is_counted_as_such():
+    cells = [cell(auroc=auroc, seed=seed) for seed, auroc in enumerate((0.7, 0.8))]
+    assert verdict(LEAST, cells, 1.0).standing == "met"
+    close = Target("cardio", AUTO, AUROC, {1.0: 0.76})
+    assert verdict(close, cells, 1.0).narrow
+    assert not verdict(LEAST, cells, 1.0).narrow, "it is met"
+    assert not verdict(close, cells[:1], 1.0).narrow, "a single run has no interval"
+    assert not verdict(Target("cardio", AUTO, AUROC, {1.0: 2.0}), cells, 1.0).narrow
 
 
 def test_more_rows_do_not_count_among_the_targets_for_as_many_rows():
     """A target that more rows meet is still missed with as many as there are training rows."""
     cells = [cell(auroc=0.7), cell(AUTO_MORE, auroc=0.9)]
     sentence = targets_markdown(cells)[0]
-    assert "training rows: 0 of 78 met, 2 missed, 76 not measured." in sentence
-    assert "learn: 1 of 24 met, 1 missed, 22 not measured." in sentence
+    assert "training rows: 0 of 78 met, 2 missed, 0 of them by less than their ±, 76 not measured (met by" in sentence
+    assert "learn: 1 of 24 met, 1 missed, 0 of them by less than their ±, 22 not measured." in sentence
 
 
 def test_the_purely_adversarial_systems_are_named():

@@ -42,9 +42,24 @@ def test_the_best_baseline_is_that_of_the_highest_mean_and_not_the_luckiest_of_e
     assert found.at_least
 
 
+def test_pairs_of_runs_take_out_how_hard_a_split_is():
+    """Their means are the same, and their intervals wide, but in each pair `auto` is 0.01 better."""
+    auto, yardstick = runs(AUTO, 0.71, 0.91), runs(YARDSTICK, 0.70, 0.90)
+    for cell in (auto[1], yardstick[1]):
+        cell.update(seed=0, split=1)
+    found = compared([*auto, *yardstick], "cardio", 1.0)
+    assert found.at_least
+    assert found.gain is not None
+    assert found.gain.mean == pytest.approx(0.01)
+    assert found.gain.half == pytest.approx(0.0, abs=1e-9)
+    alone = compared([*auto, yardstick[0]], "cardio", 1.0).gain
+    assert alone is not None
+    assert alone.half is None, "a run without its pair does not count"
+
+
 def test_without_a_baseline_nothing_is_compared():
     found = compared(runs(AUTO, 0.7, 0.7), "cardio", 1.0)
-    assert (found.best, found.yardstick, found.at_least) == ("", None, None)
+    assert (found.best, found.yardstick, found.at_least, found.gain) == ("", None, None, None)
 
 
 def test_structure_is_better_or_worse_where_intervals_are_disjoint():
@@ -66,8 +81,8 @@ def test_the_auroc_of_five_classes_counts_as_structure():
 def test_auto_is_shown_beside_the_best_baseline_and_each_on_its_own():
     each = {ONE: (0.25, 0.25), OTHER: (0.5, 0.5)}
     text = "\n".join(yardsticks_markdown([*runs(AUTO, 0.9, 0.9), *runs(YARDSTICK, 0.5, 0.5, each=each)]))
-    assert f"| cardio | 1 | 0.900 ± 0.000 | 0.500 ± 0.000 | {OTHER} | yes | - | - |" in text
-    assert "| support2 | 1 | - | - | - | not measured | - | - |" in text
+    assert f"| cardio | 1 | 0.900 ± 0.000 | 0.500 ± 0.000 | {OTHER} | no | 0.4000 ± 0.0000 | - | - |" in text
+    assert "| support2 | 1 | - | - | - | not measured | - | - | - |" in text
     assert f"| cardio | {ONE} | 0.250 ± 0.000 | - | - | 2 / 0 / 0 |" in text
     assert f"| cardio | {OTHER} | 0.500 ± 0.000 | - | - | 2 / 0 / 0 |" in text
 

@@ -120,7 +120,8 @@ def paper_markdown(results: dict[str, Any]) -> str:
                 "The large two-sample test of codes is run where the small one reads less than "
                 f"{settings['told_at_once']:g}.",
                 "Where there are several runs, ± is half a 95 % interval: over runs, or over the means of noise seeds, "
-                "whichever is wider, for runs of one seed have the same noise on all splits.",
+                "whichever is wider, for runs of one seed have the same noise on all splits. It is for these splits: "
+                "another one differs by about as much as the interval of the real rows, which is over splits.",
                 "These figures are not differentially private, and noise is seeded: the data are public or made up.",
                 *left,
             ]

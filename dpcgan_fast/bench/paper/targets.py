@@ -17,6 +17,7 @@ from dpcgan_fast.bench.table import table
 from dpcgan_fast.evaluate.spread import Spread
 
 EPSILONS = (1.0, 10.0, 100.0)
+SPLITS = 3  # that a target is for
 ADVERSARIAL = ("rdpcgan-no-ae", "rdpcgan-recipe", "conv-no-ae")  # purely: nothing but class rates beside the critic
 Standing = Literal["met", "missed", "not measured"]
 
@@ -107,13 +108,22 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target at one epsilon. found: over so many runs; by: how far the mean is from the limit, for worse if missed"""
+    """A target at one epsilon.
+
+    found: over so many runs, on so many splits; by: how far the mean is from the limit, for worse if missed
+    """
 
     standing: Standing
     limit: float
     found: Spread | None = None
     runs: int = 0
+    splits: int = 0
     by: float = 0.0
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is missed by less than half its interval."""
+        return self.standing == "missed" and self.found is not None and self.by < (self.found.half or 0.0)
 
 
 def measured(
@@ -138,7 +148,9 @@ def verdict(target: Target, cells: Sequence[dict[str, Any]], epsilon: float) -> 
     if found is None:
         return Verdict("not measured", limit)
     beyond = found.mean - limit if target.measure.higher else limit - found.mean
-    return Verdict("met" if beyond >= 0 else "missed", limit, found, len(values), abs(beyond))
+    runs = runs_of(cells, target.data, target.system, epsilon)
+    splits = len({run["split"] for run in runs if figure_of(run, target.measure.path) is not None})
+    return Verdict("met" if beyond >= 0 else "missed", limit, found, len(values), splits, abs(beyond))
 
 
 def _said(one: Verdict, higher: bool) -> str:
@@ -146,7 +158,8 @@ def _said(one: Verdict, higher: bool) -> str:
     if one.found is None:
         return f"not measured {limit}"
     by = f"by {one.by:.3f}" if one.by >= 0.0005 else "by less than 0.001"
-    return f"{one.found.text(3)} {limit} {'✓ met' if one.standing == 'met' else f'✗ missed {by}'}"
+    where = f" on {one.splits} of {SPLITS} splits" if one.splits < SPLITS else ""
+    return f"{one.found.text(3)} {limit} {'✓ met' if one.standing == 'met' else f'✗ missed {by}'}{where}"
 
 
 def _real(cells: Sequence[dict[str, Any]], target: Target) -> str:
@@ -154,29 +167,34 @@ def _real(cells: Sequence[dict[str, Any]], target: Target) -> str:
     return "-" if found is None else found.text(3)
 
 
-def _counts(standings: Sequence[Standing]) -> str:
+def _counts(verdicts: Sequence[Verdict]) -> str:
+    standings = [one.standing for one in verdicts]
     met, missed, left = (standings.count(standing) for standing in ("met", "missed", "not measured"))
-    return f"{met} of {len(standings)} met, {missed} missed, {left} not measured"
+    narrow = sum(one.narrow for one in verdicts)
+    return f"{met} of {len(verdicts)} met, {missed} missed, {narrow} of them by less than their ±, {left} not measured"
 
 
 def _of_targets(cells: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """Numbers of targets by standing, in words, and the table."""
     rows: list[list[str]] = []
-    standings: list[Standing] = []
-    with_more: list[Standing] = []
+    of_systems: dict[str, list[Verdict]] = {}
     for target in TARGETS:
         verdicts = [verdict(target, cells, epsilon) for epsilon in EPSILONS]
-        kept = with_more if target.system == AUTO_MORE else standings
-        kept += [one.standing for one in verdicts]
+        of_systems.setdefault(target.system, []).extend(verdicts)
         said = [_said(one, target.measure.higher) for one in verdicts]
         runs = " / ".join(str(one.runs) for one in verdicts)
         rows.append([target.data, target.system, target.measure.name, *said, _real(cells, target), runs])
+    with_more = of_systems.pop(AUTO_MORE)
+    met = {name: sum(one.standing == "met" for one in own) for name, own in of_systems.items()}
+    by_system = ", ".join(f"`{name}` {met[name]} of {len(own)}" for name, own in of_systems.items())
+    as_many = [one for own in of_systems.values() for one in own]
     sentence = (
-        f"With as many rows as there are training rows: {_counts(standings)}. "
+        f"With as many rows as there are training rows: {_counts(as_many)} (met by {by_system}). "
         f"With {TIMES} times as many, `{AUTO_MORE}`, of those for what classifiers learn: {_counts(with_more)}."
     )
     heads = [f"epsilon {epsilon:g}" for epsilon in EPSILONS]
-    return sentence, table(["table", "rows of", "measure", *heads, "real rows", "runs"], rows)
+    runs_at = f"runs at {' / '.join(f'{epsilon:g}' for epsilon in EPSILONS)}"
+    return sentence, table(["table", "rows of", "measure", *heads, "real rows", runs_at], rows)
 
 
 def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
