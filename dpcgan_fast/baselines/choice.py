@@ -14,7 +14,7 @@ from dpcgan_fast.baselines.codes import Codes
 from dpcgan_fast.baselines.histograms import Classes, Histograms, drawn_cells, has_cells
 from dpcgan_fast.baselines.mixed_codes import MixedCodes
 from dpcgan_fast.baselines.parts import Drawn, Part, values_of
-from dpcgan_fast.baselines.rows import Rows
+from dpcgan_fast.baselines.rows import TRAINING_TABLE, Rows
 from dpcgan_fast.baselines.signals import Strength, Waves
 from dpcgan_fast.baselines.tree import MOST_COLUMNS, Tree
 from dpcgan_fast.data.public_cells import label_of, modelled_columns, without_codes
@@ -54,12 +54,14 @@ class Baseline:
         """
         return self.release(table, noise_multiplier(epsilon, delta), NoiseKey() if key is None else key)
 
-    def release(self, table: pa.Table, noise_multiplier: float, key: NoiseKey) -> "FittedBaseline":
-        """As `fit`, with what one Gaussian release of this noise multiplier costs.
+    def release(
+        self, table: pa.Table, noise_multiplier: float, key: NoiseKey, where: str = TRAINING_TABLE
+    ) -> "FittedBaseline":
+        """As `fit`, with what one Gaussian release of this noise multiplier costs. where: of the table, for errors
 
         Formal guarantee: everything together is as private as that one release, see `Budget`.
         """
-        drawn, mechanisms = self.paid(table, noise_multiplier, key)
+        drawn, mechanisms = self.paid(table, noise_multiplier, key, where)
         said = [part.totals for part in drawn]
         precision = np.array([1 / max(totals.variance, 1e-12) for totals in said])
         totals = np.maximum(precision @ np.array([one.values for one in said]) / precision.sum(), 1.0)
@@ -69,10 +71,10 @@ class Baseline:
         return FittedBaseline(self.name, self.schema, drawn, rates, mechanisms, key.seeded)
 
     def paid(
-        self, table: pa.Table, noise_multiplier: float, key: NoiseKey
+        self, table: pa.Table, noise_multiplier: float, key: NoiseKey, where: str = TRAINING_TABLE
     ) -> tuple[tuple[Drawn, ...], list[Mechanism]]:
         """All that `release` takes from the data: parts that are still to be settled, and their mechanisms."""
-        rows = Rows.of(table, self.schema)
+        rows = Rows.of(table, self.schema, where)
         budget = Budget(noise_multiplier, key, "row" if self.schema.unit is None else self.schema.unit)
         whole = sum(part.weight for part in self.parts)
         return tuple(part.release(rows, budget, part.weight / whole) for part in self.parts), budget.mechanisms

@@ -11,6 +11,7 @@ from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError
 
+TRAINING_TABLE = "the training table"  # what an error calls a table that came without a name
 _BLOCK = 1 << 22  # values that are looked at together
 _LEAST_ROWS = 1 << 11  # of a block: each costs a look at every column
 
@@ -31,13 +32,13 @@ class Rows:
     _made: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: pa.Table, schema: Schema) -> "Rows":
-        """Raises InputError if the table does not fit the schema."""
+    def of(cls, table: pa.Table, schema: Schema, where: str = TRAINING_TABLE) -> "Rows":
+        """Raises InputError if the table does not fit the schema. where: what to call the table in an error"""
         label = label_of(schema)
         class_count = 1 if label is None else len(label.classes())
         classes = np.zeros(table.num_rows, dtype=np.int64) if label is None else codes(table, label)
         known = classes < class_count
-        return cls(table, np.where(known, classes, 0), _weights(table, schema, known), class_count)
+        return cls(table, np.where(known, classes, 0), _weights(table, schema, known, where), class_count)
 
     def cells(self, column: Column) -> np.ndarray:
         """The public cell of every row, (rows,) whole numbers, see `public_cells.cells`; it is read once."""
@@ -79,15 +80,15 @@ class Rows:
         return of_class @ values
 
 
-def _weights(table: pa.Table, schema: Schema, counted: np.ndarray) -> np.ndarray:
+def _weights(table: pa.Table, schema: Schema, counted: np.ndarray, where: str) -> np.ndarray:
     """Of the rows that are counted, a unit's first max_rows_per_unit weigh the same, and sum to 1."""
     if schema.unit is not None and schema.unit not in table.column_names:
         raise InputError(
-            "The training table lacks the unit's column",
-            f"--train, column {schema.unit}",
-            "Give the table that the model was trained on.",
+            "The table lacks the unit's column",
+            f"{where}, column {schema.unit}",
+            f"Give a table with the column {schema.unit}.",
         )
-    index = UnitIndex.from_ids(unit_ids(table, schema, "--train"), counted, schema.max_rows_per_unit)
+    index = UnitIndex.from_ids(unit_ids(table, schema, where), counted, schema.max_rows_per_unit)
     used = np.diff(index.starts)
     weights = np.zeros(table.num_rows)
     weights[np.flatnonzero(counted)[index.rows]] = 1 / np.repeat(used, used)

@@ -87,13 +87,13 @@ def unaccounted_statistics(
     itself. Raises InputError if the table does not fit the schema.
     """
     placed = _placed(with_days(table, schema, where), schema, where)
-    return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key)
+    return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key, where)
 
 
 def paid_statistics(table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str) -> object:
     """Takes from the data what `unaccounted_statistics` takes, and gives that alone, before anything is made of it."""
     placed = _placed(with_days(table, schema, where), schema, where)
-    return statistics_for(_of_places(schema)).paid(placed, noise_multiplier, key)
+    return statistics_for(_of_places(schema)).paid(placed, noise_multiplier, key, where)
 
 
 def dry_statistics(table: pa.Table, schema: Schema) -> None:

@@ -160,5 +160,15 @@ def test_rows_beyond_the_cap_and_rows_without_a_class_are_not_counted():
 
 
 def test_a_training_table_without_the_units_column_is_bad_input():
-    with pytest.raises(InputError, match="column person"):
-        Rows.of(patients(5, 0), schema_of(unit="person"))
+    for baseline in baselines_for(schema_of(unit="person")):
+        with pytest.raises(InputError, match=r"\(the training table, column person\). Give a table with .* person\.$"):
+            baseline.fit(patients(5, 0), 1.0, 1e-5)
+
+
+def test_a_missing_id_is_looked_for_in_the_table_that_was_given():
+    table = patients(3, 0).append_column("person", pa.array(["a", None, "b"]))
+    (baseline, *_) = baselines_for(schema_of(unit="person"))
+    for where, given in (("the training table", ()), ("people.csv", ("people.csv",))):
+        for take in (baseline.release, baseline.paid):
+            with pytest.raises(InputError, match=rf"\({where}, column person, row 2\)"):
+                take(table, 1.0, NoiseKey(), *given)

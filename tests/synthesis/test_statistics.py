@@ -18,6 +18,7 @@ from dpcgan_fast.privacy import Ledger, Mechanism, account, noise_key
 from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import DPCGAN, sampling
 from dpcgan_fast.synthesis.releases import least_release_share
+from dpcgan_fast.synthesis.statistics import paid_statistics, unaccounted_statistics
 from dpcgan_fast.train.checkpoint import digest, pack, unpack
 from tests.data.preparations import Quiet, never
 from tests.synthesis.code_runs import VOCABULARY, code_schema
@@ -289,3 +290,10 @@ def test_without_privacy_there_is_no_noise(tmp_path):
     assert line.noise_multiplier == 0.0
     with Ledger(model.folder / "ledger.jsonl") as ledger:
         assert len(ledger.lines) > 2
+
+
+@pytest.mark.parametrize("take", [unaccounted_statistics, paid_statistics])
+def test_an_error_names_the_table_that_was_given(take):
+    table = make_table(3).append_column("patient", pa.array(["a", None, "b"]))
+    with pytest.raises(InputError, match=r"\(people\.csv, column patient, row 2\)"):
+        take(table, make_schema(unit="patient"), 1.0, noise_key(1), "people.csv")
