@@ -29,9 +29,9 @@ def noise_multiplier(epsilon: float, delta: float | None) -> float:
         return 0.0
     if not epsilon > 0 or delta is None or not 0 < delta < 1:
         raise InputError(
-            "The baseline needs an epsilon above 0 and a delta between 0 and 1",
-            "privacy statement",
-            "Use the run's own epsilon and delta.",
+            "An epsilon above 0 and a delta between 0 and 1 are needed",
+            f"epsilon {epsilon:g}, delta {delta}",
+            "Correct the one that is out of range.",
         )
     return float(dp_accounting.get_sigma_gaussian(epsilon, delta)) * (1 + _ROUNDING)
 

@@ -31,7 +31,8 @@ def test_the_noise_multiplier_meets_epsilon_and_no_smaller_one_does(epsilon, del
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0, 1e-5), (-1, 1e-5), (math.nan, 1e-5), (1, 0), (1, 1), (1, None)])
 def test_what_is_no_privacy_guarantee_is_bad_input(epsilon, delta):
-    with pytest.raises(InputError, match="epsilon above 0 and a delta"):
+    message = rf"An epsilon above 0 and a delta between 0 and 1 are needed \(epsilon {epsilon:g}, delta {delta}\)"
+    with pytest.raises(InputError, match=message):
         noise_multiplier(epsilon, delta)
 
 
