@@ -29,9 +29,11 @@ def _numbers(path: Path) -> dict[str, int]:
 
 
 def refuse_too_large(needed: float, where: str) -> None:
-    """Raises MachineError if reading a table needs more bytes than there are, in place of being killed for it."""
+    """Raises MachineError if reading a table needs more bytes than there are, in place of being killed for it.
+
+    No size is named: how much a table needs tells how many rows it has, and errors are outside the privacy claim.
+    """
     available = available_memory()
     if available is not None and needed > available:
-        what = f"Reading the table takes about {needed / 2**30:.3g} GiB of memory, and {available / 2**30:.3g} are free"
         how = "Put it into a store with `dpcgan prepare`, whatever its size, and give the store in its place."
-        raise MachineError(what, where, how)
+        raise MachineError("Reading the table takes more memory than is free", where, how)

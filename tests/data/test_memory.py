@@ -28,8 +28,19 @@ def test_a_table_that_does_not_fit_is_refused_unread(tmp_path, monkeypatch, form
     source = write_shards(tmp_path / "table", [ROWS * 10, ROWS * 10], form)
     monkeypatch.setattr(records, "read_opened", unread)
     for path in (source, source / f"part-0.{form}"):
-        with pytest.raises(MachineError, match=r"takes about .* GiB of memory, and .* are free .*`dpcgan prepare`"):
+        with pytest.raises(MachineError, match=r"takes more memory than is free .*`dpcgan prepare`"):
             read_records(path, make_schema(), str(path))
+
+
+@pytest.mark.usefixtures("little")
+def test_the_refusal_is_the_same_whatever_the_table_needs():
+    """From a size that goes by the rows, their number can be told."""
+    found = set()
+    for needed in (1001, 1 << 31, 1 << 50):
+        with pytest.raises(MachineError) as error:
+            refuse_too_large(needed, "data")
+        found.add(str(error.value))
+    assert len(found) == 1
 
 
 @pytest.mark.usefixtures("little")
