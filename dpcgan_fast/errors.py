@@ -9,8 +9,9 @@ class DpcganError(Exception):
     """Base of all errors that the user can do something about.
 
     what:  what is wrong, without a full stop
-    where: file, column, row or option
-    how:   what to do about it, a full sentence
+    where: file, column, row or argument, never with dashes: Python has no options, and who gives --epsilon knows it by
+           "epsilon 0" as well. A table is "the real test table" or the like
+    how:   what to do about it, a full sentence. What Python calls otherwise has both names: resume=True (--resume)
     """
 
     exit_code: int = 1

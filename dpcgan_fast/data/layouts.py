@@ -42,18 +42,18 @@ def check_layout(path: str | Path, layout: str, schema: Schema) -> None:
     """Raises InputError if the records of a schema cannot be written so; before a long computation, not after it."""
     codes = schema.codes_columns()
     alone = len(codes) == 1 and len(schema.column_names()) == 1
-    where = f"--layout {layout}"
+    where = f"layout {layout}"
     if layout not in LAYOUTS:
         raise InputError("There is no such layout", where, f"Choose one of {', '.join(LAYOUTS)}.")
     if layout != "records" and schema.visits is not None:
-        raise InputError("Visits are written a row a visit", where, "Use --layout records.")
+        raise InputError("Visits are written a row a visit", where, "Use layout records.")
     if layout != "records" and len(codes) != 1:
-        raise InputError("A layout of events needs exactly one column of codes", where, "Use --layout records.")
+        raise InputError("A layout of events needs exactly one column of codes", where, "Use layout records.")
     if layout == "events" and schema.unit is None:
-        raise InputError("A layout of events needs the name of the unit's column", where, "Use --layout records.")
+        raise InputError("A layout of events needs the name of the unit's column", where, "Use layout records.")
     if layout == "meds":
         if not alone:
-            raise InputError("MEDS holds codes alone, and the schema has other columns", where, "Use --layout events.")
+            raise InputError("MEDS holds codes alone, and the schema has other columns", where, "Use layout events.")
         if Path(path).exists():
             raise InputError("There is something at the output path already", str(path), "Choose a new folder.")
         return
@@ -66,7 +66,7 @@ def check_layout(path: str | Path, layout: str, schema: Schema) -> None:
     ending = check_output(path)
     separators = [column.separator for column in codes]
     if layout == "records" and ending in (".csv", ".csv.gz") and None in separators:
-        how = 'Write a .parquet file, use --layout events, or set "separator" in the schema.'
+        how = 'Write a .parquet file, use layout events, or set "separator" in the schema.'
         raise InputError("A CSV cell cannot hold several codes without a separator", str(path), how)
 
 

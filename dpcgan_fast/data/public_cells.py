@@ -124,7 +124,7 @@ def coded_values(column: Column, found: np.ndarray) -> pa.Array:
 def typed_table(table: pa.Table, schema: Schema, where: str) -> pa.Table:
     """The modelled columns, and the unit's if it is there, with every cell read once: numbers, 0 and 1, or categories.
 
-    where: what to call the table in an error, such as "--real"
+    where: what to call the table in an error, such as "the real test table"
     Raises InputError, which names the table, column and row, if the table does not fit the schema.
     """
     read = {}
@@ -141,7 +141,7 @@ def typed_table(table: pa.Table, schema: Schema, where: str) -> pa.Table:
 
 @contextmanager
 def errors_name(where: str) -> Iterator[None]:
-    """Puts the table, such as "--real", before the place of an InputError that the block raises."""
+    """Puts the table, such as "the real test table", before the place of an InputError that the block raises."""
     try:
         yield
     except InputError as error:

@@ -41,7 +41,7 @@ class CodeView:
         """The table with flags and numbers in place of codes columns; all other columns are kept as they are.
 
         table: with the original schema's columns; codes are read as training reads them
-        where: what to call the table in an error, such as "--real"
+        where: what to call the table in an error, such as "the real test table"
 
         Flags are int8, 0 or 1; numbers are int64 and count the different codes within the vocabulary, at most
         max_codes. A null list has no codes.
@@ -103,7 +103,7 @@ def code_view(schema: Schema, test: pa.Table, most: int = MOST_CODES) -> CodeVie
     with errors_name("schema"):
         _refuse_collisions((*schema.column_names(), *unit), schema)
     chosen, known = {}, {}
-    with errors_name("--real"):
+    with errors_name("the real test table"):
         for name, column in codes_columns.items():
             by_frequency = np.argsort(-code_counts(test, column), kind="stable")
             chosen[name] = np.sort(by_frequency[:most])

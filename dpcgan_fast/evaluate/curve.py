@@ -39,7 +39,6 @@ _SAID = (
     ("auroc", "The AUROC of gradient boosting", "rises"),
     ("c2st_binned", "The AUROC of telling rows from real ones (numbers in bins)", "falls"),
 )
-_OPTION = "--curve-epsilons"
 _SECRET_BYTES = 32
 
 Scores = dict[str, float | None]
@@ -63,9 +62,9 @@ class CurveGrid:
         if len(given) < 2 or list(given) != sorted(set(given)) or not (given[0] > 0 and math.isfinite(given[-1])):
             asked = ",".join(f"{epsilon:g}" for epsilon in given)
             how = "Give at least two numbers above 0, rising, such as 0.5,1,3,10."
-            raise InputError("These epsilons make no curve", f"{_OPTION} {asked}", how)
+            raise InputError("These epsilons make no curve", f"curve, epsilons {asked}", how)
         if self.releases < 2:
-            where = f"--curve-releases {self.releases}"
+            where = f"curve, releases {self.releases}"
             raise InputError("An interval takes at least two releases", where, "Give 2 or more.")
 
     @classmethod
@@ -120,9 +119,9 @@ def utility_curve(
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
     schema = schema.as_records()
-    test = with_days(test, schema, "--real")
+    test = with_days(test, schema, "the real test table")
     view = code_view(schema, test)
-    seen, real = schema if view is None else view.schema, Side.of(test, schema, view, "--real")
+    seen, real = schema if view is None else view.schema, Side.of(test, schema, view, "the real test table")
     check_test_table(real.wide, seen)
     rows = max(1, min(round(anew.units), TRAINING_ROWS))
     key = _key(anew, train, test, rows, secret)

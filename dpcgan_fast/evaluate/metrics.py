@@ -140,16 +140,19 @@ def evaluate(
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
-    synthetic = widened(synthetic, schema, "--synthetic", synthetic=True)
-    test = widened(test, schema, "--real")
-    train = None if train is None else widened(train, schema, "--train")
+    synthetic = widened(synthetic, schema, "the synthetic table", synthetic=True)
+    test = widened(test, schema, "the real test table")
+    train = None if train is None else widened(train, schema, "the training table")
     schema = schema.as_records()
-    synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
-    train = None if train is None else with_days(train, schema, "--train")
+    synthetic, test = (
+        with_days(synthetic, schema, "the synthetic table"),
+        with_days(test, schema, "the real test table"),
+    )
+    train = None if train is None else with_days(train, schema, "the training table")
     view = code_view(schema, test)
-    of = Side.of(synthetic, schema, view, "--synthetic")
-    real = Side.of(test, schema, view, "--real")
-    known = None if train is None else Side.of(train, schema, view, "--train")
+    of = Side.of(synthetic, schema, view, "the synthetic table")
+    real = Side.of(test, schema, view, "the real test table")
+    known = None if train is None else Side.of(train, schema, view, "the training table")
     return _evaluate_sides(of, real, known, schema, view, privacy)
 
 
@@ -173,7 +176,7 @@ def _evaluate_sides(
     real_to_real, baselines, floor, copies, tested = None, None, None, None, None
     if known is None or train is None:
         notes.append(
-            "trtr, baseline, floor and disclosure are null: no real training table was given (--train), so that the "
+            "trtr, baseline, floor and disclosure are null: no real training table was given (train), so that the "
             "synthetic rows can be compared neither with real training data nor with a baseline, nor be held against "
             "the rows that they must not disclose."
         )

@@ -26,12 +26,12 @@ Scores = dict[str, Score]
 def check_test_table(test: pa.Table, schema: Schema) -> None:
     """Raises InputError if the real test table cannot judge anything: no rows, or one class of the label only."""
     if test.num_rows == 0:
-        raise InputError("The real test table has no rows", "--real", "Give a table of held-out real rows.")
+        raise InputError("The table has no rows", "the real test table", "Give a table of held-out real rows.")
     truth = target(test, schema)
     if truth is not None and not judged_classes(truth):
         raise InputError(
-            "The real test table has one class of the label only, so that no score can be computed",
-            f"--real, column {schema.label}",
+            "The table has one class of the label only, so that no score can be computed",
+            f"the real test table, column {schema.label}",
             "Give held-out rows of both classes, for example by a stratified split.",
         )
 

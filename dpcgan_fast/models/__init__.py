@@ -45,6 +45,6 @@ def _make_networks(preset: str, blocks: Sequence[Block], n_classes: int) -> Netw
         raise InputError(
             f"The preset takes records of length {spec.record_length}, but the schema gives {length}",
             f"preset {preset}",
-            "Use --preset auto, which fits any table.",
+            "Use preset auto, which fits any table.",
         )
     return PublishedNetworks(spec)

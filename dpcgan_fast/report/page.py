@@ -106,12 +106,22 @@ def render(
 
 
 def _pictures(values: dict[str, Any], synthetic: pa.Table, test: pa.Table, schema: Schema) -> dict[str, Any]:
-    synthetic, test = widened(synthetic, schema, "--synthetic", synthetic=True), widened(test, schema, "--real")
+    synthetic, test = (
+        widened(synthetic, schema, "the synthetic table", synthetic=True),
+        widened(test, schema, "the real test table"),
+    )
     schema = schema.as_records()
-    synthetic, test = with_days(synthetic, schema, "--synthetic"), with_days(test, schema, "--real")
+    synthetic, test = (
+        with_days(synthetic, schema, "the synthetic table"),
+        with_days(test, schema, "the real test table"),
+    )
     view = code_view(schema, test)
     if view is not None:
-        synthetic, test, schema = view.wide(synthetic, "--synthetic"), view.wide(test, "--real"), view.schema
+        synthetic, test, schema = (
+            view.wide(synthetic, "the synthetic table"),
+            view.wide(test, "the real test table"),
+            view.schema,
+        )
     real, names = correlations(test, schema)
     drawn, _ = correlations(synthetic, schema)
     has_rows = synthetic.num_rows > 0

@@ -51,7 +51,7 @@ class StatisticsAnew:
         the run and other calls cost; no ledger has a line for it. Raises InputError if the table does not fit.
         """
         schema, multiplier = self.sampler.codec.schema, self.noise_multiplier(epsilon)
-        fitted = unaccounted_statistics(table, schema, multiplier, noise_key(), "--train")
+        fitted = unaccounted_statistics(table, schema, multiplier, noise_key(), "the training table")
         randomness = torch.Generator(self.sampler.rates.device)
         randomness.manual_seed(secrets.randbits(63))
         return pa.concat_tables(replace(self.sampler, statistics=fitted).batches(rows, {}, randomness))

@@ -183,11 +183,11 @@ class DPCGAN:
         if self._sampler.statistics is None or self.settings.clusters == "autoencoder":
             raise InputError(
                 "The run's rows come from networks, or by way of one, which would have to be trained at each epsilon",
-                "--curve",
+                "curve",
                 "Leave it out; `dpcgan bench --suite paper` trains at several epsilons, on public tables.",
             )
         if not self.settings.private:
-            raise InputError("The run has no finite epsilon", "--curve", "Leave it out, or give a private run.")
+            raise InputError("The run has no finite epsilon", "curve", "Leave it out, or give a private run.")
         privacy, settings = config["privacy"], self.settings
         own = next(m["noise_multiplier"] for m in privacy["mechanisms"] if m["mechanism"] == STATISTICS)
         units = float(settings.n_units if settings.n_units is not None else config["released"]["n_units"])
@@ -221,7 +221,9 @@ class DPCGAN:
         config = folder.read_config()
         if not config.get("finished"):
             raise InputError(
-                "The run is not finished", str(path), "Finish it with `dpcgan train ... --resume` before sampling."
+                "The run is not finished",
+                str(path),
+                "Finish it with fit(resume=True), or `dpcgan train ... --resume`, before sampling.",
             )
         try:
             settings = TrainSettings.from_dict(config["settings"])

@@ -72,14 +72,14 @@ def pick_device(asked: str) -> torch.device:
     Raises InputError for another name, MachineError if `cuda` is asked for and cannot be used, saying why.
     """
     if asked not in ("auto", "cpu", "cuda"):
-        raise InputError("There is no such device", f"--device {asked}", "Choose auto, cpu or cuda.")
+        raise InputError("There is no such device", f"device {asked}", "Choose auto, cpu or cuda.")
     missing = None
     if not torch.cuda.is_available():
         missing = "torch sees no GPU"
     elif not ops.has_cuda_kernels():
         missing = "this build has no CUDA kernels: " + str(ops.native_module().build_info()["cuda_reason"])
     if asked == "cuda" and missing is not None:
-        raise MachineError(f"The GPU cannot be used: {missing}", "--device cuda", "Use --device cpu.")
+        raise MachineError(f"The GPU cannot be used: {missing}", "device cuda", "Use device cpu.")
     return torch.device("cpu" if asked == "cpu" or missing is not None else "cuda")
 
 
@@ -151,7 +151,7 @@ def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = m
         raise InputError(
             "The published presets take records of a fixed length, so lists of categories and codes must be public",
             f"preset {settings.preset}",
-            "Write the lists into the schema, or use --preset auto.",
+            "Write the lists into the schema, or use preset auto.",
         )
     if settings.clusters != CLUSTERS[0]:
         _refuse_clusters(schema, settings)
@@ -166,7 +166,7 @@ def _refuse_clusters(schema: Schema, settings: TrainSettings) -> None:
         if len(schema.codes_columns()) == 1:
             return
         what = "An autoencoder finds the clusters of one column of codes, and there are several"
-    raise InputError(what, f"--clusters {settings.clusters}", "Leave the option out.")
+    raise InputError(what, f"clusters {settings.clusters}", "Leave it out.")
 
 
 def _refuse_idle_constraints(schema: Schema) -> None:

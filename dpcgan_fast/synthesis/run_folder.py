@@ -69,7 +69,7 @@ class RunFolder:
             raise InputError(
                 "There is something at the output path already",
                 str(path),
-                "Choose a new folder, or continue a stopped run with --resume.",
+                "Choose a new folder, or continue a stopped run with resume=True (--resume).",
             )
         try:
             folder.path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class RunFolder:
         """An existing run folder. Raises InputError if it is none."""
         folder = cls(Path(path))
         if not folder.config.is_file():
-            raise InputError("This is no run folder", str(path), "Give the folder that `dpcgan train --out` wrote.")
+            raise InputError("This is no run folder", str(path), "Give the folder that training wrote.")
         return folder
 
     def read_config(self) -> dict[str, Any]:

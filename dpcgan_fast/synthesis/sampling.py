@@ -84,7 +84,7 @@ class Sampler:
         such rows are so rare that drawing them would take for ever.
         """
         if rows < 1:
-            raise InputError("The number of rows must be at least 1", f"-n {rows}", "Give a positive whole number.")
+            raise InputError("The number of rows must be at least 1", f"n {rows}", "Give a positive whole number.")
         conditions = self._checked(where)
         label = self.codec.schema.label
         fixed = str(conditions.pop(label)) if self.conditional and label in conditions else None
@@ -106,7 +106,7 @@ class Sampler:
                     found = f"{rows - missing} such rows" if rows > missing else "no such row"
                     raise InputError(
                         f"Too rare: {found} came up among {drawn} synthetic ones",
-                        ", ".join(f"--where {name}" for name in conditions) or "constraints of the schema",
+                        f"where {', '.join(conditions)}" if conditions else "constraints of the schema",
                         "Ask for fewer rows, or for something less rare.",
                     )
                 if table.num_rows:
@@ -151,18 +151,16 @@ class Sampler:
         bounds = column.bounds if column else next(s.bounds for s in self.codec.schema.signals if name in s.columns)
         if column is not None and column.type == "codes":
             if _text(value) not in (column.vocabulary or ()):
-                raise InputError("The column has no such code", f"--where {name}", "Give a code of its vocabulary.")
+                raise InputError("The column has no such code", f"where {name}", "Give a code of its vocabulary.")
         elif column is not None and column.type not in ("numeric", "date"):
             names = column.classes() + ((OTHER,) if column.type == "categorical" and column.unknown == OTHER else ())
             if _text(value) not in names:
-                raise InputError(
-                    "The column has no such category", f"--where {name}", f"Choose from {', '.join(names)}."
-                )
+                raise InputError("The column has no such category", f"where {name}", f"Choose from {', '.join(names)}.")
         elif column is not None and column.type == "date":
             if parsed_date(str(value)) is None:
-                raise InputError("The value is not a date", f"--where {name}", "Write it as 2024-12-31.")
+                raise InputError("The value is not a date", f"where {name}", "Write it as 2024-12-31.")
         elif not _in_bounds(value, bounds):
-            raise InputError("The value is outside the column's bounds", f"--where {name}", "Give one inside them.")
+            raise InputError("The value is outside the column's bounds", f"where {name}", "Give one inside them.")
 
     def _checked(self, where: Mapping[str, object]) -> dict[str, object]:
         """Conditions as values of the decoded table's types; the label's as the name of its class."""
@@ -173,14 +171,14 @@ class Sampler:
             if self.visits is not None and self.visits.visits is not None and self.visits.visits.differs(name):
                 how = "Give a column that is the same at all visits."
                 raise InputError(
-                    "The column differs between visits, and a condition is on people", f"--where {name}", how
+                    "The column differs between visits, and a condition is on people", f"where {name}", how
                 )
             if name not in of_rows:
-                raise InputError("There is no such column", f"--where {name}", "Give a column of the schema.")
+                raise InputError("There is no such column", f"where {name}", "Give a column of the schema.")
             if self.conditional and name == self.codec.schema.label:
                 if _text(value) not in self.codec.class_names:
                     how = f"Choose one of {', '.join(self.codec.class_names)}."
-                    raise InputError("The label has no such class", f"--where {name}", how)
+                    raise InputError("The label has no such class", f"where {name}", how)
                 checked[name] = _text(value)
                 continue
             self._check_possible(name, value)
@@ -188,7 +186,7 @@ class Sampler:
                 kind = types[name].value_type if pa.types.is_list(types[name]) else types[name]
                 checked[name] = pa.scalar(_plain(value, kind), kind, from_pandas=False)
             except (ValueError, TypeError, pa.ArrowInvalid):
-                raise InputError("The value does not fit the column", f"--where {name}", "Give a number.") from None
+                raise InputError("The value does not fit the column", f"where {name}", "Give a number.") from None
         return checked
 
 

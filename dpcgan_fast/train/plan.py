@@ -195,7 +195,7 @@ def _main_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], r
     if left < TRAINING_SHARE * whole:
         raise InputError(
             "Releases before training leave too little of epsilon",
-            f"--release-share {settings.release_share:g}",
+            f"release_share {settings.release_share:g}",
             "Give a smaller release_share.",
         )
     return float(f"{1 / math.sqrt(left):.6g}")

@@ -136,7 +136,9 @@ class Session:
                 self.ledger.close(seq, self._taken[seq])
             if self.stop.requested:
                 raise StoppedError(
-                    f"Stopped by {self.stop.signal_name}", str(self.checkpoints.parent), "Go on with --resume."
+                    f"Stopped by {self.stop.signal_name}",
+                    str(self.checkpoints.parent),
+                    "Go on with resume=True (--resume).",
                 )
 
     def _reserve(self, name: str) -> tuple[int, int, int] | None:

@@ -22,7 +22,7 @@ class TrainSettings:
 
     n_units:             public number of units, or None: then sample rates are public constants
     *_batch:             expected batch sizes, in units; with n_units None they are None and follow a paid noisy count
-    *_steps:             numbers of private steps; critic_steps is what `--steps` sets
+    *_steps:             numbers of private steps; critic_steps is what `steps` sets
     critic_per_generator: critic steps for one generator step
     generator_ema:       decay of the running average of the weights of generator and decoder, which rows are drawn with
                          in the end; 0 draws them with the last ones
@@ -116,7 +116,7 @@ def default_settings(
     """
     _check_budget(epsilon, delta, n_units)
     if preset not in PRESETS:
-        raise InputError("There is no such preset", "--preset", f"Choose one of {', '.join(PRESETS)}.")
+        raise InputError("There is no such preset", f"preset {preset}", f"Choose one of {', '.join(PRESETS)}.")
     common: dict[str, Any] = dict(preset=preset, epsilon=epsilon, delta=delta, n_units=n_units, seed=seed,
                   release_share=_release_share(epsilon, n_units, least_release_share))  # fmt: skip
     if preset == "auto":
@@ -143,40 +143,37 @@ def default_settings(
 
 def _check_budget(epsilon: float, delta: float, n_units: int | None) -> None:
     if not epsilon > 0:
-        raise InputError("epsilon must be greater than 0", f"--epsilon {epsilon:g}", "Give a positive number or inf.")
+        raise InputError("epsilon must be greater than 0", f"epsilon {epsilon:g}", "Give a positive number or inf.")
     if not 0 < delta < 1:
-        raise InputError("delta must lie between 0 and 1", f"--delta {delta:g}", "1e-5 is usual; below 1 / units.")
+        raise InputError("delta must lie between 0 and 1", f"delta {delta:g}", "1e-5 is usual; below 1 / units.")
     if n_units is None and delta > LARGEST_DELTA:
         raise PrivacyError(
             f"delta is greater than {LARGEST_DELTA:g}, the most that is allowed where n_units is not public",
-            f"--delta {delta:g}",
+            f"delta {delta:g}",
             "Give a delta below 1 / units, or state n_units in the schema if it is public.",
         )
     if n_units is not None and delta > 1 / n_units:
         raise PrivacyError(
             f"delta is greater than 1 / n_units = {1 / n_units:.3g}: publishing one person's record at random would "
             "meet such a guarantee",
-            f"--delta {delta:g}",
+            f"delta {delta:g}",
             "Give a smaller delta.",
         )
 
 
-# Of settings that the command has an option for; the others are set from Python alone.
-_OPTIONS = {
-    "critic_steps": "--steps", "autoencoder_steps": "--autoencoder-steps", "autoencoder_batch": "--batch-size",
-    "critic_batch": "--batch-size",
-}  # fmt: skip
+# What errors call settings that Python or the command sets by another name, in words that both know.
+_KNOWN_AS = {"critic_steps": "steps", "autoencoder_batch": "batch size", "critic_batch": "batch size"}
 
 
 def _check_settings(settings: TrainSettings) -> None:
     if settings.clusters not in CLUSTERS:
-        raise InputError("There is no such way to find clusters", f"--clusters {settings.clusters}",
+        raise InputError("There is no such way to find clusters", f"clusters {settings.clusters}",
                          f"Choose one of {', '.join(CLUSTERS)}.")  # fmt: skip
     counts = ("autoencoder_steps", "critic_steps", "critic_per_generator", "checkpoint_interval")
     for name in (*counts, "autoencoder_batch", "critic_batch"):
         value = getattr(settings, name)
         if value is not None and value < 1:
-            where = f"{_OPTIONS.get(name, name)} {value}"
+            where = f"{_KNOWN_AS.get(name, name)} {value}"
             raise InputError(f"{name} must be at least 1", where, "Give a positive whole number.")
     if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
@@ -185,7 +182,7 @@ def _check_settings(settings: TrainSettings) -> None:
         raise InputError("generator_ema must be at least 0 and less than 1", where, "Use 0.99, or 0 for none.")
     if not 0 < settings.release_share < 1:
         raise InputError(
-            "release_share must lie between 0 and 1", f"--release-share {settings.release_share}", "Use 0.1."
+            "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.1."
         )
     for batch in (settings.autoencoder_batch, settings.critic_batch):
         if batch is not None and settings.n_units is not None and batch > settings.n_units:

@@ -72,7 +72,7 @@ def search_privately(
         if best is None:
             raise PrivacyError(
                 "The number of runs was drawn as 0, so that there is none to release; the budget counts as spent",
-                f"--runs poisson --mean-runs {count.mean:g}",
+                f"runs {count.distribution}, mean {count.mean:g}",
                 "Search anew; what both spend adds up. A greater mean, or another distribution, makes this rarer.",
             )
         publish(best, out)

@@ -57,12 +57,12 @@ def plan_search(schema: Schema, candidates: Candidates, epsilon: float, delta: f
     that do not fit, or an epsilon that no run meets; PrivacyError for a delta above 1 / n_units.
     """
     if not math.isfinite(epsilon):
-        how = "Give a finite epsilon, or search on a public table with --public-data."
-        raise InputError("A search without privacy has nothing to pay for", f"--epsilon {epsilon:g}", how)
+        how = "Give a finite epsilon, or search on a public table by search_on_public (--public-data)."
+        raise InputError("A search without privacy has nothing to pay for", f"epsilon {epsilon:g}", how)
     check_label(schema)
     if schema.as_records().has_private_lists():
         # Their thresholds fail with a probability delta, of which a selection over Renyi divergences knows nothing.
-        how = "Write the lists into the schema, or search on a public table with --public-data."
+        how = "Write the lists into the schema, or search on a public table by search_on_public (--public-data)."
         raise InputError("A paid search needs public lists of categories and codes", "schema", how)
     candidates.check(schema, epsilon, delta)
 

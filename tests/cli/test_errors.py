@@ -107,16 +107,17 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("option", "value", "code", "what"),
         [
-            ("epsilon", 0, 2, "epsilon must be greater than 0"),
+            ("epsilon", 0, 2, "epsilon must be greater than 0 (epsilon 0)."),
             ("epsilon", -1, 2, "epsilon must be greater than 0"),
             ("epsilon", "abc", 2, "--epsilon"),
-            ("delta", 1, 2, "delta must lie between 0 and 1"),
+            ("delta", 1, 2, "delta must lie between 0 and 1 (delta 1)."),
             ("delta", 2, 2, "delta must lie between 0 and 1"),
             ("delta", 0, 2, "delta must lie between 0 and 1"),
             ("delta", 0.01, 3, "delta is greater than 1 / n_units"),
-            ("preset", "huge", 2, "There is no such preset"),
-            ("steps", 0, 2, "critic_steps must be at least 1"),
-            ("device", "tpu", 2, "There is no such device"),
+            ("preset", "huge", 2, "There is no such preset (preset huge)."),
+            ("steps", 0, 2, "critic_steps must be at least 1 (steps 0)."),
+            ("batch-size", 0, 2, "autoencoder_batch must be at least 1 (batch size 0)."),
+            ("device", "tpu", 2, "There is no such device (device tpu)."),
         ],
     )
     def test_options_out_of_range(self, workplace, capsys, option, value, code, what):

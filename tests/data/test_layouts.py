@@ -103,7 +103,7 @@ NO_SEPARATOR = {**ALONE, "separator": None}
 @pytest.mark.parametrize(
     ("name", "layout", "own", "message"),
     [
-        ("out.csv", "wide", schema(ALONE), "no such layout .*--layout wide.*records, events, meds"),
+        ("out.csv", "wide", schema(ALONE), r"no such layout .*\(layout wide\).*records, events, meds"),
         ("out.csv", "events", schema(AGE), "needs exactly one column of codes"),
         ("out.csv", "events", schema(ALONE, unit=None), "needs the name of the unit's column"),
         ("out.npz", "records", schema(ALONE, AGE), r"one column of codes and nothing else \(.*out.npz\)"),

@@ -47,7 +47,7 @@ def test_a_missing_cell_where_the_schema_has_none_reads_as_in_training():
     table = pa.table({"x": [None, 2.5], "flag": [None, 1], "kind": [None, "zzz"], "first": [None, "zzz"]})
     codec = RecordCodec(schema)
     trained = codec.decode(codec.encode(table).records)
-    read = public_cells.typed_table(table, schema, "--real")
+    read = public_cells.typed_table(table, schema, "the real test table")
     assert read.to_pylist() == trained.to_pylist()
 
 
@@ -60,20 +60,20 @@ def test_a_label_outside_its_classes_is_missing_and_never_another_class():
 
 def test_reading_a_table_twice_changes_nothing():
     schema = schema_of()
-    once = public_cells.typed_table(patients(50, 0), schema, "--real")
-    assert public_cells.typed_table(once, schema, "--real").equals(once)
+    once = public_cells.typed_table(patients(50, 0), schema, "the real test table")
+    assert public_cells.typed_table(once, schema, "the real test table").equals(once)
 
 
 def test_a_cell_that_does_not_fit_is_an_error_that_names_table_column_and_row_but_not_the_cell():
     table = patients(3, 0).set_column(0, "age", pa.array(["31", "SENTINEL", "70"]))
-    with pytest.raises(InputError, match=r"--synthetic, column age, row 2") as caught:
-        public_cells.typed_table(table, schema_of(), "--synthetic")
+    with pytest.raises(InputError, match=r"the synthetic table, column age, row 2") as caught:
+        public_cells.typed_table(table, schema_of(), "the synthetic table")
     assert "SENTINEL" not in str(caught.value)
 
 
 def test_a_table_without_a_column_of_the_schema_is_an_error():
     with pytest.raises(InputError, match="column bmi"):
-        public_cells.typed_table(patients(3, 0).drop_columns(["bmi"]), schema_of(), "--real")
+        public_cells.typed_table(patients(3, 0).drop_columns(["bmi"]), schema_of(), "the real test table")
 
 
 @pytest.mark.parametrize("fact", [{"bounds": "private"}, {"bounds": None}])

@@ -188,8 +188,8 @@ def test_a_column_with_the_name_of_a_codes_flag_is_an_error_whether_or_not_the_c
         code_view(codes_schema(unit=name), table, 1)
     view = code_view(codes_schema(), table, 1)
     assert view is not None
-    with pytest.raises(InputError, match=f"--train, column {name}"):
-        view.wide(table.append_column(name, pa.array([1])), "--train")
+    with pytest.raises(InputError, match=f"the training table, column {name}"):
+        view.wide(table.append_column(name, pa.array([1])), "the training table")
 
 
 def test_flags_of_two_codes_columns_with_one_name_are_an_error():
@@ -199,7 +199,7 @@ def test_flags_of_two_codes_columns_with_one_name_are_an_error():
 
 
 def test_nested_cells_are_an_error_that_does_not_quote_them():
-    with pytest.raises(InputError, match=r"not lists of single values \(--real, column dx\)") as caught:
+    with pytest.raises(InputError, match=r"not lists of single values \(the real test table, column dx\)") as caught:
         code_view(codes_schema(), pa.table({"dx": [[["SENTINEL"]]]}))
     assert "SENTINEL" not in str(caught.value)
 
@@ -216,8 +216,8 @@ def test_cells_are_read_as_training_reads_them():
 def test_a_table_without_the_codes_column_is_an_error():
     view = code_view(codes_schema(), codes_table([]))
     assert view is not None
-    with pytest.raises(InputError, match="--synthetic, column dx"):
-        view.wide(pa.table({"age": [1]}), "--synthetic")
+    with pytest.raises(InputError, match="the synthetic table, column dx"):
+        view.wide(pa.table({"age": [1]}), "the synthetic table")
 
 
 @pytest.mark.parametrize("vocabulary", [None, "private", "codes.txt"])

@@ -15,7 +15,7 @@ DX = {"name": "dx", "type": "codes", "vocabulary": ["A", "B", "C"], "max_codes":
 
 def rules_of(table: pa.Table, *rules: dict, columns=None) -> list[dict]:
     schema = Schema.from_dict({"unit": None, "columns": columns or [*ORDERED, DX], "constraints": rules})
-    return [rule["test"] for rule in rule_figures({"test": with_days(table, schema, "--real")}, schema)]
+    return [rule["test"] for rule in rule_figures({"test": with_days(table, schema, "the real test table")}, schema)]
 
 
 def order_of(low: list, high: list) -> pa.Table:

@@ -93,7 +93,7 @@ def test_a_private_model_is_not_called_anything_else(report):
 def test_without_a_training_table_the_page_says_what_is_missing_and_why():
     text = page(train=None).text
     assert "no training table was given" in text[:400]
-    assert "no real training table was given (--train)" in text
+    assert "no real training table was given (train)" in text
 
 
 def test_without_a_label_the_page_has_no_section_on_prediction():

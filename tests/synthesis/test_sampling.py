@@ -49,12 +49,12 @@ def test_conditions_on_other_columns_are_met_by_rejection(model):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"heart": 1}, r"There is no such column \(--where heart\)"),
-        ({"died": 2}, r"The label has no such class \(--where died\). Choose one of 0, 1"),
-        ({"age": "old"}, r"The value does not fit the column \(--where age\)"),
-        ({"age": 200}, r"The value is outside the column's bounds \(--where age\)"),
-        ({"sex": "f"}, r"The column has no such category \(--where sex\). Choose from F, M"),
-        ({"smoker": 3}, r"The column has no such category \(--where smoker\). Choose from 0, 1"),
+        ({"heart": 1}, r"There is no such column \(where heart\)"),
+        ({"died": 2}, r"The label has no such class \(where died\). Choose one of 0, 1"),
+        ({"age": "old"}, r"The value does not fit the column \(where age\)"),
+        ({"age": 200}, r"The value is outside the column's bounds \(where age\)"),
+        ({"sex": "f"}, r"The column has no such category \(where sex\). Choose from F, M"),
+        ({"smoker": 3}, r"The column has no such category \(where smoker\). Choose from 0, 1"),
     ],
 )
 def test_conditions_that_cannot_be_are_refused(model, where, message):
@@ -65,7 +65,7 @@ def test_conditions_that_cannot_be_are_refused(model, where, message):
 def test_rows_that_do_not_come_up_end_with_an_error(model, monkeypatch):
     monkeypatch.setattr(sampling_module, "_MOST_TRIES", 2)
     monkeypatch.setattr(sampling_module, "BATCH_ROWS", 100)
-    with pytest.raises(InputError, match=r"Too rare: no such row came up among 200 synthetic ones \(--where sodium\)"):
+    with pytest.raises(InputError, match=r"Too rare: no such row came up among 200 synthetic ones \(where sodium\)"):
         model.sample(5, where={"sodium": 123.456})
 
 
@@ -75,7 +75,7 @@ def test_rows_that_are_too_rare_for_the_number_asked_for_end_with_an_error_and_n
     where = {"sex": "F", "smoker": 1, "died": 1}
     with monkeypatch.context() as patch:
         patch.setattr(sampling_module, "_RAREST", 1)
-        message = r"Too rare: \d+ such rows came up among 300 .* \(--where sex, --where smoker\). Ask for fewer rows"
+        message = r"Too rare: \d+ such rows came up among 300 .* \(where sex, smoker\). Ask for fewer rows"
         with pytest.raises(InputError, match=message):
             model.sample(300, where=where, seed=1)
     assert model.sample(300, where=where, seed=1).num_rows == 300, (

@@ -18,7 +18,7 @@ class TestStopping:
     @pytest.mark.parametrize(("phase", "steps"), [("autoencoder", 1), ("autoencoder", 5), ("critic", 2), ("critic", 4)])
     def test_a_seeded_run_that_was_stopped_and_resumed_equals_one_that_was_not(self, tmp_path, phase, steps):
         whole = model_of(seed=5).fit(make_table(), tmp_path / "whole")
-        with pytest.raises(StoppedError, match="--resume"):
+        with pytest.raises(StoppedError, match=r"Go on with resume=True \(--resume\)"):
             model_of(seed=5).fit(make_table(), tmp_path / "run", hooks=stopping_hooks(phase, steps))
         resumed = model_of(seed=5).fit(make_table(), tmp_path / "run", resume=True)
         assert model_bytes(resumed) == model_bytes(whole), "rows that are sampled would hide small differences"

@@ -74,7 +74,7 @@ def test_conditions_are_on_people(fitted):
     assert set(table["sex"].to_pylist()) == {"F"}
     assert len(by_person(table)) == PEOPLE
     for name in ("sodium", "year"):
-        with pytest.raises(InputError, match=rf"differs between visits, .* on people \(--where {name}\)"):
+        with pytest.raises(InputError, match=rf"differs between visits, .* on people \(where {name}\)"):
             fitted.sample(3, where={name: 1})
     for name in ("sodium[1]", "number of visits"):
         with pytest.raises(InputError, match="There is no such column"):
@@ -111,7 +111,7 @@ def test_evaluation_and_report_compare_records(fitted, tmp_path):
     assert not any(note.startswith("WARNING") for note in metrics.notes)
     page = write_report(tmp_path, metrics, synthetic, test, schema, fitted.privacy(), fitted.privacy_card())
     assert "100 synthetic people with up to 4 visits of 6 columns" in page.read_text()
-    with pytest.raises(InputError, match=r"lacks a column \(--synthetic, column patient\)"):
+    with pytest.raises(InputError, match=r"lacks a column \(the synthetic table, column patient\)"):
         evaluate(synthetic.drop_columns("patient"), test, schema, privacy=fitted.privacy())
 
 
@@ -224,7 +224,7 @@ def test_codes_of_every_visit(tmp_path):
     assert "of at most 4 visits, with at most 2 codes of dx a visit" in model.privacy()["unit"]
     metrics = evaluate(rows, table, model.released_schema, privacy=model.privacy())
     assert set(metrics.codes) == {f"dx[{slot}]" for slot in (1, 2, 3, 4)}
-    with pytest.raises(InputError, match=r"lacks a column \(--real, column stay\)"):
+    with pytest.raises(InputError, match=r"lacks a column \(the real test table, column stay\)"):
         evaluate(rows, table.drop_columns("stay"), model.released_schema, privacy=model.privacy())
 
 
