@@ -182,10 +182,12 @@ class _Releaser:
     plan: BudgetPlan
     ledger: Reserves
     key: NoiseKey
-    planned: list[str] = field(default_factory=list)
+    planned: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.planned = [one.mechanism for one in self.plan.releases if one.mechanism not in OF_STATISTICS]
 
     def __enter__(self) -> "_Releaser":
-        self.planned = [one.mechanism for one in self.plan.releases if one.mechanism not in OF_STATISTICS]
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -202,6 +204,14 @@ class _Releaser:
         made = gaussian.noisy_release(
             name, values, mechanism.max_grad_norm, mechanism.noise_multiplier, self.key, mechanism.unit
         )
+        self.ledger.close(seq, 1)
+        return made
+
+    def thresholded(self, name: str, names: list[str], counts: np.ndarray, most: int) -> tuple[list[str], np.ndarray]:
+        """As `gaussian.thresholded_names`. most: names that a unit can hold and nobody else has"""
+        mechanism = self.mechanism(name)
+        seq = self.ledger.reserve(mechanism, self.key.key_id)
+        made = gaussian.thresholded_names(names, counts, mechanism, most, self.key)
         self.ledger.close(seq, 1)
         return made
 
@@ -292,12 +302,9 @@ def _release_categories(
     column: pa.ChunkedArray, name: str, weights: np.ndarray, schema: Schema, releaser: _Releaser
 ) -> tuple[str, ...]:
     """Canonical names, so that the type that other cells give the column changes none; `__other__` is no category."""
-    mechanism = releaser.mechanism(CATEGORIES + name)
     names, codes = cells.category_names(column, f"column {name}", reserved=(OTHER,))
     counts = gaussian.weighted_histogram(codes, weights, len(names))
-    seq = releaser.ledger.reserve(mechanism, releaser.key.key_id)
-    kept, _ = gaussian.thresholded_names(names, counts, mechanism, schema.max_rows_per_unit, releaser.key)
-    releaser.ledger.close(seq, 1)
+    kept, _ = releaser.thresholded(CATEGORIES + name, names, counts, schema.max_rows_per_unit)
     return tuple(kept)
 
 
@@ -318,10 +325,7 @@ def _release_codes(table: pa.Table, column: Column, releaser: _Releaser, facts: 
         noisy = releaser.release(CODES + column.name, counts)
         found = denoised_counts(noisy.values, noisy.std)
     else:
-        mechanism = releaser.mechanism(CODES + column.name)
-        seq = releaser.ledger.reserve(mechanism, releaser.key.key_id)
-        kept, found = gaussian.thresholded_names(list(names), counts, mechanism, column.max_codes, releaser.key)
-        releaser.ledger.close(seq, 1)
+        kept, found = releaser.thresholded(CODES + column.name, list(names), counts, column.max_codes)
         facts.vocabularies[column.name] = tuple(kept)
     edges, bins = gaussian.number_edges(column.max_codes), gaussian.number_bins(numbers, column.max_codes)
     histogram = releaser.release(CODE_NUMBERS + column.name, np.bincount(bins, minlength=len(edges)).astype(float))
