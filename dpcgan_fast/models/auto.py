@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.models.code_head import CodesHead
 from dpcgan_fast.models.heads import RecordHead
-from dpcgan_fast.models.layers import ConvSpec, conv_length, conv_stack, hidden_layer, leaky_relu
+from dpcgan_fast.models.layers import (
+    ConvSpec,
+    conv_length,
+    conv_stack,
+    divergence,
+    drawn_codes,
+    hidden_layer,
+    leaky_relu,
+    normal_codes,
+)
 from dpcgan_fast.models.layouts import RecordLayout
 from dpcgan_fast.models.networks import LabelDraws, Networks
 from dpcgan_fast.models.wide import PRIOR_SCALE, RecordInput, WideDecoder
@@ -67,8 +76,7 @@ class Encoder(nn.Module):
 
     def forward(self, records: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(self.input(records).unsqueeze(1)).flatten(1)  # (B, 1, L) -> (B, C L')
-        mean, log_variance = self.out(torch.cat([features, labels], 1)).chunk(2, dim=1)
-        return mean, log_variance.clamp(-8.0, 4.0)
+        return normal_codes(self.out(torch.cat([features, labels], 1)))
 
 
 class Decoder(nn.Module):
@@ -180,7 +188,7 @@ class AutoEncoder(nn.Module):
 
     def forward(self, records: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         mean, log_variance = self.encoder(records, labels)
-        return *self.logits(mean + torch.exp(0.5 * log_variance) * noise, labels), mean, log_variance
+        return *self.logits(drawn_codes(mean, log_variance, noise), labels), mean, log_variance
 
 
 class Generator(nn.Module):
@@ -257,7 +265,7 @@ class AutoNetworks(Networks):
     def autoencoder_loss(self, output: tuple[Tensor, ...], records: Tensor) -> Tensor:
         """Negative evidence lower bound of each row, in nats; (B,). Source: arXiv 1312.6114, equation 10."""
         *logits, mean, log_variance = output
-        loss = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
+        loss = divergence(mean, log_variance)
         for head, own in zip(self.heads, logits, strict=True):
             loss = loss + head.nll(own, records)
         return loss

@@ -1,4 +1,4 @@
-"""Stacks of 1-D convolutions, built from short specifications."""
+"""Stacks of 1-D convolutions, built from short specifications, and the normal codes of variational autoencoders."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.2
+# Of a code's log variance, whose exponential noisy weights could send to infinity: standard deviations from .02 to 7.4,
+# on both sides of the standard normal's 1.
+_LOG_VARIANCE = (-8.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,22 @@ def leaky_relu() -> nn.Module:
 def hidden_layer(linear: nn.Linear, codes: Tensor, labels: Tensor) -> Tensor:
     """A linear layer of codes (B, D) and labels (B, K), and the activation: (B, linear.out_features)."""
     return nn.functional.leaky_relu(linear(torch.cat([codes, labels], 1)), LEAKY_SLOPE)
+
+
+def normal_codes(out: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of codes (B, D) each, from what an encoder's last layer gives: (B, 2 D)."""
+    mean, log_variance = out.chunk(2, dim=1)
+    return mean, log_variance.clamp(*_LOG_VARIANCE)
+
+
+def drawn_codes(mean: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """Codes (B, D) from standard normal noise (B, D), so that gradients reach the distribution."""
+    return mean + torch.exp(0.5 * log_variance) * noise
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of each row's codes from the standard normal, in nats, (B,)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
 
 
 def conv_stack(

@@ -18,7 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpcgan_fast.data.blocks import Block
-from dpcgan_fast.models.layers import LEAKY_SLOPE, ConvSpec, conv_length, conv_stack, hidden_layer, leaky_relu
+from dpcgan_fast.models.layers import (
+    LEAKY_SLOPE,
+    ConvSpec,
+    conv_length,
+    conv_stack,
+    divergence,
+    drawn_codes,
+    hidden_layer,
+    leaky_relu,
+    normal_codes,
+)
 from dpcgan_fast.models.networks import Networks
 
 SHAPE_DIM = 32
@@ -115,9 +125,8 @@ class SignalAutoEncoder(nn.Module):
 
     def forward(self, records: Tensor, labels: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         _, shapes = strengths_of(_values_of(records))
-        mean, log_variance = self.code(self.trunk(shapes.unsqueeze(1))).chunk(2, dim=1)
-        log_variance = log_variance.clamp(-8.0, 4.0)
-        decoded = self.decoder(mean + torch.exp(0.5 * log_variance) * noise, labels)
+        mean, log_variance = normal_codes(self.code(self.trunk(shapes.unsqueeze(1))))
+        decoded = self.decoder(drawn_codes(mean, log_variance, noise), labels)
         return decoded, *self.decoder.level_of(labels), mean, log_variance
 
 
@@ -194,8 +203,7 @@ class SignalNetworks(Networks):
         """Negative evidence lower bound of each row, in nats, but for a constant; (B,). A shape has unit variance."""
         decoded, level, deviation, mean, log_variance = output
         strengths, shapes = strengths_of(_values_of(records))
-        loss = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1)
-        loss = loss + 0.5 * (shapes - decoded).square().sum(1)
+        loss = divergence(mean, log_variance) + 0.5 * (shapes - decoded).square().sum(1)
         return loss + (0.5 * ((_level(strengths) - level) / deviation).square() + deviation.log()).squeeze(1)
 
     def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:
