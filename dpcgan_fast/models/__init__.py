@@ -1,14 +1,12 @@
 """Networks: the published presets, nets for signals, and nets for any other table. No module here knows of privacy."""
 
-import secrets
 from collections.abc import Callable, Sequence
-
-import torch
 
 from dpcgan_fast.data.blocks import Block
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models.auto import AutoNetworks as AutoNetworks
 from dpcgan_fast.models.networks import Networks as Networks
+from dpcgan_fast.models.networks import initial_weights as initial_weights
 from dpcgan_fast.models.published import MIMIC, UCI, PublishedNetworks
 from dpcgan_fast.models.sampling import sample_records as sample_records
 from dpcgan_fast.models.signals import SignalNetworks
@@ -30,8 +28,7 @@ def make_networks(preset: str, blocks: Sequence[Block], n_classes: int, seed: in
 
     Raises InputError if a published preset does not fit the record's length.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(secrets.randbits(63) if seed is None else seed)
+    with initial_weights(seed):
         return _make_networks(preset, blocks, n_classes)
 
 

@@ -1,13 +1,25 @@
 """What training and sampling need of a set of networks, whichever preset they come from."""
 
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 LabelDraws = Callable[[int, torch.Generator], Tensor]
+
+
+@contextmanager
+def initial_weights(seed: int | None) -> Iterator[None]:
+    """Within it modules that are made get weights by this seed, None for others every time; torch's global random
+    state stays as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(secrets.randbits(63) if seed is None else seed)
+        yield
 
 
 class Networks(nn.Module, ABC):

@@ -106,6 +106,12 @@ class _Generator(nn.Module):
         return self.stack(latent.unsqueeze(2)).transpose(1, 2)  # (B, Z, 1) -> (B, 1, C) -> (B, C, 1)
 
 
+def reconstruction_loss(output: Tensor, records: Tensor, binary: bool) -> Tensor:
+    """Squared error or binary cross-entropy, summed over features; (B,)."""
+    loss = F.binary_cross_entropy if binary else F.mse_loss
+    return loss(output, records, reduction="none").sum(1)
+
+
 class PublishedNetworks(Networks):
     """Autoencoder, generator and critic of one `PublishedSpec`."""
 
@@ -126,9 +132,8 @@ class PublishedNetworks(Networks):
         self.critic = _Critic(conv_stack(1, spec.critic, None))
 
     def autoencoder_loss(self, output: Tensor, records: Tensor) -> Tensor:
-        """Squared error or binary cross-entropy, summed over features; (B,)."""
-        loss = F.binary_cross_entropy if self.binary else F.mse_loss
-        return loss(output, records, reduction="none").sum(1)
+        """See `reconstruction_loss`."""
+        return reconstruction_loss(output, records, self.binary)
 
     def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:  # noqa: ARG002
         """The decoder's output as it is; (B, C, 1) -> (B, F)."""

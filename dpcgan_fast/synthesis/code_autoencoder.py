@@ -9,7 +9,6 @@ Source: RDP-CGAN's autoencoder of codes, arXiv 2012.11774; noisy k-means, Su et 
 """
 
 import math
-import secrets
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.code_mixture import CodeRecords, Mixture, MixturePlan, release_clusters, with_numbers
 from dpcgan_fast.engine import PrivateStep
+from dpcgan_fast.models import initial_weights
 from dpcgan_fast.models.auto import trunk
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, sampling_key
@@ -134,8 +134,7 @@ class AutoencoderClusters:
         one that weighs 1. Others are those beyond a unit's cap, and those of no known class.
         """
         mechanism, units = self.mechanism, np.flatnonzero(records.weights)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(secrets.randbits(62) if self.seed is None else self.seed)
+        with initial_weights(self.seed):
             network = CodeAutoencoder(torch.from_numpy(np.log(shares)).float())
         optimizer = torch.optim.Adam(network.parameters(), lr=_LR)
         step = PrivateStep(

@@ -4,19 +4,17 @@ They take the records, losses and steps of the published presets. DP-GAN is what
 autoencoder: its decoder is then the last two layers of the generator.
 """
 
-import secrets
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpcgan_fast.data.blocks import Block
-from dpcgan_fast.models import Networks
+from dpcgan_fast.models import Networks, initial_weights
 from dpcgan_fast.models.layers import leaky_relu
+from dpcgan_fast.models.published import CRITIC_CLAMP, LATENT_DIM, reconstruction_loss
 
-LATENT_DIM, CODE_DIM, HIDDEN = 128, 64, 128
-CRITIC_CLAMP = 0.01  # as in the published nets
+CODE_DIM, HIDDEN = 64, 128
 
 
 def _dense(inputs: int, outputs: int, last: Callable[[], nn.Module] | None) -> nn.Sequential:
@@ -71,9 +69,8 @@ class DenseNetworks(Networks):
         self.critic = _Critic(_dense(width + classes, 1, None))
 
     def autoencoder_loss(self, output: Tensor, records: Tensor) -> Tensor:
-        """Squared error or binary cross-entropy, summed over features; (B,)."""
-        loss = F.binary_cross_entropy if self.binary else F.mse_loss
-        return loss(output, records, reduction="none").sum(1)
+        """As the published nets have it."""
+        return reconstruction_loss(output, records, self.binary)
 
     def decode(self, codes: Tensor, labels: Tensor, randomness: torch.Generator) -> Tensor:  # noqa: ARG002
         """The decoder's output as it is; (B, CODE_DIM) -> (B, F)."""
@@ -91,6 +88,5 @@ class DenseNetworks(Networks):
 
 def make_dense(preset: str, blocks: Sequence[Block], _n_classes: int, seed: int | None = None) -> DenseNetworks:
     """Fresh fully connected networks in the place of a published preset's; as `dpcgan_fast.models.make_networks`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(secrets.randbits(63) if seed is None else seed)
+    with initial_weights(seed):
         return DenseNetworks(blocks[-1].stop, classes=0, binary=preset == "rdpcgan-mimic")

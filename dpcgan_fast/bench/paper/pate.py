@@ -29,7 +29,7 @@ from dpcgan_fast.bench.paper.dense import DenseNetworks
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
-from dpcgan_fast.models import sample_records
+from dpcgan_fast.models import initial_weights, sample_records
 from dpcgan_fast.models.layers import LEAKY_SLOPE
 from dpcgan_fast.ops import NoiseKey, gaussian_noise_
 from dpcgan_fast.privacy import Ledger, Mechanism, calibrate_noise_multiplier, noise_key
@@ -173,8 +173,7 @@ def fit_pate_gan(
     number = teacher_count(schema.n_units)
     dealt = Dealt.of(index, np.random.default_rng(first_seed).integers(number, size=index.n_units), number)
     teachers = Teachers(torch.cat([torch.from_numpy(encoded.records), labels], 1), dealt, first_seed + 1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(first_seed + 2)
+    with initial_weights(first_seed + 2):
         networks = DenseNetworks(codec.width, codec.n_classes, binary=False)
     key = noise_key(seed)
 

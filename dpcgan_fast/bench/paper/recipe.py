@@ -5,7 +5,6 @@ at the end of a record is beyond its last strides. They make and see shapes; str
 noise of its own, as in `dpcgan_fast.models.signals`.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpcgan_fast.data.blocks import Block
+from dpcgan_fast.models import initial_weights
 from dpcgan_fast.models.layers import batch_norm, conv_stack
 from dpcgan_fast.models.published import LATENT_DIM, UCI
 from dpcgan_fast.models.signals import STRENGTH_BINS, LevelledDecoder, SignalGenerator, SignalNetworks, SignalSight
@@ -92,6 +92,5 @@ class RecipeNetworks(SignalNetworks):
 
 def make_recipe(_preset: str, blocks: Sequence[Block], n_classes: int, seed: int | None = None) -> RecipeNetworks:
     """Fresh networks in the place of preset `auto`'s; as `dpcgan_fast.models.make_networks`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(secrets.randbits(63) if seed is None else seed)
+    with initial_weights(seed):
         return RecipeNetworks(blocks, n_classes)
