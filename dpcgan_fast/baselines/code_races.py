@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpcgan_fast.baselines.histograms import drawn_cells
+from dpcgan_fast.baselines.histograms import drawn_cells, drawn_within
 from dpcgan_fast.privacy.releases import code_weights, number_edges
 
 _TURNS, _SPARE_DRAWS = 6, 4  # of draws for all records, and draws more than twice as many as are missing
@@ -168,7 +168,8 @@ def raced(kinds: CodeKinds, chances: np.ndarray, classes: np.ndarray, rng: np.ra
     kind = drawn_cells(kinds.sizes.reshape(len(kinds.sizes), -1), classes, rng)
     clusters, found = np.divmod(kind, kinds.sizes.shape[2])
     possible = np.isfinite(chances).sum(1)
-    numbers = np.minimum(_numbers(kinds, classes, found, rng), possible[classes])
+    numbers = drawn_within(kinds.within, kinds.edges, found, rng.random(len(classes)), classes)
+    numbers = np.minimum(numbers, possible[classes])
     order = np.lexsort((clusters, classes))
     same = classes[order] * len(kinds.ratios) + clusters[order]
     rows, positions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -229,13 +230,3 @@ def _others(weights: np.ndarray, keys: np.ndarray, missing: np.ndarray, rng: np.
             times[codes[starts[record] : starts[record + 1]]] = np.inf
             found.append(record * width + np.argpartition(times, missing[record] - 1)[: missing[record]])
     return np.concatenate(found)
-
-
-def _numbers(kinds: CodeKinds, classes: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How many codes records of these bins have, (rows,) int64."""
-    draws, numbers = rng.random(len(classes)), np.empty(len(classes), np.int64)
-    ends = np.cumsum(kinds.within, axis=1)  # each bin's begin at a whole number
-    for index, own in enumerate(ends):
-        members = np.flatnonzero(classes == index)
-        numbers[members] = np.searchsorted(own, bins[members] + draws[members], side="right")
-    return np.clip(numbers, kinds.edges[bins], kinds.edges[bins + 1] - 1)

@@ -84,6 +84,23 @@ def cells_at(chances: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return possible[number], np.clip(inside, 0.0, 1 - 1e-12)
 
 
+def drawn_within(
+    given: np.ndarray, starts: np.ndarray, bins: np.ndarray, uniform: np.ndarray, classes: np.ndarray
+) -> np.ndarray:  # fmt: skip
+    """A piece of each row's bin, by the chances of the pieces in the row's class: (rows,) int64.
+
+    given:  (class_count, pieces) chances, which sum to 1 in each bin
+    starts: (bins + 1,) first piece of each bin, and the number of pieces
+    bins, uniform, classes: (rows,) each; uniform in [0, 1)
+    """
+    ends = np.cumsum(given, axis=1)  # each bin's begin at a whole number
+    pieces = np.empty(len(bins), np.int64)
+    for index, own in enumerate(ends):
+        members = np.flatnonzero(classes == index)
+        pieces[members] = np.searchsorted(own, bins[members] + uniform[members], side="right")
+    return np.clip(pieces, starts[bins], starts[bins + 1] - 1)  # rounding leads out of no bin
+
+
 @dataclass
 class Histograms:
     """The part of columns of which each is drawn on its own. At least one column."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.baselines.budget import Budget
+from dpcgan_fast.baselines.histograms import drawn_within
 from dpcgan_fast.baselines.parts import numbers_of
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import bin_edges, numbers
@@ -63,13 +64,8 @@ class WithinBins:
         edges, bins = piece_edges(column)
         missing = found == bins[-1] + 1
         inside = np.where(missing, 0, found)
-        ends = np.cumsum(self.given[column.name], axis=1)  # each bin's begin at a whole number
-        pieces = np.empty(len(found), np.int64)
-        for index, own in enumerate(ends):
-            members = np.flatnonzero(classes == index)
-            pieces[members] = np.searchsorted(own, inside[members] + inside_cell[members], side="right")
         starts = np.append(_starts(bins), len(bins))
-        pieces = np.clip(pieces, starts[inside], starts[inside + 1] - 1)  # rounding leads out of no bin
+        pieces = drawn_within(self.given[column.name], starts, inside, inside_cell, classes)
         return numbers_of(column, rng.uniform(edges[pieces], edges[pieces + 1]), missing)
 
 
