@@ -33,12 +33,14 @@ def histograms_of(rows: Rows, columns: tuple[Column, ...]) -> list[np.ndarray]:
     return [rows.histogram(rows.cells(column), cell_count(column))[:, : width_of(column)] for column in columns]
 
 
-def release_histograms(rows: Rows, columns: tuple[Column, ...], budget: Budget, share: float) -> list[np.ndarray]:
-    """Noisy `histograms_of`, by one release; the standard deviation is budget.std(sqrt(len(columns)), share)."""
+def release_histograms(
+    rows: Rows, columns: tuple[Column, ...], budget: Budget, share: float
+) -> tuple[list[np.ndarray], float]:  # fmt: skip
+    """Noisy `histograms_of`, by one release, and the standard deviation of the noise of each cell."""
     found = histograms_of(rows, columns)
     joint = np.concatenate(found, axis=1)
-    noisy = budget.release("histograms", joint, math.sqrt(len(columns)), share).values
-    return np.split(noisy, np.cumsum([part.shape[1] for part in found])[:-1], axis=1)
+    noisy = budget.release("histograms", joint, math.sqrt(len(columns)), share)
+    return np.split(noisy.values, np.cumsum([part.shape[1] for part in found])[:-1], axis=1), noisy.std
 
 
 def totals_of(histograms: list[np.ndarray], std: float) -> Totals:
@@ -114,8 +116,7 @@ class Histograms:
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnHistograms":
         """One release of all histograms."""
-        noisy = release_histograms(rows, self.columns, budget, share)
-        std = budget.std(math.sqrt(len(self.columns)), share)
+        noisy, std = release_histograms(rows, self.columns, budget, share)
         return _DrawnHistograms(self.columns, noisy, totals_of(noisy, std))
 
     def restored(self, arrays: Mapping[str, np.ndarray]) -> "_DrawnHistograms":

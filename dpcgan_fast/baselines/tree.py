@@ -75,7 +75,7 @@ class Tree:
 
     def release(self, rows: Rows, budget: Budget, share: float) -> "_DrawnTree":
         """Histograms, how bins are filled, scores of all pairs, tables of those that are chosen, what these leave."""
-        noisy, std = self._histograms(rows, budget, share * _HISTOGRAMS_SHARE)
+        noisy, std = release_histograms(rows, self.columns, budget, share * _HISTOGRAMS_SHARE)
         shown = Shown.of(self.columns, noisy, std)
         left = share * (1 - _HISTOGRAMS_SHARE)
         if shown.totals.sum() < _LEAST_STRENGTH * std:
@@ -104,7 +104,7 @@ class Tree:
         self, rows: Rows, noisy: list[np.ndarray], std: float, budget: Budget, left: float, within: WithinBins | None
     ) -> "_DrawnTree":
         """Columns that are independent given the class: what is left buys the histograms once more."""
-        again, std_again = self._histograms(rows, budget, left)
+        again, std_again = release_histograms(rows, self.columns, budget, left)
         first = std_again**2 / (std**2 + std_again**2) if std else 0.5
         noisy = [first * one + (1 - first) * two for one, two in zip(noisy, again, strict=True)]
         std = std * std_again / math.hypot(std, std_again) if std else 0.0
@@ -154,10 +154,6 @@ class Tree:
         return WithinBins(
             {column.name: checked_within(arrays[name], column, classes) for name, column in names.items()}
         )
-
-    def _histograms(self, rows: Rows, budget: Budget, share: float) -> tuple[list[np.ndarray], float]:
-        noisy = release_histograms(rows, self.columns, budget, share)
-        return noisy, budget.std(math.sqrt(len(self.columns)), share)
 
     def _edges(self, rows: Rows, shown: "Shown", budget: Budget, share: float) -> list[Edge]:
         """The forest of the greatest sum of gains, of pairs that differ from independence more than noise would."""
