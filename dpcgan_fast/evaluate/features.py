@@ -17,24 +17,20 @@ class Encoded:
              binary ones are 0 or 1 and NaN where missing; categories are one-hot over the schema's public list. A
              column that may be missing is followed by a feature that is 1 where it is.
     names:   (features,) what each feature says, such as "sex = F"
-    sources: (features,) the column that each feature belongs to
     """
 
     values: np.ndarray
     names: tuple[str, ...]
-    sources: tuple[str, ...]
 
 
 def encode(table: pa.Table, schema: Schema, label: bool = True) -> Encoded:
     """Encodes every modelled column, with or without the label's. Raises InputError if the table does not fit."""
     features: list[np.ndarray] = []
     names: list[str] = []
-    sources: list[str] = []
 
-    def add(values: np.ndarray, name: str, source: str) -> None:
+    def add(values: np.ndarray, name: str) -> None:
         features.append(values.astype(np.float64))
         names.append(name)
-        sources.append(source)
 
     for column in modelled_columns(schema):
         if column.name == schema.label and not label:
@@ -42,19 +38,19 @@ def encode(table: pa.Table, schema: Schema, label: bool = True) -> Encoded:
         if column.type == "numeric":
             values = scaled_numbers(table, column)
             absent = np.isnan(values)
-            add(values, column.name, column.name)
+            add(values, column.name)
         else:
             found, choices = codes(table, column), coded_names(column)
             absent = found == len(choices)
             if column.type == "binary":
-                add(np.where(absent, np.nan, found), column.name, column.name)
+                add(np.where(absent, np.nan, found), column.name)
             else:
                 for code, choice in enumerate(choices):
-                    add(found == code, f"{column.name} = {choice}", column.name)
+                    add(found == code, f"{column.name} = {choice}")
         if column.missing:
-            add(absent, f"{column.name} is missing", column.name)
+            add(absent, f"{column.name} is missing")
     values = np.stack(features, axis=1) if features else np.zeros((table.num_rows, 0))
-    return Encoded(values, tuple(names), tuple(sources))
+    return Encoded(values, tuple(names))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 NAME_LIMIT = 60
 NOT_KNOWN = "n/a"
+_DIGITS = 4  # significant ones, of a parameter
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -42,16 +43,16 @@ def count(value: int | None) -> str:
     return NOT_KNOWN if value is None else f"{value:,}"
 
 
-def significant(value: object, digits: int = 4) -> str:
-    """A parameter with some significant digits, powers of ten for very small or large ones; "n/a" for None."""
+def significant(value: object) -> str:
+    """A parameter with four significant digits, powers of ten for very small or large ones; "n/a" for None."""
     if value is None:
         return NOT_KNOWN
     figure = float(str(value))
     if not math.isfinite(figure):
         return "infinite"
     if figure == 0 or 1e-3 <= abs(figure) < 1e6:
-        return f"{figure:.{digits}g}" if figure != int(figure) else f"{int(figure):,}"
-    mantissa, exponent = f"{figure:.{digits - 1}e}".split("e")
+        return f"{figure:.{_DIGITS}g}" if figure != int(figure) else f"{int(figure):,}"
+    mantissa, exponent = f"{figure:.{_DIGITS - 1}e}".split("e")
     return f"{float(mantissa):g} \u00d7 {power_of_ten(10.0 ** int(exponent))}"
 
 

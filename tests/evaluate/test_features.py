@@ -22,13 +22,12 @@ def test_columns_become_scaled_numbers_one_hot_categories_and_marks_for_missing(
     assert encoded.names == (
         "age", "bmi", "bmi is missing", "sex = F", "sex = M", "sex = __other__", "sex is missing", "smoker", "died",
     )  # fmt: skip
-    assert encoded.sources[2] == "bmi"
     expected = [[0.5, 0.2, 0, 0, 1, 0, 0, 1, 0], [1, np.nan, 1, 0, 0, 0, 1, 0, 1]]
     assert np.array_equal(encoded.values, np.array(expected), equal_nan=True)
 
 
 def test_the_label_is_left_out_of_the_features_that_predict_it():
-    assert "died" not in encode(pa.table({"age": [1], "died": [0]}), schema_of(columns=[]), label=False).sources
+    assert "died" not in encode(pa.table({"age": [1], "died": [0]}), schema_of(columns=[]), label=False).names
 
 
 def test_the_positive_class_of_a_binary_label_is_1_and_rows_without_a_label_have_none():

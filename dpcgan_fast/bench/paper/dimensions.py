@@ -20,13 +20,9 @@ _PREDICTED = 200  # dimensions at most, evenly spaced
 
 @dataclass(frozen=True)
 class Matrix:
-    """A table as numbers: (rows, dimensions) float64 in [0, 1], a missing cell is one half.
-
-    codes: how many of the first dimensions are codes
-    """
+    """A table as numbers: (rows, dimensions) float64 in [0, 1], a missing cell is one half."""
 
     values: np.ndarray
-    codes: int
 
 
 def matrix_of(table: pa.Table, schema: Schema) -> Matrix:
@@ -41,7 +37,7 @@ def matrix_of(table: pa.Table, schema: Schema) -> Matrix:
     codes = sum(part.shape[1] for part in parts)
     if schema.label is not None or not codes:
         parts.append(np.nan_to_num(encode(table, without_codes(schema)).values, nan=0.5))
-    return Matrix(np.concatenate(parts, axis=1), codes)
+    return Matrix(np.concatenate(parts, axis=1))
 
 
 def dimension_probability(drawn: Matrix, test: Matrix) -> dict[str, float | None]:
