@@ -119,7 +119,7 @@ def gaussian_penalty(epsilon: float) -> float:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Tables of means with half 95 % intervals over seeds."""
+    """Tables of means with half 95 % intervals over splits."""
     runs = results["runs"]
     parts = [
         "# MST beside the statistics of preset auto\n",

@@ -1,4 +1,6 @@
-"""Baselines: synthetic rows from noisy counts and sums at the model's epsilon, each a private mechanism of its own."""
+"""Baselines: synthetic rows from noisy counts and sums at the model's epsilon, each a private mechanism of its own; and
+the statistics that preset auto draws its rows from.
+"""
 
 from dpcgan_fast.baselines.budget import noise_multiplier as noise_multiplier
 from dpcgan_fast.baselines.choice import COUNTED as COUNTED

@@ -102,7 +102,7 @@ class FittedBaseline:
         only: the class of all rows; None to draw each by the rates
 
         All rows are drawn at once, in about three times the memory of the table that is returned, and with codes 1 kB
-        a row besides. No caller asks for more than 65,536: for more, draw several tables, as `synthesis.sampling` does.
+        a row besides. For more than about 65,536 rows draw several tables, as `synthesis.sampling` does.
         """
         alike = np.zeros(rows, np.int64)
         classes = drawn_cells(self.rates[None], alike, rng) if only is None else alike + only

@@ -54,7 +54,7 @@ class FitHooks:
 
     progress: Progress = field(default_factory=Silent)
     stop: StopRequest = field(default_factory=StopRequest)
-    dropped: Any = None
+    dropped: Callable[[tuple[str, ...]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dpcgan_fast.baselines import (
     statistics_for,
 )  # fmt: skip
 from dpcgan_fast.baselines.code_mixture import ClusterFinder, release_mixture
+from dpcgan_fast.baselines.parts import Drawn
 from dpcgan_fast.data.column_codecs import NumericCodec, column_codec
 from dpcgan_fast.data.dates import dates_of, with_days
 from dpcgan_fast.data.encoding import RecordCodec
@@ -25,7 +26,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import is_conditional
 from dpcgan_fast.ops import NoiseKey
-from dpcgan_fast.privacy import Ledger
+from dpcgan_fast.privacy import Ledger, Mechanism
 from dpcgan_fast.synthesis.code_autoencoder import AutoencoderClusters
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan
@@ -86,14 +87,15 @@ def unaccounted_statistics(
     Formal guarantee: as private as one Gaussian release of this noise multiplier, but for what `clusters` accounts for
     itself. Raises InputError if the table does not fit the schema.
     """
-    placed = _placed(with_days(table, schema, where), schema, where)
+    placed = _placed(table, schema, where)
     return statistics_for(_of_places(schema), clusters).release(placed, noise_multiplier, key, where)
 
 
-def paid_statistics(table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str) -> object:
+def paid_statistics(
+    table: pa.Table, schema: Schema, noise_multiplier: float, key: NoiseKey, where: str
+) -> tuple[tuple[Drawn, ...], list[Mechanism]]:
     """Takes from the data what `unaccounted_statistics` takes, and gives that alone, before anything is made of it."""
-    placed = _placed(with_days(table, schema, where), schema, where)
-    return statistics_for(_of_places(schema)).paid(placed, noise_multiplier, key, where)
+    return statistics_for(_of_places(schema)).paid(_placed(table, schema, where), noise_multiplier, key, where)
 
 
 def dry_statistics(table: pa.Table, schema: Schema) -> None:
@@ -146,6 +148,8 @@ def _of_places(schema: Schema) -> Schema:
 
 
 def _placed(table: pa.Table, schema: Schema, where: str) -> pa.Table:
+    """A table as `_of_places` has it, dates as days."""
+    table = with_days(table, schema, where)
     for name, codec in _scaled(schema).items():
         records = np.zeros((table.num_rows, 2), np.float32)
         codec.encode(table[name], records, f"{where}, column {name}")
