@@ -70,10 +70,10 @@ class Budget:
         return Release(noisy.values.reshape(values.shape), noisy.std, noisy.mechanism)
 
     def some_of(self, count: int, rate: float) -> np.ndarray | None:
-        """Places of those that are looked at, rising, if each of `count` things is with the same chance, independently;
-        None for all of them.
+        """Poisson subsample: rising places of those drawn, each of `count` with probability `rate`; None if `rate` is 1
+        or more, for all of them.
 
-        rate: above 0; from 1 on all are. The draws come from the noise's own stream.
+        rate: above 0. The draws come from the noise's own stream.
         Formal guarantee: what is released of those that are drawn is as private as without the draw, and no more is
         claimed. Draws are independent of each other and of the rows, so that given the draws of all other rows
         neighbouring tables give neighbouring or equal ones; a bound on the trade-off of each such pair holds for

@@ -31,8 +31,9 @@ _RATES = "rates"
 def has_statistics(schema: Schema) -> bool:
     """Whether rows of a schema of records are drawn from statistics; bounds and lists may still be private.
 
-    Codes and a label are, and so are up to 64 columns, signals and a label. Not both together, nor visits, nor public
-    lists of more than 64 categories: there, nothing has been measured that would speak for it.
+    Columns of codes with at most a label are; so are signals and up to 64 other columns, with at most a label. Not
+    codes beside other columns, nor visits, nor public lists of more than 64 categories: nothing has been measured that
+    would speak for these.
     """
     if schema.of_rows is not None or wide_codecs(schema):
         return False

@@ -46,8 +46,9 @@ _NOISE = 0.5  # of an edge's score: what the noise of its table may amount to
 _CLEAR = 3.0  # standard deviations of the noise by which an edge's score must exceed what independence would give
 # Rows over the noise of a histogram's cell between which classes are taken to be alike, see `near`. Measured: .007 of
 # AUROC gained on SUPPORT2 at 270 of them (epsilon 1), .003 lost at 2,000 (epsilon 10); on Cervical lost at 25, nothing
-# gained at 160. There, sums over classes of where rows lie in each column tell what the histograms leave to the noise:
-# over 30 draws of SUPPORT2 at epsilon 1 .0025 of AUROC and .006 of average precision gained; at 100 nothing.
+# gained at 160. Between the two bounds, sums over classes of where rows lie in each column tell what the histograms
+# leave to the noise: over 30 draws of SUPPORT2 at epsilon 1 .0025 of AUROC and .006 of average precision gained; at 100
+# nothing.
 _ALIKE = (200.0, 500.0)
 _ALIKE_RESIDUALS_SHARE, _MEAN_WEIGHT = 0.2, 6.0
 
