@@ -6,6 +6,7 @@ For after a benchmark was run into bench/results, or bench/jax_privacy_step.py, 
 Where bench/results has train_before.json and train_after.json, train.md compares them.
 """
 
+import argparse
 from pathlib import Path
 
 from dpcgan_fast.bench import (
@@ -34,6 +35,7 @@ def put_between(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     """Renders everything."""
+    argparse.ArgumentParser(description="Makes what is shown of bench/results anew, also in the README.").parse_args()
     step = read_results(RESULTS / "step.json")
     write_results(step, RESULTS / "step.json")
     readme = ROOT / "README.md"
