@@ -11,10 +11,7 @@ import torch
 from dpcgan_fast.auditing import audit_run
 from dpcgan_fast.auditing import run as module
 from dpcgan_fast.auditing.run import RELEASES
-from dpcgan_fast.baselines import code_races, mixed_codes
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.code_mixture import MixturePlan
-from dpcgan_fast.baselines.mixed_codes import CodesPlan
 from dpcgan_fast.cli import run
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError, PrivacyError
@@ -23,6 +20,7 @@ from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.synthesis.statistics import STATISTICS
+from tests.baselines.stand_ins import plan_always, short_races
 from tests.synthesis.code_runs import FEW, PATIENTS, VOCABULARY, quick_runs
 from tests.synthesis.test_neighbours import (
     HEADER,
@@ -149,10 +147,8 @@ def test_statistics_with_a_quarter_of_their_noise_are_refuted(made, monkeypatch,
 
 def test_clusters_and_pairs_of_codes_are_not_refuted_and_less_noise_is(tmp_path, monkeypatch):
     """They need thousands of people, so that the audit of a run has them by a plan of ours alone."""
-    plan = CodesPlan(0.3, 0.4, MixturePlan(3, 2, 5), 20)
-    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))
-    monkeypatch.setattr(mixed_codes, "_SIMULATED", 500)
-    monkeypatch.setattr(code_races, "_RACED", 500)
+    plan_always(monkeypatch, rounds=2)
+    short_races(monkeypatch)
     with quick_runs():
         codes(tmp_path)
     found = audit_run(tmp_path / "run", CANARIES)

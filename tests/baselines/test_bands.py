@@ -10,6 +10,7 @@ from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import noise_key
+from tests.baselines.stand_ins import asked_of_budget
 from tests.baselines.tables import LENGTH, signal_schema, signals
 
 EDGES = band_edges(LENGTH)
@@ -67,13 +68,7 @@ def test_no_row_is_longer_than_the_guarantee_says(size):
 
 @pytest.mark.parametrize("size", [0.0, 1e-320, 1e-7, 1.0, 1e150])
 def test_the_oddest_row_adds_no_more_than_a_unit_may(monkeypatch, size):
-    real, asked = Budget.release, []
-
-    def release(budget, name, values, sensitivity, share):
-        asked.append((name, np.linalg.norm(values) / sensitivity))
-        return real(budget, name, values, sensitivity, share)
-
-    monkeypatch.setattr(Budget, "release", release)
+    asked = asked_of_budget(monkeypatch)
     for row in (np.full(LENGTH, size), np.where(np.arange(LENGTH) == 5, size, 0.0), size * unit_waves(1, 0)[0]):
         asked.clear()
         released(row[None], 1e-9)

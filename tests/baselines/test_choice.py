@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dpcgan_fast.baselines import baselines_for, choice, mixed_codes
+from dpcgan_fast.baselines import baselines_for, choice
 from dpcgan_fast.baselines.budget import Budget
 from dpcgan_fast.baselines.rows import Rows
 from dpcgan_fast.data.public_cells import cell_shares, modelled_columns, without_codes
@@ -17,6 +17,7 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import account
 from tests.baselines.replay import Replay, refuse_moves
+from tests.baselines.stand_ins import no_races
 from tests.baselines.tables import VOCABULARY, codes_schema, codes_table, signal_schema, signals
 from tests.evaluate.tables import COLUMNS, LABEL, patients, schema_of, with_column
 
@@ -56,8 +57,7 @@ def test_which_baselines_a_schema_has_follows_from_it_alone(kind):
 @pytest.mark.parametrize("epsilon", [1.0, 300.0])
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_removing_a_unit_moves_no_release_by_more_than_its_sensitivity(monkeypatch, kind, name, epsilon):
-    # What is drawn from the releases touches no data, and takes time.
-    monkeypatch.setattr(mixed_codes, "settled_chances", lambda _, wanted, __: np.zeros(wanted.shares.shape))
+    no_races(monkeypatch)
     refuse_moves(monkeypatch, KINDS[kind][1](60, 3), epsilon, partial(baseline_of, kind, name))
 
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from dpcgan_fast.baselines import Baseline, baselines_for, choice, mixed_codes
 from dpcgan_fast.baselines.budget import Budget
-from dpcgan_fast.baselines.code_mixture import Mixture, MixturePlan
+from dpcgan_fast.baselines.code_mixture import Mixture
 from dpcgan_fast.baselines.code_pairs import pair_counts, pair_weights
 from dpcgan_fast.baselines.code_races import CodeKinds, WantedCodes, _different, raced, settled_chances, within_bins
 from dpcgan_fast.baselines.code_repair import ModelRecords, PairRepair
@@ -23,6 +23,7 @@ from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.ops import NoiseKey, native_module
 from dpcgan_fast.privacy.releases import number_edges
 from tests.baselines.replay import cauchy, refuse_moves
+from tests.baselines.stand_ins import asked_of_budget, no_races, plan_always
 from tests.baselines.tables import VOCABULARY, codes_schema, codes_table
 
 WIDTH = len(VOCABULARY)
@@ -30,12 +31,6 @@ WIDTH = len(VOCABULARY)
 
 def mixed_of(schema: Schema) -> Baseline:
     return next(one for one in baselines_for(schema) if one.name == choice.MIXED)
-
-
-def plan_always(monkeypatch: pytest.MonkeyPatch, clusters: int = 3, rounds: int = 3) -> None:
-    """Clusters and pairs also of tables that are too small for them."""
-    plan = CodesPlan(0.3, 0.4, MixturePlan(clusters, rounds, 5), 20)
-    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))
 
 
 def ill_people(rows: int, seed: int) -> pa.Table:
@@ -78,8 +73,7 @@ def held_codes(table: pa.Table) -> np.ndarray:
 @pytest.mark.parametrize("label", [True, False])
 def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity(monkeypatch, epsilon, spoil, label):
     plan_always(monkeypatch)
-    monkeypatch.setattr(mixed_codes, "_SIMULATED", 50)
-    monkeypatch.setattr(mixed_codes, "settled_chances", lambda _, wanted, __: np.zeros(wanted.shares.shape))
+    no_races(monkeypatch)
 
     def baseline_of(**more: Any) -> Baseline:
         schema = codes_schema() if label else codes_schema((), None)
@@ -94,9 +88,8 @@ def test_removing_a_unit_moves_no_round_and_no_pair_by_more_than_its_sensitivity
 def test_removing_a_unit_moves_no_more_where_some_records_are_looked_at(monkeypatch, epsilon):
     """Whether a record is does not depend on the others: here it goes by a number that each has."""
     plan_always(monkeypatch)
-    monkeypatch.setattr(mixed_codes, "_SIMULATED", 50)
+    no_races(monkeypatch)
     monkeypatch.setattr(mixed_codes, "_ENTRIES", 30)
-    monkeypatch.setattr(mixed_codes, "settled_chances", lambda _, wanted, __: np.zeros(wanted.shares.shape))
     real = mixed_codes._looked_at
 
     def drawn_alike(rows: Rows, sets: CodeRows, column: Column, kept: np.ndarray | None) -> Any:
@@ -126,18 +119,11 @@ def test_memberships_are_numbers_whatever_the_clusters(bad):
 def test_a_record_of_many_codes_moves_a_round_and_the_pairs_by_their_whole_sensitivity(monkeypatch):
     """So that no noise is wasted. A round also counts the class."""
     plan_always(monkeypatch, clusters=1)
-    asked: dict[str, tuple[np.ndarray, float]] = {}
-    release = Budget.release
-
-    def note(budget: Budget, name: str, values: np.ndarray, sensitivity: float, share: float) -> Any:
-        asked[name] = values, sensitivity
-        return release(budget, name, values, sensitivity, share)
-
-    monkeypatch.setattr(Budget, "release", note)
+    asked = asked_of_budget(monkeypatch)
     mixed_of(codes_schema((), None)).fit(pa.table({"dx": [list(VOCABULARY)[:25]]}), 1.0, 1e-5)
+    norms = dict(asked)
     for name in ("clusters of codes", "pairs of codes", "numbers of codes of clusters"):
-        values, sensitivity = asked[name]
-        assert np.linalg.norm(values) == pytest.approx(sensitivity, rel=1e-5)
+        assert norms[name] == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("label", [True, False])

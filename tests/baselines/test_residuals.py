@@ -17,6 +17,7 @@ from dpcgan_fast.data.public_cells import modelled_columns
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.privacy import noise_key
 from tests.baselines.replay import cauchy, refuse_moves
+from tests.baselines.stand_ins import every_pair_clear
 
 COLUMNS = [
     *({"name": name, "type": "numeric", "bounds": [0, 1], "missing": True} for name in ("a", "b")),
@@ -163,11 +164,8 @@ def test_means_without_factors_are_refused():
 )
 @pytest.mark.parametrize("likeness", [tree._ALIKE, (-math.inf, math.inf)], ids=["", "alike"])
 def test_a_unit_moves_the_release_by_at_most_its_sensitivity(monkeypatch, epsilon, spoil, likeness):
-    """Every pair is taken for clear, so that there is a tree and something beyond it."""
+    every_pair_clear(monkeypatch)
     monkeypatch.setattr(tree, "_ALIKE", likeness)
-    monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
-    monkeypatch.setattr(tree.Shown, "by_chance", lambda *_: -1e6)
-    monkeypatch.setattr(tree, "_worth_their_noise", lambda edges, *_: edges)
 
     def baseline_of(**more) -> Baseline:
         schema = schema_of().model_copy(update=more)

@@ -13,8 +13,6 @@ import torch
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from dpcgan_fast.baselines.code_mixture import MixturePlan
-from dpcgan_fast.baselines.mixed_codes import CodesPlan
 from dpcgan_fast.bench.paper import summary, systems
 from dpcgan_fast.bench.paper.code_world import code_schema, code_table
 from dpcgan_fast.bench.paper.dense import DenseNetworks
@@ -26,6 +24,7 @@ from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
 from dpcgan_fast.train import default_settings
 from dpcgan_fast.train.plan import AUTOENCODER, CRITIC
+from tests.baselines.stand_ins import plan_always, short_races
 
 ROWS, EPSILON = 300, 4.0
 FEW = 3
@@ -103,9 +102,8 @@ def test_a_system_spends_epsilon_and_no_more(system, data, tmp_path):
 @pytest.mark.usefixtures("quick")
 def test_clusters_by_an_autoencoder_are_paid_from_the_same_epsilon(monkeypatch, tmp_path):
     """On more records than a quick test can have; so it looks for them in few."""
-    plan = CodesPlan(0.3, 0.4, MixturePlan(3, 1, 5), 20)
-    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))
-    monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes._SIMULATED", 500)
+    plan_always(monkeypatch)
+    short_races(monkeypatch)
     synthetic = fit(CODES_AE, CODES, tmp_path)
     (mechanisms,) = synthetic.mechanisms.values()
     assert CODE_AUTOENCODER in [one.mechanism for one in mechanisms]

@@ -34,6 +34,7 @@ from dpcgan_fast.synthesis.fitting import check_before_reading
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
 from dpcgan_fast.tuning import search_privately
 from tests.baselines.replay import Replay, cauchy, refuse_moves
+from tests.baselines.stand_ins import no_races, plan_always
 from tests.baselines.tables import codes_schema, codes_table
 from tests.synthesis.code_runs import FEW, VOCABULARY, code_schema, quick_runs
 from tests.synthesis.runs import model_bytes, model_of, stopping_hooks
@@ -47,9 +48,7 @@ ONLY_CODES = ("died", "dx")
 
 @pytest.fixture(autouse=True)
 def _plan_always(monkeypatch):
-    """Clusters and pairs also of tables that are too small for them."""
-    plan = CodesPlan(0.3, 0.4, MixturePlan(3, 1, 5), 20)
-    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))
+    plan_always(monkeypatch)
 
 
 def network_of(seed: int = 0) -> CodeAutoencoder:
@@ -99,8 +98,7 @@ def test_what_is_grouped_is_bounded_whatever_the_weights(bad):
 
 def by_network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Baseline]:
     """Statistics of codes whose clusters go by weights that are there, of a schema with these fields changed."""
-    monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes._SIMULATED", 50)
-    monkeypatch.setattr("dpcgan_fast.baselines.mixed_codes.settled_chances", lambda _, w, __: np.zeros(w.shares.shape))
+    no_races(monkeypatch)
     network = network_of()
 
     def find(*arguments: Any) -> Any:

@@ -11,15 +11,13 @@ import json
 import numpy as np
 import pytest
 
-from dpcgan_fast.baselines import code_races, mixed_codes, tree
 from dpcgan_fast.baselines.choice import MIXED, TREE, WAVES
-from dpcgan_fast.baselines.code_mixture import MixturePlan
-from dpcgan_fast.baselines.mixed_codes import CodesPlan
 from dpcgan_fast.cli import run
 from dpcgan_fast.engine import PrivateStep
 from dpcgan_fast.privacy import releases
 from dpcgan_fast.synthesis import releases as planning
 from dpcgan_fast.synthesis.statistics import CLUSTERS_BY_AUTOENCODER
+from tests.baselines.stand_ins import every_pair_clear, plan_always, short_races
 from tests.synthesis.code_runs import PATIENTS, VOCABULARY, events, quick_runs, write_events
 
 HEADER = ["patient", "age", "weight", "sex", "died", "dx", "note", "ward", "cost"]
@@ -174,14 +172,10 @@ def test_one_patient_more_changes_no_statistics_but_by_what_is_noised(
     tmp_path, monkeypatch, capsys, names, form, clusters, drawn_from
 ):
     """Neither what rows are drawn from nor, to the byte, the rows."""
-    plan = CodesPlan(0.3, 0.4, MixturePlan(3, 2, 5), 20)
-    monkeypatch.setattr(CodesPlan, "of", classmethod(lambda *_: plan))  # also of people who are few for it
-    monkeypatch.setattr(mixed_codes, "_SIMULATED", 500)
-    monkeypatch.setattr(code_races, "_RACED", 500)
+    plan_always(monkeypatch, rounds=2)
+    short_races(monkeypatch)
     monkeypatch.setattr(planning, "cluster_steps", lambda _: 5)
-    monkeypatch.setattr(tree, "_LEAST_STRENGTH", 0.0)
-    monkeypatch.setattr(tree, "_worth_their_noise", lambda edges, *_: edges)
-    monkeypatch.setattr(tree.Shown, "by_chance", lambda *_: -1e6)  # every pair stands clear of the noise
+    every_pair_clear(monkeypatch)
     rows, values = rows_of(events()), schema_values("dx" in names, False)
     values["columns"] = [column for column in values["columns"] if column["name"] in names]
     values["signals"] = [signal for signal in [WAVE] if signal["name"] in names]
