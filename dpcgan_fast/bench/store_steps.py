@@ -14,14 +14,14 @@ from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.models import make_networks
 from dpcgan_fast.privacy import Ledger, PoissonSampler, noise_key, sampling_key
 from dpcgan_fast.synthesis.privacy_statement import unit_name
-from dpcgan_fast.synthesis.releases import least_release_share, planned_releases
+from dpcgan_fast.synthesis.releases import planned_releases, settings_for
 from dpcgan_fast.train.autoencoder import autoencoder_turn
 from dpcgan_fast.train.data import Chunk, TrainingData
 from dpcgan_fast.train.gan import critic_turn
 from dpcgan_fast.train.plan import AUTOENCODER, make_plan
 from dpcgan_fast.train.prefetch import drawn_chunks, one_draw
 from dpcgan_fast.train.session import Session, Turn
-from dpcgan_fast.train.settings import TrainSettings, default_settings
+from dpcgan_fast.train.settings import TrainSettings
 from dpcgan_fast.train.state import TrainState, make_optimizers
 
 EPSILON = 3.0
@@ -76,9 +76,8 @@ def _copy(chunk: Chunk) -> Chunk:
 def _settings(schema: Schema, batch: int) -> TrainSettings:
     assert schema.n_units is not None
     batch = min(batch, schema.n_units)
-    share = least_release_share(schema, "auto")
-    return default_settings(
-        "auto", EPSILON, 1 / (10 * schema.n_units), schema.n_units, _STEPS, _SEED, share, schema.is_one_signal,
+    return settings_for(
+        schema, "auto", EPSILON, 1 / (10 * schema.n_units), _STEPS, _SEED,
         autoencoder_steps=_STEPS, autoencoder_batch=batch, critic_batch=batch, critic_per_generator=_STEPS + 1,
         checkpoint_interval=_STEPS,
     )  # fmt: skip

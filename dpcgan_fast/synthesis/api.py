@@ -21,11 +21,11 @@ from dpcgan_fast.files import PRIVATE_FOLDER, machine_error
 from dpcgan_fast.models import MakeNetworks, is_conditional, make_networks
 from dpcgan_fast.synthesis import fitting
 from dpcgan_fast.synthesis.anew import StatisticsAnew
-from dpcgan_fast.synthesis.releases import least_release_share
+from dpcgan_fast.synthesis.releases import settings_for
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.sampling import Sampler
 from dpcgan_fast.synthesis.statistics import statistics_of
-from dpcgan_fast.train import TrainSettings, default_settings
+from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.checkpoint import digest, unpack
 from dpcgan_fast.train.state import RELEASED, released_tensors
 
@@ -56,16 +56,8 @@ class DPCGAN:
         steps: int | None = None, seed: int | None = None, **changes: Any,
     ):  # fmt: skip
         self.schema = schema
-        self.settings: TrainSettings = default_settings(
-            preset,
-            float(epsilon),
-            float(delta),
-            schema.n_units,
-            steps,
-            seed,
-            least_release_share(schema, preset, changes.get("statistics") is not False),
-            schema.is_one_signal,
-            **changes,  # type: ignore[arg-type]
+        self.settings: TrainSettings = settings_for(
+            schema, preset, float(epsilon), float(delta), steps, seed, **changes
         )
         self._device_name = device
         self._begun: RunFolder | None = None  # has a ledger, so that the budget is at least partly spent

@@ -30,7 +30,7 @@ from dpcgan_fast.synthesis.statistics import (
     trains_for_clusters,
 )  # fmt: skip
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
-from dpcgan_fast.train.settings import TrainSettings
+from dpcgan_fast.train.settings import TrainSettings, default_settings
 
 LABEL_HISTOGRAM, UNIT_COUNT = "label histogram", "unit count"
 COARSE_BOUNDS, FINE_BOUNDS = "bounds, coarse", "bounds, fine"
@@ -134,6 +134,18 @@ def least_release_share(schema: Schema, preset: str, statistics: bool = True) ->
     if is_conditional(preset) and (schema.codes_columns() or wide_codecs(schema)) and not told:
         return COUNTS_SHARE
     return QUANTILES_SHARE if _private_quantiles(schema) else 0.0
+
+
+def settings_for(
+    schema: Schema, preset: str, epsilon: float, delta: float, steps: int | None = None, seed: int | None = None,
+    **changes: Any,
+) -> TrainSettings:  # fmt: skip
+    """Settings of a preset for a schema, with the share of epsilon that its releases need.
+
+    steps, seed, changes: as in `default_settings`, and so is what is raised
+    """
+    share = least_release_share(schema, preset, changes.get("statistics") is not False)
+    return default_settings(preset, epsilon, delta, schema.n_units, steps, seed, share, schema.is_one_signal, **changes)
 
 
 def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRelease, ...]:

@@ -12,8 +12,8 @@ from dpcgan_fast.data.schema_errors import schema_message
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import unreadable
 from dpcgan_fast.synthesis.fitting import check_schema
-from dpcgan_fast.synthesis.releases import least_release_share
-from dpcgan_fast.train import TrainSettings, default_settings
+from dpcgan_fast.synthesis.releases import settings_for
+from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.settings import Clusters, CriticLoss, Preset
 
 _Count = Annotated[int, Field(ge=1)]
@@ -67,17 +67,13 @@ class Candidate(BaseModel):
         return self.model_dump(exclude_unset=True)
 
     def settings(self, schema: Schema, epsilon: float, delta: float, seed: int | None) -> TrainSettings:
-        """Settings of a run at this budget. Raises InputError or PrivacyError as `default_settings` does."""
+        """Settings of a run at this budget. Raises InputError or PrivacyError as `settings_for` does."""
         changes = self.model_dump(exclude={"preset", *_OPTIONS})
         for option, names in _OPTIONS.items():
             value = getattr(self, option)
             if value is not None:
                 changes |= dict.fromkeys(names, not value if option == "networks_only" else value)
-        share = least_release_share(schema, self.preset)
-        return default_settings(
-            self.preset, epsilon, delta, schema.n_units, seed=seed, least_release_share=share,
-            one_signal=schema.is_one_signal, **changes,
-        )  # fmt: skip
+        return settings_for(schema, self.preset, epsilon, delta, seed=seed, **changes)
 
 
 _OPTIONS: dict[str, tuple[str, ...]] = {  # of `dpcgan train`, and the settings that each sets

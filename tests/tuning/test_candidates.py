@@ -5,10 +5,12 @@ import json
 import pytest
 
 from dpcgan_fast.errors import InputError
+from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.tuning import read_candidates
 from dpcgan_fast.tuning.candidates import _OPTIONS, Candidate
-from tests.tables import make_schema
+from tests.synthesis.code_runs import code_schema
+from tests.tables import make_schema, signal_schema
 
 
 def written(tmp_path, content):
@@ -31,6 +33,14 @@ def test_settings_go_by_their_own_names_or_by_those_of_the_options_of_train(tmp_
     assert settings_of({"autoencoder_batch": 50, "critic_batch": 50}) == settings_of({"batch_size": 50})
     assert settings_of({"statistics": False}) == settings_of({"networks_only": True})
     assert settings_of({"networks_only": False}).statistics is True
+
+
+@pytest.mark.parametrize("schema", [code_schema(columns=("died", "dx")), make_schema(), signal_schema()])
+@pytest.mark.parametrize("changes", [{}, {"statistics": False}, {"preset": "rdpcgan-uci"}, {"release_share": 0.3}])
+def test_a_candidate_has_the_settings_that_training_with_the_same_changes_has(schema, changes):
+    """With codes and networks alone, releases take 0.4 of epsilon, not 0.1."""
+    candidate = Candidate.model_validate(changes)
+    assert candidate.settings(schema, 3.0, 1e-4, 5) == DPCGAN(schema, 3.0, 1e-4, seed=5, **changes).settings
 
 
 def test_every_setting_but_the_budget_the_seed_and_the_checkpoints_can_be_searched_for():

@@ -27,9 +27,9 @@ from dpcgan_fast.privacy.accountant import Charge
 from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import fitting
 from dpcgan_fast.synthesis.api import load_sampler
-from dpcgan_fast.synthesis.releases import least_release_share
+from dpcgan_fast.synthesis.releases import settings_for
 from dpcgan_fast.synthesis.statistics import draws_from_statistics
-from dpcgan_fast.train import TrainSettings, default_settings
+from dpcgan_fast.train import TrainSettings
 
 DELTA = 1e-5
 STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
@@ -76,10 +76,8 @@ Fit = Callable[[Task], Synthetic]
 
 
 def _settings(preset: str, schema: Schema, task: Task, changes: dict[str, Any]) -> TrainSettings:
-    share = least_release_share(schema, preset, changes.get("statistics") is not False)
-    settings = default_settings(
-        preset, task.epsilon, DELTA, schema.n_units, None, task.seed, share, schema.is_one_signal
-    )
+    statistics = changes.get("statistics")
+    settings = settings_for(schema, preset, task.epsilon, DELTA, seed=task.seed, statistics=statistics)
     if preset != AUTO:
         settings = replace(settings, autoencoder_steps=max(1, task.steps // 2), critic_steps=task.steps)
     elif draws_from_statistics(schema, replace(settings, **changes)):
