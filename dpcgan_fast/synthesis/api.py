@@ -1,5 +1,6 @@
 """`DPCGAN`: fit, sample, save, load."""
 
+import contextlib
 import math
 import os
 import secrets
@@ -211,17 +212,14 @@ class DPCGAN:
         """Opens a finished run. Raises InputError if it is none, unfinished, or damaged."""
         folder = RunFolder.open(path)
         config = folder.read_config()
-        if not config.get("finished"):
+        if not config["finished"]:
             raise InputError(
                 "The run is not finished",
                 str(path),
                 "Finish it with fit(resume=True), or `dpcgan train ... --resume`, before sampling.",
             )
-        try:
-            settings = TrainSettings.from_dict(config["settings"])
-            schema = Schema.from_dict(config["user_schema"], str(folder.config))
-        except KeyError as error:
-            raise InputError("The run's configuration is damaged", f"{folder.config}: {error}", "Restore it.") from None
+        settings = TrainSettings.from_dict(config["settings"])
+        schema = Schema.from_dict(config["user_schema"], str(folder.config))
         model = cls.__new__(cls)
         model.schema, model.settings = schema, settings
         model._device_name, model._begun, model._folder, model._temporary = device, folder, folder, None
@@ -256,11 +254,18 @@ def load_sampler(
         networks.load_state_dict({n: t for n, t in loaded.tensors.items() if not n.startswith(RELEASED)})
     except RuntimeError:
         raise InputError("The model file does not fit the schema", str(folder.model), "Restore the run.") from None
-    rates = torch.tensor(loaded.values["rates"], device=device)
-    if not all(math.isfinite(rate) and rate >= 0 for rate in rates.tolist()):
-        raise InputError("The model file holds no class rates", str(folder.model), "Restore it from a copy.")
-    released = released_tensors(loaded.tensors)
     seeded, where = settings.seed is not None, str(folder.model)
+    rates = _class_rates(loaded.values, where).to(device)
+    released = released_tensors(loaded.tensors)
     kept = statistics_of(released, codec.schema, seeded, where) if released else None
     visits = schema if schema.visits else None
     return Sampler(networks.to(device).eval(), codec, rates, conditional, visits, kept)
+
+
+def _class_rates(values: Any, where: str) -> torch.Tensor:
+    """Of a model file's values; Raises InputError if there are none."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, RuntimeError):
+        rates = torch.tensor(values["rates"])
+        if all(math.isfinite(rate) and rate >= 0 for rate in rates.tolist()):
+            return rates
+    raise InputError("The model file holds no class rates", where, "Restore it from a copy.")

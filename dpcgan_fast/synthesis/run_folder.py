@@ -10,6 +10,10 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error, write_whole
 
 CONFIG_VERSION = 1
+# Parts of config.json, and what each is in JSON. Of the plan `BudgetPlan.from_dict` tells whether it is one: a run
+# without it is refused for privacy.
+_PARTS = {"settings": dict, "user_schema": dict, "data": str, "finished": bool}
+_PARTS_OF_FINISHED = {**_PARTS, "released": dict, "privacy": dict, "model_sha256": str}
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class RunFolder:
         return folder
 
     def read_config(self) -> dict[str, Any]:
-        """The content of config.json. Raises InputError if it is damaged or of another version."""
+        """The content of config.json. Raises InputError if it is damaged, lacks a part or is of another version."""
         try:
             config = json.loads(self.config.read_text(encoding="utf-8"))
             if config["version"] != CONFIG_VERSION:
@@ -99,6 +103,9 @@ class RunFolder:
             raise InputError(
                 "The run's configuration cannot be read", f"{self.config}: {type(error).__name__}", "Restore the file."
             ) from None
+        for name, kind in (_PARTS_OF_FINISHED if config.get("finished") else _PARTS).items():
+            if not isinstance(config.get(name), kind):
+                raise InputError("The run's configuration is damaged", f"{self.config}: {name}", "Restore the file.")
         return config
 
     def write_config(self, config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.synthesis import DPCGAN
 from dpcgan_fast.synthesis import sampling as sampling_module
+from dpcgan_fast.train.checkpoint import digest, pack, unpack
 from tests.baselines.tables import LENGTH, signal_schema, signals
 from tests.tables import FEW_STEPS, make_schema, make_table
 
@@ -157,18 +158,69 @@ def test_the_random_state_of_sampling_is_its_own(model):
     assert rates == pytest.approx(released[1], abs=0.04)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "schema.json"])
-def test_a_damaged_run_is_refused(model, tmp_path, file):
+def test_a_model_file_with_a_flipped_bit_is_refused(model, tmp_path):
     model.save(tmp_path / "copy")
-    path = tmp_path / "copy" / file
+    path = tmp_path / "copy" / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
     path.write_bytes(bytes(content))
-    if file == "model.safetensors":
-        with pytest.raises(InputError, match="checksum does not match"):
+    with pytest.raises(InputError, match="checksum does not match"):
+        DPCGAN.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("model.safetensors", "checksum does not match"),
+        ("config.json", "configuration cannot be read"),
+        ("schema.json", "not valid JSON"),
+    ],
+)
+def test_a_file_that_broke_off_is_refused(model, tmp_path, file, what):
+    model.save(tmp_path / "copy")
+    (tmp_path / "copy" / file).write_bytes(b"{")
+    with pytest.raises(InputError, match=what):
+        DPCGAN.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("settings", []), ("user_schema", "a"), ("data", None), ("finished", 1), ("released", []), ("privacy", None),
+        ("model_sha256", 5),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_lacks_a_part_is_refused(model, tmp_path, part, other):
+    model.save(tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    config = json.loads(path.read_text())
+    for damaged in ({**config, part: other}, {name: own for name, own in config.items() if name != part}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=rf"The run's configuration is damaged \(.*config.json: {part}\)"):
             DPCGAN.load(tmp_path / "copy")
-    path.write_bytes(b"{")
-    with pytest.raises(InputError):
+
+
+def test_a_run_that_is_not_finished_has_no_model_yet_and_is_not_damaged(model, tmp_path):
+    model.save(tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    first = ("version", "settings", "user_schema", "data", "plan")
+    parts = {name: own for name, own in json.loads(path.read_text()).items() if name in first}
+    path.write_text(json.dumps({**parts, "finished": False}))
+    with pytest.raises(InputError, match="The run is not finished"):
+        DPCGAN.load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "values", [{}, [], {"rates": None}, {"rates": 0.5}, {"rates": ["a"]}, {"rates": [-1.0, 2.0]}, {"rates": [1e39]}]
+)
+def test_a_model_file_without_class_rates_is_refused(model, tmp_path, values):
+    """One that the configuration vouches for, so that no checksum tells."""
+    model.save(tmp_path / "copy")
+    path, config = tmp_path / "copy" / "model.safetensors", tmp_path / "copy" / "config.json"
+    content = pack(unpack(path.read_bytes(), "model").tensors, values)
+    path.write_bytes(content)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_sha256": digest(content)}))
+    with pytest.raises(InputError, match="The model file holds no class rates"):
         DPCGAN.load(tmp_path / "copy")
 
 
