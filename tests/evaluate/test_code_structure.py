@@ -11,6 +11,7 @@ from scipy.stats import ks_2samp
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score
 
+from dpcgan_fast.data.public_cells import sample_of
 from dpcgan_fast.data.schema import Column
 from dpcgan_fast.evaluate import code_structure as subject
 from dpcgan_fast.evaluate.code_structure import REASONS, RIDGE, code_flags, code_structure
@@ -214,8 +215,14 @@ def test_without_rows_there_are_no_figures(own, real):
 
 
 def test_of_many_rows_a_fixed_sample_is_looked_at(monkeypatch):
+    table, real = table_of(OTHER), table_of(REAL)
+    whole = code_structure(table, real, COLUMN)
     monkeypatch.setattr(subject, "STRUCTURE_ROWS", 200)
+    found, seen = code_structure(table, real, COLUMN), sample_of(real, 200)
+    assert found == code_structure(sample_of(table, 200), seen, COLUMN)
+    assert found["sizes_ks"] != whole["sizes_ks"]
     monkeypatch.setattr(subject, "LEARNED_ROWS", 100)
-    first, second = (code_structure(table_of(OTHER), table_of(REAL), COLUMN) for _ in range(2))
-    assert first == second
-    assert first["sizes_ks"] is not None
+    learned, flags = (code_flags(part, COLUMN) for part in (sample_of(table, 100), seen))
+    ap = code_structure(table, real, COLUMN)["prediction_ap"]
+    assert ap == subject.prediction_ap(learned, flags, subject.predicted_codes(flags))
+    assert ap != found["prediction_ap"]

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dpcgan_fast.data.public_cells import sample_of
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.evaluate import spectra
 from dpcgan_fast.evaluate.spectra import ALL_ROWS, class_spectra, spectral_distances
@@ -125,5 +126,9 @@ def test_the_shortest_signals_have_a_spectrum(length):
 
 
 def test_of_many_rows_a_fixed_sample_is_looked_at(monkeypatch):
+    tables = [waves(300, seed) for seed in (0, 1)]
+    whole, of_sample = (
+        spectral_distances(*pair, schema_of()) for pair in (tables, [sample_of(table, 100) for table in tables])
+    )
     monkeypatch.setattr(spectra, "SIGNAL_ROWS", 100)
-    assert spectral_distances(waves(300, 0), waves(300, 0), schema_of())["eeg"]["spectrum_db"] == 0
+    assert spectral_distances(*tables, schema_of()) == of_sample != whole
