@@ -29,6 +29,7 @@ IMPLICATION_SHARE = 0.99  # of them that have the other one
 IMPLICATION_COMMON = 0.5  # a code that more rows have is implied by nearly any
 Flags = Any  # a scipy.sparse.csr_array, whose members type checkers do not know
 _CLOSE = 1e-6  # relative residual of the regressions
+_CONSTANT = 1e-12  # spread of shares or correlations that are all the same
 _MOST_STEPS = 500
 _AT_ONCE = 25
 
@@ -92,7 +93,7 @@ def cooccurrence(flags: Flags, real_flags: Flags) -> tuple[float | None, float |
     independent codes, whose covariances are 0, have 1. The second is Pearson's, in [-1, 1], where every pair counts as
     much; a pair with a code that is constant in a table has the correlation 0 there.
     """
-    codes = _by_frequency(real_flags)[:FREQUENT_CODES]
+    codes = by_frequency(real_flags)[:FREQUENT_CODES]
     off_diagonal = ~np.eye(len(codes), dtype=bool)
     covariances, correlations = [], []
     for part in (flags, real_flags):
@@ -114,7 +115,7 @@ def predicted_codes(real_flags: Flags) -> np.ndarray:
     """
     counts = np.bincount(real_flags.indices, minlength=real_flags.shape[1])
     usable = (counts >= MIN_POSITIVES) & (counts <= real_flags.shape[0] - MIN_POSITIVES)
-    ranked = [code for code in _by_frequency(real_flags) if usable[code]]
+    ranked = [code for code in by_frequency(real_flags) if usable[code]]
     first = min(MID_RANKS[0], max(0, len(ranked) - PREDICTED_CODES))
     middle = np.array(ranked[first : MID_RANKS[1]], dtype=np.int64)
     chosen = np.random.default_rng(0).choice(len(middle), min(PREDICTED_CODES, len(middle)), replace=False)
@@ -199,7 +200,7 @@ def broken_implications(flags: Flags, real_flags: Flags) -> float | None:
     A code implies another if at least 20 real rows have it, 99 % of these have the other one, and at most half of all
     rows do; among the 1,000 most frequent codes. A case is a row and an implication whose first code the row has.
     """
-    codes = _by_frequency(real_flags)[:IMPLICATION_CODES]
+    codes = by_frequency(real_flags)[:IMPLICATION_CODES]
     real_both = _both(real_flags[:, codes])
     real_counts = np.diagonal(real_both)
     implied = (real_counts >= IMPLICATION_ROWS)[:, None] & (real_both >= IMPLICATION_SHARE * real_counts[:, None])
@@ -218,14 +219,17 @@ def sizes_ks(sizes: np.ndarray, real_sizes: np.ndarray) -> float:
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson correlation of two float64 arrays of the same shape, in [-1, 1]; None if one of them is constant."""
-    if len(x) == 0 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    """Pearson correlation of two float64 arrays of shares or correlations, in [-1, 1].
+
+    x, y: (values,); None if one of them is constant, but for what rounding leaves
+    """
+    if len(x) == 0 or min(np.ptp(x), np.ptp(y)) < _CONSTANT:
         return None
     x, y = x - x.mean(), y - y.mean()
     return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0))
 
 
-def _by_frequency(flags: Flags) -> np.ndarray:
+def by_frequency(flags: Flags) -> np.ndarray:
     """Places of all codes by falling frequency, as frequent ones in the order of the vocabulary."""
     return np.argsort(-np.bincount(flags.indices, minlength=flags.shape[1]), kind="stable")
 

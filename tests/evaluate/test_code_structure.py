@@ -197,6 +197,14 @@ def test_figures_lie_within_their_ranges():
         assert {"prediction_ap", "prediction_chance", "sizes_ks"} <= set(found)
 
 
+def test_what_differs_by_rounding_alone_is_constant_and_has_no_correlation():
+    same, other = np.array([0.3, 0.1 + 0.2, 0.3]), np.array([0.1, 0.2, 0.4])
+    assert np.ptp(same) > 0
+    assert subject.pearson(same, other) is None
+    assert subject.pearson(other, same) is None
+    assert subject.pearson(other, other**2) == pytest.approx(np.corrcoef(other, other**2)[0, 1])
+
+
 def test_right_prevalences_alone_do_not_pass():
     rng = np.random.default_rng(0)
     real, other = (records(4000, seed)[:, :40] for seed in (0, 1))

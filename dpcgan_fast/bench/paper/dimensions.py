@@ -8,8 +8,9 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 from sklearn.metrics import average_precision_score
 
-from dpcgan_fast.data.public_cells import code_sets, vocabulary_of, without_codes
+from dpcgan_fast.data.public_cells import without_codes
 from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.evaluate.code_structure import code_flags, pearson
 from dpcgan_fast.evaluate.features import encode
 
 MMD_ROWS = 1000
@@ -27,13 +28,7 @@ class Matrix:
 
 def matrix_of(table: pa.Table, schema: Schema) -> Matrix:
     """Flags of all codes, then every other column as `evaluate` encodes it, the label among them."""
-    parts = []
-    for column in schema.codes_columns():
-        flags, first = np.zeros((table.num_rows, len(vocabulary_of(column)))), 0
-        for block in code_sets(table, column).blocks():
-            flags[first + block.row_of_entry(), block.positions] = 1
-            first += len(block)
-        parts.append(flags)
+    parts = [code_flags(table, column).toarray() for column in schema.codes_columns()]
     codes = sum(part.shape[1] for part in parts)
     if schema.label is not None or not codes:
         parts.append(np.nan_to_num(encode(table, without_codes(schema)).values, nan=0.5))
@@ -47,9 +42,7 @@ def dimension_probability(drawn: Matrix, test: Matrix) -> dict[str, float | None
     all means of a table are equal.
     """
     own, real = drawn.values.mean(axis=0), test.values.mean(axis=0)
-    constant = min(np.ptp(own), np.ptp(real)) < 1e-12
-    r = None if constant else float(np.corrcoef(own, real)[0, 1])
-    return {"r": r, "mae": float(np.abs(own - real).mean())}
+    return {"r": pearson(own, real), "mae": float(np.abs(own - real).mean())}
 
 
 def dimension_prediction(drawn: Matrix, train: Matrix, test: Matrix) -> dict[str, float | None]:

@@ -17,10 +17,10 @@ from dpcgan_fast.data.public_cells import sample_of, typed_table
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.evaluate import code_view
-from dpcgan_fast.evaluate.code_structure import code_flags, code_structure, cooccurrence
-from dpcgan_fast.evaluate.fidelity import c2st, correlation_mae, correlations
+from dpcgan_fast.evaluate.code_structure import by_frequency, code_flags, code_structure, cooccurrence
+from dpcgan_fast.evaluate.fidelity import correlation_mae, correlations
 from dpcgan_fast.evaluate.joint_cells import joint_tv_mean
-from dpcgan_fast.evaluate.two_sample import c2st_quantile_bins
+from dpcgan_fast.evaluate.two_sample import c2st, c2st_quantile_bins
 from dpcgan_fast.evaluate.utility import Scores, predictions
 from dpcgan_fast.privacy import account
 
@@ -73,8 +73,7 @@ class Judge:
     def _large_test(self) -> LargeTest:
         assert self._codes is not None
         flags = code_flags(self._table.train, self._codes)
-        frequent = np.argsort(-np.bincount(flags.indices, minlength=flags.shape[1]), kind="stable")[:LARGE_CODES]
-        return LargeTest(code_flags(fresh_patients(LARGE_ROWS), self._codes), frequent)
+        return LargeTest(code_flags(fresh_patients(LARGE_ROWS), self._codes), by_frequency(flags)[:LARGE_CODES])
 
     def boosting(self, drawn: pa.Table) -> Scores | None:
         """Gradient boosting that learned from all rows of the table, tested on real rows; None without a label.
