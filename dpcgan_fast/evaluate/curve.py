@@ -19,11 +19,9 @@ import pyarrow as pa
 import sklearn
 
 import dpcgan_fast
-from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.evaluate.code_columns import code_view
-from dpcgan_fast.evaluate.sides import Side
+from dpcgan_fast.evaluate.sides import Comparison
 from dpcgan_fast.evaluate.spread import Spread, first_fall, spread
 from dpcgan_fast.evaluate.two_sample import c2st
 from dpcgan_fast.evaluate.utility import TRAINING_ROWS, check_test_table, predictions
@@ -118,11 +116,9 @@ def utility_curve(
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
-    schema = schema.as_records()
-    test = with_days(test, schema, "the real test table")
-    view = code_view(schema, test)
-    seen, real = schema if view is None else view.schema, Side.of(test, schema, view, "the real test table")
-    check_test_table(real.wide, seen)
+    comparison = Comparison.with_real(test, schema)
+    real = comparison.real.wide
+    check_test_table(real, comparison.wide)
     rows = max(1, min(round(anew.units), TRAINING_ROWS))
     key = _key(anew, train, test, rows, secret)
     runs = _kept(before, key)
@@ -133,8 +129,8 @@ def utility_curve(
         for epsilon in grid.epsilons:
             if len(runs[epsilon]) > release:
                 continue
-            drawn = with_days(anew.draw(train, epsilon, rows), schema, "synthetic rows")
-            runs[epsilon].append(_scores(Side.of(drawn, schema, view, "synthetic rows").wide, real.wide, seen))
+            drawn = comparison.side(anew.draw(train, epsilon, rows), "synthetic rows", synthetic=True)
+            runs[epsilon].append(_scores(drawn.wide, real, comparison.wide))
             yield _curve(anew, rows, key, runs)
 
 

@@ -11,11 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from dpcgan_fast.baselines import STATISTICS, baselines_for, noise_multiplier
-from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.public_cells import without_codes
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.data.visits import widened
-from dpcgan_fast.evaluate.code_columns import CodeView, code_view
 from dpcgan_fast.evaluate.code_figures import code_distances
 from dpcgan_fast.evaluate.disclosure import disclosure, disclosure_notes
 from dpcgan_fast.evaluate.features import target
@@ -24,7 +21,7 @@ from dpcgan_fast.evaluate.learners import LEARNERS
 from dpcgan_fast.evaluate.nulls import null_notes
 from dpcgan_fast.evaluate.overlap import share_of_copies, shares_a_unit
 from dpcgan_fast.evaluate.rules import rule_figures, rule_notes
-from dpcgan_fast.evaluate.sides import Side
+from dpcgan_fast.evaluate.sides import Comparison, Side
 from dpcgan_fast.evaluate.spectra import SpectralFigures, spectral_distances
 from dpcgan_fast.evaluate.subgroups import subgroup_scores
 from dpcgan_fast.evaluate.utility import (
@@ -140,28 +137,15 @@ def evaluate(
 
     Raises InputError if a table does not fit the schema, or the test table is empty or has one class.
     """
-    synthetic = widened(synthetic, schema, "the synthetic table", synthetic=True)
-    test = widened(test, schema, "the real test table")
-    train = None if train is None else widened(train, schema, "the training table")
-    schema = schema.as_records()
-    synthetic, test = (
-        with_days(synthetic, schema, "the synthetic table"),
-        with_days(test, schema, "the real test table"),
-    )
-    train = None if train is None else with_days(train, schema, "the training table")
-    view = code_view(schema, test)
-    of = Side.of(synthetic, schema, view, "the synthetic table")
-    real = Side.of(test, schema, view, "the real test table")
-    known = None if train is None else Side.of(train, schema, view, "the training table")
-    return _evaluate_sides(of, real, known, schema, view, privacy)
+    comparison = Comparison.with_real(test, schema)
+    of = comparison.side(synthetic, "the synthetic table", synthetic=True)
+    known = None if train is None else comparison.side(train, "the training table")
+    return _evaluate_sides(of, known, comparison, privacy)
 
 
-def _evaluate_sides(
-    of: Side, real: Side, known: Side | None, narrow_schema: Schema, view: CodeView | None,
-    privacy: Mapping[str, Any],
-) -> Metrics:  # fmt: skip
-    """of, real, known: the synthetic rows, the test rows, and the training rows if there are any"""
-    schema = narrow_schema if view is None else view.schema
+def _evaluate_sides(of: Side, known: Side | None, comparison: Comparison, privacy: Mapping[str, Any]) -> Metrics:
+    """of, known: the synthetic rows, and the training rows if there are any"""
+    real, narrow_schema, schema, view = comparison.real, comparison.narrow, comparison.wide, comparison.view
     synthetic, test, train = of.wide, real.wide, None if known is None else known.wide
     check_test_table(test, schema)
     epsilon, delta = float(privacy["epsilon"]), privacy.get("delta")
@@ -184,8 +168,8 @@ def _evaluate_sides(
         real_to_real = predictions(train, test, schema)
         rows = min(max(synthetic.num_rows, 1), TRAINING_ROWS)
         source = train if view is None else known.narrow
-        baselines = _baselines(source, rows, real, narrow_schema, schema, view, epsilon, delta)
-        floor = {"name": "real training rows against real test rows", **_distances(known, real, schema, view)}
+        baselines = _baselines(source, rows, comparison, epsilon, delta)
+        floor = {"name": "real training rows against real test rows", **_distances(known, comparison)}
         copies = {
             "synthetic": share_of_copies(synthetic, train, schema),
             "test": share_of_copies(test, train, schema),
@@ -203,7 +187,7 @@ def _evaluate_sides(
         "baselines": baselines,
         "score_kind": _score_kind(test, schema),
         "codes": {},
-        **_distances(of, real, schema, view),
+        **_distances(of, comparison),
         "floor": floor,
         "uncertainty": _uncertainty(tstr, test, schema),
     }
@@ -242,27 +226,27 @@ def _drawn_notes(drawn_from: str) -> list[str]:
 
 
 def _baselines(
-    source: pa.Table, rows: int, real: Side, narrow_schema: Schema, schema: Schema, view: CodeView | None,
-    epsilon: float, delta: float | None,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Name, scores and distances of each baseline that fits the schema, best first.
+    source: pa.Table, rows: int, comparison: Comparison, epsilon: float, delta: float | None
+) -> list[dict[str, Any]]:
+    """Name, scores and distances of each baseline that fits the schema, best first. source: real training rows
 
-    source: real training rows; schema: of the wide tables
     Their noise_multiplier is that of one release at (epsilon, delta): where there are several, each has more noise.
     """
     found = []
-    for baseline in baselines_for(narrow_schema):
+    for baseline in baselines_for(comparison.narrow):
         drawn = baseline.fit(source, epsilon, delta).sample(rows, np.random.default_rng(0))
-        side = Side.of(drawn, narrow_schema, view, "baseline")
-        scores: Mapping[str, Any] = train_and_test(side.wide, real.wide, schema) or dict.fromkeys(LEARNERS)
-        distances = _distances(side, real, schema, view)
+        side = comparison.side(drawn, "baseline")
+        scored = train_and_test(side.wide, comparison.real.wide, comparison.wide)
+        scores: Mapping[str, Any] = scored or dict.fromkeys(LEARNERS)
+        distances = _distances(side, comparison)
         multiplier = noise_multiplier(epsilon, delta)
         found.append({"name": baseline.name, **scores, **distances, "rows": rows, "noise_multiplier": multiplier})
     return best_first(found)
 
 
-def _distances(side: Side, real: Side, schema: Schema, view: CodeView | None) -> dict[str, Any]:
-    """All distances of a table from the real test rows. schema: of the wide tables"""
+def _distances(side: Side, comparison: Comparison) -> dict[str, Any]:
+    """All distances of a table from the real test rows."""
+    real, schema, view = comparison.real, comparison.wide, comparison.view
     of_codes = {} if view is None else {"codes": code_distances(side.narrow, real.narrow, view)}
     of_signals = {"spectra": spectral_distances(side.wide, real.wide, schema)}
     return {**asdict(fidelity(side.wide, real.wide, schema)), **of_codes, **of_signals}

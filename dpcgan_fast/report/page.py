@@ -8,13 +8,11 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.data.visits import widened
-from dpcgan_fast.evaluate.code_columns import code_view
 from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import correlations
 from dpcgan_fast.evaluate.metrics import Metrics
+from dpcgan_fast.evaluate.sides import Comparison
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error, write_whole
 from dpcgan_fast.report import details, figures, tables
 from dpcgan_fast.report.curve import curve_picture, curve_rows
@@ -106,22 +104,9 @@ def render(
 
 
 def _pictures(values: dict[str, Any], synthetic: pa.Table, test: pa.Table, schema: Schema) -> dict[str, Any]:
-    synthetic, test = (
-        widened(synthetic, schema, "the synthetic table", synthetic=True),
-        widened(test, schema, "the real test table"),
-    )
-    schema = schema.as_records()
-    synthetic, test = (
-        with_days(synthetic, schema, "the synthetic table"),
-        with_days(test, schema, "the real test table"),
-    )
-    view = code_view(schema, test)
-    if view is not None:
-        synthetic, test, schema = (
-            view.wide(synthetic, "the synthetic table"),
-            view.wide(test, "the real test table"),
-            view.schema,
-        )
+    comparison = Comparison.with_real(test, schema)
+    test, schema = comparison.real.wide, comparison.wide
+    synthetic = comparison.side(synthetic, "the synthetic table", synthetic=True).wide
     real, names = correlations(test, schema)
     drawn, _ = correlations(synthetic, schema)
     has_rows = synthetic.num_rows > 0
