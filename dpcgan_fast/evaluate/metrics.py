@@ -21,6 +21,7 @@ from dpcgan_fast.evaluate.learners import LEARNERS
 from dpcgan_fast.evaluate.nulls import null_notes
 from dpcgan_fast.evaluate.overlap import share_of_copies, shares_a_unit
 from dpcgan_fast.evaluate.rules import rule_figures, rule_notes
+from dpcgan_fast.evaluate.schema_fit import outside_schema
 from dpcgan_fast.evaluate.sides import Comparison, Side
 from dpcgan_fast.evaluate.spectra import SpectralFigures, spectral_distances
 from dpcgan_fast.evaluate.subgroups import subgroup_scores
@@ -68,6 +69,7 @@ class Metrics:
     copies:           share of synthetic, and for comparison of test rows, that equal a training row cell for cell
     subgroups:        scores within groups of test rows (see `subgroup_scores`); None without a label
     rules:            how many rows break each constraint of the schema (see `rule_figures`)
+    outside_schema:   by column, share of the real test cells outside its bounds or list (see `outside_schema`)
     disclosure:       tests of whether training rows show through (see `disclosure.Disclosure`); None without a training
                       table or with too few rows
     rows:             number of rows of each table
@@ -101,6 +103,7 @@ class Metrics:
     copies: dict[str, float] | None
     subgroups: list[dict[str, Any]] | None
     rules: list[dict[str, Any]]
+    outside_schema: dict[str, float | None]
     disclosure: dict[str, Any] | None
     rows: dict[str, int | None]
     uncertainty: float | None
@@ -195,7 +198,8 @@ def _evaluate_sides(of: Side, known: Side | None, comparison: Comparison, privac
     subgroups = None if predicted is None else subgroup_scores(judged, without_codes(narrow_schema))
     by_name = {"synthetic": of.narrow, "test": real.narrow, "train": None if known is None else known.narrow}
     rules = rule_figures(by_name, narrow_schema)
-    notes += [*null_notes(figures, subgroups), *rule_notes(narrow_schema)]
+    outside, not_fitting = outside_schema(real.narrow, narrow_schema, {} if view is None else view.known)
+    notes += [*not_fitting, *null_notes(figures, subgroups), *rule_notes(narrow_schema)]
     notes += [] if view is None else view.notes()
     return Metrics(
         notice=NOTICE,
@@ -205,6 +209,7 @@ def _evaluate_sides(of: Side, known: Side | None, comparison: Comparison, privac
         copies=copies,
         subgroups=subgroups,
         rules=rules,
+        outside_schema=outside,
         disclosure=None if tested is None else asdict(tested),
         rows={
             "synthetic": synthetic.num_rows,
