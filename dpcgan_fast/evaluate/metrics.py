@@ -32,6 +32,7 @@ from dpcgan_fast.evaluate.utility import (
     auroc_uncertainty,
     check_test_table,
     predictions,
+    scarce_notes,
     train_and_test,
     training_notes,
 )
@@ -199,7 +200,7 @@ def _evaluate_sides(of: Side, known: Side | None, comparison: Comparison, privac
     by_name = {"synthetic": of.narrow, "test": real.narrow, "train": None if known is None else known.narrow}
     rules = rule_figures(by_name, narrow_schema)
     outside, not_fitting = outside_schema(real.narrow, narrow_schema, {} if view is None else view.known)
-    notes += [*not_fitting, *null_notes(figures, subgroups), *rule_notes(narrow_schema)]
+    notes += [*scarce_notes(test, schema), *not_fitting, *null_notes(figures, subgroups), *rule_notes(narrow_schema)]
     notes += [] if view is None else view.notes()
     return Metrics(
         notice=NOTICE,

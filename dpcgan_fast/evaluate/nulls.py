@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpcgan_fast.evaluate import code_structure, spectra, two_sample
-from dpcgan_fast.evaluate.subgroups import MIN_OF_CLASS
+from dpcgan_fast.evaluate.utility import MIN_OF_CLASS
 
 
 def null_notes(figures: Mapping[str, Any], subgroups: list[Any] | None) -> list[str]:

@@ -8,10 +8,9 @@ from sklearn.metrics import roc_auc_score
 
 from dpcgan_fast.data.public_cells import coded_names, codes, modelled_columns
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.evaluate.utility import Predictions, auroc_uncertainty
+from dpcgan_fast.evaluate.utility import MIN_OF_CLASS, Predictions, auroc_uncertainty
 from dpcgan_fast.evaluate.verdict import HEADLINE_LEARNER
 
-MIN_OF_CLASS = 20  # test rows of a group, with a class and without it
 MOST_COLUMNS = 8
 MOST_GROUPS = 10  # categories of a column that is looked at
 

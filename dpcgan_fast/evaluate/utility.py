@@ -19,6 +19,7 @@ from dpcgan_fast.evaluate.learners import LEARNERS, guesses
 
 TRAINING_ROWS = 50_000
 TEST_ROWS = 100_000
+MIN_OF_CLASS = 20  # test rows with and without a class, below which its AUROC is mostly chance
 Score = dict[str, float]
 Scores = dict[str, Score]
 
@@ -140,8 +141,28 @@ def training_notes(train_table: pa.Table, schema: Schema, which: str) -> list[st
     return notes
 
 
+def scarce_notes(test_table: pa.Table, schema: Schema) -> list[str]:
+    """A warning if a class of the label has so few test rows that a score says little."""
+    truth = target(test_table, schema)
+    if truth is None:
+        return []
+    counts = np.bincount(truth.classes[truth.known])
+    fewest = int(counts[counts > 0].min())
+    if fewest >= MIN_OF_CLASS:
+        return []
+    return [
+        f"WARNING: a class of the label has only {fewest} of the real test rows, so that scores say little. Hold back "
+        f"more rows for evaluation: at least {MIN_OF_CLASS} of each class, better hundreds."
+    ]
+
+
 def auroc_uncertainty(auroc: float, positives: float, negatives: float) -> float:
-    """Half the width of a 95 % interval of an AUROC. Source: Hanley and McNeil, Radiology 143 (1982), equation 2."""
+    """Half the width of a 95 % interval of an AUROC. Source: Hanley and McNeil, Radiology 143 (1982), equation 2.
+
+    Their variance is 0 at 0 and at 1, which a few rows reach by chance: there it is that of half a pair less.
+    """
+    half_a_pair = min(0.5, 0.5 / (positives * negatives))
+    auroc = min(max(auroc, half_a_pair), 1 - half_a_pair)
     pairs_1, pairs_2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     spread = (positives - 1) * (pairs_1 - auroc**2) + (negatives - 1) * (pairs_2 - auroc**2)
     return 1.96 * math.sqrt(max(0.0, auroc * (1 - auroc) + spread) / (positives * negatives))

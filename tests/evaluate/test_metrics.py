@@ -134,6 +134,15 @@ def test_a_test_table_with_one_class_is_bad_input():
     assert caught.value.exit_code == 2
 
 
+def test_figures_of_a_test_table_of_a_few_rows_are_called_uncertain():
+    died = TEST["died"].to_numpy()
+    rows = np.concatenate([np.flatnonzero(died == 1)[:2], np.flatnonzero(died == 0)[:3]])
+    metrics = evaluate(SYNTHETIC, TEST.take(pa.array(rows)), schema_of(), privacy=PRIVACY)
+    assert metrics.uncertainty is not None
+    assert metrics.uncertainty > 0.3
+    assert any(note.startswith("WARNING: a class of the label has only 2 of") for note in metrics.notes)
+
+
 def test_a_synthetic_table_with_one_class_is_judged_and_a_note_says_so():
     one_class = with_column(SYNTHETIC, "died", np.zeros(500, int))
     metrics = evaluate(one_class, TEST, schema_of(), privacy=PRIVACY)

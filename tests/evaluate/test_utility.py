@@ -1,6 +1,7 @@
 """Train on one table, test on another."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dpcgan_fast.errors import InputError
@@ -129,6 +130,23 @@ def test_the_uncertainty_of_an_auroc_is_that_of_simulated_test_tables():
     aurocs = higher.mean(axis=(1, 2))  # of two exponentials, for which the formula is derived: 3 / (3 + 1)
     width = utility.auroc_uncertainty(0.75, positives, negatives)
     assert width == pytest.approx(1.96 * aurocs.std(), rel=0.08)
+
+
+def test_an_auroc_of_1_on_few_rows_is_uncertain():
+    for auroc in (0.0, 1.0):
+        few, many = (utility.auroc_uncertainty(auroc, rows, rows) for rows in (3, 300))
+        assert few > 0.2
+        assert 0 < many < 0.01
+    assert utility.auroc_uncertainty(1.0, 1, 1) > 0.9
+
+
+def test_a_class_with_few_test_rows_is_warned_of(test_table):
+    died = test_table["died"].to_numpy()
+    for count, warned in ((19, True), (20, False)):
+        rows = np.concatenate([np.flatnonzero(died == 0), np.flatnonzero(died == 1)[:count]])
+        notes = utility.scarce_notes(test_table.take(pa.array(rows)), schema_of())
+        assert [note.startswith("WARNING: a class of the label has only 19 of") for note in notes] == [True] * warned
+    assert utility.scarce_notes(test_table, schema_of(label=None)) == []
 
 
 def test_accuracy_counts_rows_whose_likeliest_class_is_theirs(test_table):
