@@ -137,7 +137,10 @@ def _prediction_sentences(values: Mapping[str, Any]) -> list[str]:
     if trtr:
         real = trtr[HEADLINE_LEARNER]["auroc"]
         gap = round(real, 3) - round(score, 3)
-        cost = f"the synthetic rows cost {gap:.3f}" if gap >= 0.0005 else "the synthetic rows cost nothing here"
+        if abs(gap) <= _auroc_margin(values):
+            cost = "no cost that this test table could show"
+        else:
+            cost = f"the synthetic rows cost {gap:.3f}" if gap > 0 else "the synthetic rows cost nothing here"
         sentences.append(f"It reaches {real:.3f} when it learns from the real training rows: {cost}.")
         if real < NEAR_CHANCE:
             sentences.append("The label can hardly be predicted even from real rows, so that these scores say little.")

@@ -78,6 +78,19 @@ def test_the_sentence_says_whether_means_rise_within_their_intervals():
     assert "it does not rise throughout: the mean at 0.5 is better than that at 2" in falling["sentences"][0]
 
 
+@pytest.mark.parametrize(("releases", "apart", "told"), [(2, 0.001, False), (3, 0.001, True), (3, 0.1, False)])
+def test_few_releases_or_wide_intervals_tell_nothing(monkeypatch, releases, apart, told):
+    """Scores that differ by `apart` between releases, and do not get worse."""
+    numbers = itertools.count()
+    monkeypatch.setattr(
+        curve, "_scores", lambda *_: dict.fromkeys(("auroc", "ap", "c2st_binned"), 0.5 + apart * (next(numbers) // 2))
+    )
+    found = whole(draws(), grid=CurveGrid((0.5, 2.0), releases))
+    for sentence in found["sentences"][:2]:
+        assert ("it gets no worse as epsilon grows, within its intervals" in sentence) is told
+        assert ("there are too few releases to tell whether it gets worse" in sentence) is not told
+
+
 def test_being_told_apart_is_better_when_it_falls():
     """Rows whose label is torn off are easier to tell from real ones."""
     rising, falling = (whole(draws(upwards=way), grid=CurveGrid((0.5, 2.0), 4)) for way in (True, False))

@@ -66,6 +66,19 @@ def test_real_and_baseline_figures_stand_beside_the_models():
     assert verdict.likeness[0].endswith("(real training rows: 2.0%; baseline: 5.0%).")
 
 
+@pytest.mark.parametrize(
+    ("real", "said"),
+    [
+        (0.84, "no cost that this test table could show"),
+        (0.88, "no cost that this test table could show"),
+        (0.80, "the synthetic rows cost nothing here"),
+        (0.90, "the synthetic rows cost 0.050"),
+    ],
+)
+def test_a_cost_within_the_interval_is_none_that_the_test_table_could_show(real, said):
+    assert f"real training rows: {said}." in verdict_words(figures(0.85, 0.79, real, uncertainty=0.04))
+
+
 def test_a_learner_with_which_the_baseline_does_better_is_named():
     values = figures(model=0.85, baseline=0.79)
     values["tstr"] = scores(0.85, rf=0.7, lr=0.8)
