@@ -117,7 +117,7 @@ def bench(
     widths: Annotated[str, typer.Option(help="Numbers of codes, rising (suite scale).")] = _numbers_text(WIDTHS),
     work: Annotated[
         Path | None,
-        typer.Option(help="Folder for files that are removed at the end; else TMPDIR's. 1e7 takes 4 GB (suite scale)."),
+        typer.Option(help="Folder for files, removed at the end; else TMPDIR's. 1e7 takes 19 GB (suite scale)."),
     ] = None,
     data: Annotated[str, typer.Option(help="Tables to compare on (suite paper).")] = ",".join(TABLES),
     systems: Annotated[str, typer.Option(help="Systems to compare (suite paper).")] = ",".join(SYSTEMS),

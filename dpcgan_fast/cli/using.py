@@ -227,7 +227,8 @@ def demo(
         Path | None, typer.Option(help="Folder to make. [default: dpcgan-demo, or the next free dpcgan-demo-N]")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer steps: everything runs, but the model is worse.")
+        bool,
+        typer.Option("--quick", help="Fewer network steps; rows come from statistics and hardly change."),
     ] = False,
     device: Device = "auto",
 ) -> None:
