@@ -31,6 +31,7 @@ from dpcgan_fast.report import WARNING, write_report
 from dpcgan_fast.synthesis import DPCGAN, FitHooks
 from dpcgan_fast.train.stopping import stop_on_signals
 
+_ADD_THE_COLUMN = "Add the column to the file, under the name that the run's schema has."
 _QUICK = {"steps": 100, "autoencoder_steps": 200}
 
 
@@ -171,7 +172,7 @@ def _curve_grid(
 
 
 def _read(path: Path, schema: Schema) -> pa.Table:
-    return read_records(path, schema, str(path))[0]
+    return read_records(path, schema, str(path), _ADD_THE_COLUMN)[0]
 
 
 def _read_synthetic(path: Path, schema: Schema) -> pa.Table:

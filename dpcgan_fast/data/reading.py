@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from dpcgan_fast.data import cells
+from dpcgan_fast.data.names import did_you_mean
 from dpcgan_fast.data.opened import Opened, opened_table, refuse_repeated_names
 from dpcgan_fast.data.table_files import open_path
 from dpcgan_fast.errors import InputError
@@ -27,6 +28,8 @@ class ArrowStream(Protocol):
 
 
 TableSource = str | os.PathLike[str] | ArrowStream
+
+CORRECT_THE_SCHEMA = "Correct the name in the schema, or take the column out of it."
 
 _TYPED_KINDS = "biuf"  # numpy's letters for booleans, integers and floats
 
@@ -48,14 +51,21 @@ def read_table(source: TableSource, wanted: Sequence[str]) -> tuple[pa.Table, tu
     return read_opened(opened, wanted), left
 
 
-def open_with(source: TableSource, wanted: Sequence[str]) -> tuple[Opened, tuple[str, ...]]:
-    """A table that is still unread, with the wanted columns, and its other ones. Raises InputError if it lacks one."""
+def open_with(
+    source: TableSource, wanted: Sequence[str], remedy: str = CORRECT_THE_SCHEMA
+) -> tuple[Opened, tuple[str, ...]]:
+    """A table that is still unread, with the wanted columns, and its other ones.
+
+    remedy: what to do about a column that it lacks
+    Raises InputError if it lacks one.
+    """
     opened = open_source(source)
     present = set(opened.names)
     lacking = [name for name in wanted if name not in present]
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        how = "Correct the name in the schema, or take the column out of it."
+        question = did_you_mean(lacking[0], [name for name in opened.names if name not in wanted])
+        how = f"{question[0].upper()}{question[1:]} {remedy}" if question else remedy
         raise InputError("The data lack a column of the schema", f"{opened.where}, column {lacking[0]}{more}", how)
     chosen = set(wanted)
     return opened, tuple(name for name in opened.names if name not in chosen)

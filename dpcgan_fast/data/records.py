@@ -18,7 +18,7 @@ from dpcgan_fast.data.csr_files import CodeMatrix, code_matrix_of, is_code_matri
 from dpcgan_fast.data.dates import with_days
 from dpcgan_fast.data.encoding import table_columns
 from dpcgan_fast.data.memory import refuse_too_large
-from dpcgan_fast.data.reading import open_with, read_opened
+from dpcgan_fast.data.reading import CORRECT_THE_SCHEMA, open_with, read_opened
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.store import is_store, read_store, refuse_unfinished
 from dpcgan_fast.data.units import UnitIndex, unit_ids
@@ -32,11 +32,14 @@ _READ, _MERGED = 2, 4
 RecordSource = Any  # what `read_table` takes, and scipy's sparse matrices, which have no common type
 
 
-def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.Table, tuple[str, ...]]:
+def read_records(
+    source: RecordSource, schema: Schema, where: str, remedy: str = CORRECT_THE_SCHEMA
+) -> tuple[pa.Table, tuple[str, ...]]:
     """Reads what a schema models, a row for each record, and names the columns that were left.
 
     source: what `read_table` takes; a CSR matrix, in a file (.npz) or of scipy's, whose columns are the codes of the
             schema's only column; or the folder of a store
+    remedy: what to do about a column that it lacks
 
     Returns a table of the unit column, if there is one, and the columns of `schema.as_records()`; those of codes as
     lists of different codes, dates as days (see `with_days`). And the names of the other columns, in the data's order.
@@ -53,7 +56,7 @@ def read_records(source: RecordSource, schema: Schema, where: str) -> tuple[pa.T
     if is_matrix_file(source):
         return _table_of_matrix(read_code_matrix(Path(source)), schema, str(source)), ()
     wanted = list(table_columns(schema))
-    opened, extra = open_with(source, wanted)
+    opened, extra = open_with(source, wanted, remedy)
     refuse_too_large(opened.size(wanted) * (_MERGED if schema.merges_rows else _READ), where)
     return records_of(read_opened(opened, wanted), schema, where), extra
 

@@ -6,12 +6,13 @@ marked `"private"`, and then paid for. Nothing is read from the data without bei
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
+from dpcgan_fast.data.names import did_you_mean
 from dpcgan_fast.data.schema_errors import schema_message
 from dpcgan_fast.data.schema_parts import OTHER as OTHER
 from dpcgan_fast.data.schema_parts import PRIVATE, Bounds, Column, Constraint, Signal, Strict, Visits
@@ -61,7 +62,8 @@ class Schema(Strict):
         if self.label is not None:
             label = self.label_column()
             if label is None:
-                raise ValueError(f"the label {self.label!r} is not among the columns")
+                question = _question(self.label, (column.name for column in self.columns))
+                raise ValueError(f"the label {self.label!r} is not among the columns{question}")
             if label.type not in ("binary", "categorical"):
                 raise ValueError(f"the label {self.label!r} must be binary or categorical")
             if label.type == "binary" or isinstance(label.categories, tuple):
@@ -93,7 +95,8 @@ class Schema(Strict):
         for rule in self.constraints:
             unknown = [name for name in rule.columns if name not in types]
             if unknown:
-                raise ValueError(f"a constraint names a column {unknown[0]!r} that is not there")
+                question = _question(unknown[0], types)
+                raise ValueError(f"a constraint names a column {unknown[0]!r} that is not there{question}")
             kinds = [types[name] for name in rule.columns]
             if rule.kind == "implies":
                 if kinds != ["codes"] or not rule.code or not rule.implied:
@@ -246,6 +249,11 @@ class Schema(Strict):
 
         signals = tuple(s.model_copy(update={"bounds": bounds.get(s.name, s.bounds)}) for s in self.signals)
         return self.model_copy(update={"columns": tuple(map(filled, self.columns)), "signals": signals})
+
+
+def _question(name: str, names: Iterable[str]) -> str:
+    question = did_you_mean(name, names, "'")
+    return question and f"; {question}"
 
 
 def _place(loc: tuple[Any, ...], values: Any) -> str:

@@ -183,6 +183,12 @@ class TestOtherCommands:
         check_failure(arguments, 2, "one class", capsys)
         assert not (trained / "e").exists()
 
+    def test_evaluate_with_a_file_that_lacks_a_column_does_not_ask_for_another_schema(self, trained, capsys):
+        (trained / "other.csv").write_text((trained / "train.csv").read_text().replace("sodium", "Sodium", 1))
+        arguments = ["evaluate", trained / "run", "--real", trained / "other.csv", "--out", trained / "e"]
+        asked = "Did you mean Sodium? Add the column to the file, under the name that the run's schema has."
+        check_failure(arguments, 2, asked, capsys)
+
     def test_evaluate_into_a_file_is_told_of_before_anything_is_computed(self, trained, monkeypatch, capsys):
         monkeypatch.setattr("dpcgan_fast.cli.using.evaluate_tables", lambda *_, **__: pytest.fail("evaluated first"))
         (trained / "e").write_text("kept")

@@ -178,6 +178,26 @@ print(reading.read_table(pyarrow.table({"a": [1]}), ["a"])[0].num_rows, "pandas"
 # ---- what is refused
 
 
+@pytest.mark.parametrize(
+    ("names", "asks"),
+    [
+        (["age", "died"], "Did you mean age? "),
+        (["weight", "Ages"], "Did you mean Ages? "),
+        (["patient", "died"], ""),
+        (["agę\n", "died"], ""),
+    ],
+)
+def test_a_column_that_is_not_there_is_asked_for_by_the_name_most_like_it(names, asks):
+    """Others are not named: of a file without a header they would be cells."""
+    table = pa.table({name: [1] for name in names})
+    with pytest.raises(InputError) as caught:
+        read_table(table, ["Age"])
+    assert caught.value.how == f"{asks}Correct the name in the schema, or take the column out of it."
+    with pytest.raises(InputError) as caught:
+        read_table(table, ["Age", *names])
+    assert "Did you mean" not in caught.value.how, "it is another column of the schema"
+
+
 def test_a_missing_file_is_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "none.csv")
 

@@ -37,7 +37,8 @@ def test_a_range_of_signal_columns_is_written_out():
     ("values", "says"),
     [
         ({**SMALL, "note": "x"}, "there is no such field"),
-        ({**SMALL, "label": "height"}, "not among the columns"),
+        ({**SMALL, "label": "height"}, r"not among the columns \(schema"),
+        ({**SMALL, "label": "Died"}, r"the label 'Died' is not among the columns; did you mean 'died'\? \(schema"),
         ({**SMALL, "label": "age"}, "binary or categorical"),
         ({**SMALL, "unit": "age"}, "neither modelled nor sampled"),
         ({**SMALL, "max_rows_per_unit": 2}, "must be 1"),
