@@ -19,6 +19,7 @@ from rich.progress import (
 from dpcgan_fast.cli.console import say
 
 _LINES_PER_PHASE = 10
+_LINES_OF_SPARE = 2
 
 
 class _Bars:
@@ -42,9 +43,12 @@ class _Bars:
 
 
 class TerminalProgress(_Bars):
-    """A bar for each phase on a terminal; a few plain lines elsewhere, such as in a log file."""
+    """A bar for each phase on a terminal; a few plain lines elsewhere, such as in a log file.
 
-    def __init__(self) -> None:
+    spare: whether rows are drawn from statistics, so that none depends on what is trained
+    """
+
+    def __init__(self, spare: bool = False) -> None:
         super().__init__(
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -54,10 +58,14 @@ class TerminalProgress(_Bars):
         )
         self._epsilon = "-"
         self._explained = False
+        self._spare = spare
 
     def start(self, phase: str, total: int, done: int) -> None:
         """A phase begins, or goes on after `done` steps."""
         if not self._explained:  # not on entering: bad input would be told of after this line
+            if self._spare:
+                say("Synthetic rows are drawn from statistics, which have been released by now. The networks below are "
+                    "trained with the small rest of the budget, and no row depends on them.")  # fmt: skip
             say("epsilon so far is an upper bound: that of Renyi DP, or the run's budget, whichever is smaller")
             self._explained = True
         self._phase, self._total = phase, total
@@ -72,7 +80,7 @@ class TerminalProgress(_Bars):
             self._epsilon = f"at most {epsilon:.3f}"
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
-        elif done % max(1, self._total // _LINES_PER_PHASE) == 0:
+        elif done % max(1, self._total // (_LINES_OF_SPARE if self._spare else _LINES_PER_PHASE)) == 0:
             say(f"{self._phase}: {done}/{self._total}, epsilon so far {self._epsilon}")
 
 

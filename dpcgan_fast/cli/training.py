@@ -130,12 +130,14 @@ def train(
         release_share=release_share, paired_fakes=paired_fakes, statistics=False if networks_only else None,
         clusters=clusters,
     )  # fmt: skip
-    with stop_on_signals() as stop, TerminalProgress() as progress:
+    with stop_on_signals() as stop, TerminalProgress(model.draws_from_statistics) as progress:
         model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, say_dropped))
     for column in model.released_schema.codes_columns():
         if not column.vocabulary:
             say(f"WARNING: No code of {column.name} was frequent enough to be named privately: synthetic records have "
                 "none. Give a public vocabulary.")  # fmt: skip
+    for warning in model.privacy()["warnings"]:
+        say(f"WARNING: {warning}")
     say(f"Synthetic rows are drawn from {model.privacy()['drawn_from']}.")
     summary = training_summary(model)
     if as_json:

@@ -242,7 +242,7 @@ def demo(
     say(f"SUPPORT2: {train_table.num_rows} patients for training, {test_table.num_rows} held out")
     model = DPCGAN(schema, 3.0, 1e-5, device=device, **(_QUICK if quick else {}))  # type: ignore[arg-type]
     make_private_folder(out)
-    with stop_on_signals() as stop, TerminalProgress() as progress:
+    with stop_on_signals() as stop, TerminalProgress(model.draws_from_statistics) as progress:
         model.fit(train_table, out / "run", hooks=FitHooks(progress, stop))
     synthetic = model.sample(train_table.num_rows)
     table_path = out / "synthetic.csv"

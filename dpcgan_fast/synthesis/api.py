@@ -25,7 +25,7 @@ from dpcgan_fast.synthesis.anew import StatisticsAnew
 from dpcgan_fast.synthesis.releases import settings_for
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.sampling import Sampler
-from dpcgan_fast.synthesis.statistics import statistics_of
+from dpcgan_fast.synthesis.statistics import draws_from_statistics, statistics_of
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.checkpoint import digest, unpack
 from dpcgan_fast.train.state import RELEASED, released_tensors
@@ -65,6 +65,11 @@ class DPCGAN:
         self._folder: RunFolder | None = None  # is finished
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._sampler: Sampler | None = None
+
+    @property
+    def draws_from_statistics(self) -> bool:
+        """Whether rows are drawn from statistics and not from networks: a rule of schema and settings alone."""
+        return draws_from_statistics(self.schema.as_records(), self.settings)
 
     @property
     def folder(self) -> Path:

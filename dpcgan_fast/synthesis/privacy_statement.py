@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from dpcgan_fast.data.public_cells import NUMERIC_BINS
 from dpcgan_fast.data.schema import PRIVATE, Column, Schema
 from dpcgan_fast.privacy import PrivacySpent
 from dpcgan_fast.privacy.card import SETTINGS_ASSUMPTION, CardFacts, privacy_card
@@ -132,12 +133,37 @@ def _setting_lines(
     return lines
 
 
-def _warnings(settings: TrainSettings, released: ReleasedFacts) -> tuple[str, ...]:
+def _warnings(settings: TrainSettings, plan: BudgetPlan, released: ReleasedFacts) -> tuple[str, ...]:
+    return (*_large_delta(settings, released), *_few_units(settings, plan, released))
+
+
+def _large_delta(settings: TrainSettings, released: ReleasedFacts) -> tuple[str, ...]:
     if released.n_units is None or settings.delta <= 1 / released.n_units:
         return ()
     return (
         f"delta {settings.delta:g} is greater than 1 over the estimated number of units, {released.n_units:.1f}: "
         "publishing one person's record at random would meet such a guarantee.",
+    )
+
+
+def _few_units(settings: TrainSettings, plan: BudgetPlan, released: ReleasedFacts) -> tuple[str, ...]:
+    """From the public or paid number of units and the noise alone, so that it costs nothing.
+
+    Statistics see a number in 20 bins. Of fewer units than 20 times the noise multiplier an average bin holds less than
+    one standard deviation of its noise, even if all of the main release went to a single column. Networks learn from
+    the critic's steps, which tell together as much of a direction that all gradients share as one release with a noise
+    multiplier of sigma / (q sqrt(T)).
+    """
+    units = settings.n_units if settings.n_units is not None else released.n_units
+    main = plan.release(STATISTICS) or plan.critic
+    if units is None or main.steps == 0:
+        return ()
+    noise = main.noise_multiplier / (main.sample_rate * math.sqrt(main.steps))
+    if units >= NUMERIC_BINS * noise:
+        return ()
+    return (
+        f"the number of units, {units:.1f}, is less than {NUMERIC_BINS} times {noise:.3g}, the noise of what rows are "
+        "made from: synthetic rows can be little but noise. More units or a greater epsilon would tell more.",
     )
 
 
@@ -161,7 +187,7 @@ def statement(
         settings=_setting_lines(settings, plan, released, choice),
         seeded=settings.seed is not None or seeded(lines),
         stopped=stopped,
-        warnings=_warnings(settings, released),
+        warnings=_warnings(settings, plan, released),
         chosen=() if choice is None else choice.sentences,
         settings_assumption=SETTINGS_ASSUMPTION if choice is None else choice.assumption,
     )
@@ -182,6 +208,7 @@ def statement(
         "paid": facts.paid,
         "settings": facts.settings,
         "tuning": None if choice is None else choice.facts,
+        "warnings": [*facts.warnings],
         "notes": [*facts.warnings, *facts.assumptions, *facts.chosen, *([stopped] if stopped else [])],
         "card": privacy_card(facts),
     }
