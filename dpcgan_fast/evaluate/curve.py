@@ -37,9 +37,9 @@ _SAID = (
     ("auroc", "The AUROC of gradient boosting", "rises"),
     ("c2st_binned", "The AUROC of telling rows from real ones (numbers in bins)", "falls"),
 )
-# That no mean falls beyond the intervals says nothing where these hold any fall: those of two releases are 9 standard
-# deviations to each side (of three 2.5), and an AUROC seldom changes by more than 0.1 from one epsilon to another.
-_FEWEST, _WIDEST = 3, 0.1
+# That no mean falls beyond the intervals says nothing where these could hide a fall of that size: those of two releases
+# are 9 standard deviations to each side (of three 2.5).
+_FEWEST, _HIDDEN = 3, 0.2
 _SECRET_BYTES = 32
 
 Scores = dict[str, float | None]
@@ -195,7 +195,11 @@ def _curve(anew: StatisticsAnew, rows: int, key: str, runs: Mapping[float, Seque
         "points": points,
         "gets_worse": falls,
         "sentences": [
-            *(_said(what, way, points, means[name], falls[name]) for name, what, way in _SAID if all(means[name])),
+            *(
+                _said(what, way, points, means[name], falls[name], _BETTER[name])
+                for name, what, way in _SAID
+                if all(means[name])
+            ),
             _revealed(anew, spent, sum(map(len, runs.values()))),
         ],
         "spent": spent,
@@ -227,26 +231,30 @@ def _spent(points: Sequence[Mapping[str, Any]], delta: float) -> float:
 
 
 def _said(
-    what: str, way: str, points: Sequence[Mapping[str, Any]], means: Sequence[Spread | None], fall: list[float] | None
-) -> str:
+    what: str, way: str, points: Sequence[Mapping[str, Any]], means: Sequence[Spread | None], fall: list[float] | None,
+    better: int,
+) -> str:  # fmt: skip
     first, last = (f"{mean.text(3)} at epsilon {points[i]['epsilon']:g}" for i in (0, -1) if (mean := means[i]))
     beyond = "by more than both half-widths together"
     if fall is not None:
         lower, upper = fall
         how = f"it does not {way.removesuffix('s')} throughout: the mean at {lower:g} is better than that at {upper:g}"
-    elif _cannot_tell(points, means):
-        how, beyond = "there are too few releases to tell whether it gets worse as epsilon grows", "(--curve-releases)"
+    elif _cannot_tell(points, means, better):
+        how = "there are too few releases to tell whether it gets worse as epsilon grows"
+        return f"{what} goes from {first} to {last}; {how}."
     else:
         # Means may go the other way by less than their intervals: "rises" would contradict the numbers beside it.
         how = "it gets no worse as epsilon grows, within its intervals: no mean is better than one at a greater epsilon"
     return f"{what} goes from {first} to {last}; {how} {beyond}."
 
 
-def _cannot_tell(points: Sequence[Mapping[str, Any]], means: Sequence[Spread | None]) -> bool:
-    """Whether there are too few releases for it to mean anything that no mean falls."""
-    halves = [mean.half for mean in means if mean is not None]
-    few = min(len(point["runs"]) for point in points) < _FEWEST
-    return few or any(half is None or half > _WIDEST for half in halves)
+def _cannot_tell(points: Sequence[Mapping[str, Any]], means: Sequence[Spread | None], better: int) -> bool:
+    """Whether there are too few releases for it to mean anything that no mean falls. better: 1, or -1 where less is"""
+    if min(len(point["runs"]) for point in points) < _FEWEST:
+        return True
+    ends = [(better * one.mean - (one.half or 0.0), better * one.mean + (one.half or 0.0)) for one in means if one]
+    falls = (highest - lowest for i, (_, highest) in enumerate(ends) for lowest, _ in ends[i + 1 :])
+    return max(falls, default=0.0) > _HIDDEN
 
 
 def _revealed(anew: StatisticsAnew, spent: float, releases: int) -> str:
