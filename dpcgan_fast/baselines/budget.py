@@ -13,8 +13,8 @@ from dpcgan_fast.privacy import releases
 from dpcgan_fast.privacy.mechanism import Mechanism
 from dpcgan_fast.privacy.releases import Release
 
-# Covers the rounding of sums of 1/rows and of memberships in clusters (some 1e-10 of a sensitivity at 10 million rows),
-# and that of shares.
+# Covers the rounding of sums of normals, waves and memberships in clusters (numbers such as 1/3: some 1e-10 of a
+# sensitivity at 10 million rows), and that of shares.
 _SAFETY = 1 + 1e-6
 _ROUNDING = 1e-9  # of shares, and of the solver, whose tolerance is 1e-12
 

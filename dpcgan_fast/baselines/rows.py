@@ -10,6 +10,7 @@ from dpcgan_fast.data.public_cells import cell_count, cells, codes, label_of
 from dpcgan_fast.data.schema import Column, Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError
+from dpcgan_fast.privacy.releases import row_weights
 
 TRAINING_TABLE = "the training table"  # what an error calls a table that came without a name
 _BLOCK = 1 << 22  # values that are looked at together
@@ -21,7 +22,7 @@ class Rows:
     """A training table for releases.
 
     classes:     (rows,) int64, the label's class; 0 where it is not known
-    weights:     (rows,) float64; those of one unit sum to 1, or to 0 if no row of it has a known class
+    weights:     (rows,) float64; those of one unit sum to 1, see `row_weights`, or to 0 if none has a known class
     class_count: number of classes, 1 without a label
     """
 
@@ -81,7 +82,7 @@ class Rows:
 
 
 def _weights(table: pa.Table, schema: Schema, counted: np.ndarray, where: str) -> np.ndarray:
-    """Of the rows that are counted, a unit's first max_rows_per_unit weigh the same, and sum to 1."""
+    """Of the rows that are counted, a unit's first max_rows_per_unit weigh the same, see `row_weights`."""
     if schema.unit is not None and schema.unit not in table.column_names:
         raise InputError(
             "The table lacks the unit's column",
@@ -91,5 +92,5 @@ def _weights(table: pa.Table, schema: Schema, counted: np.ndarray, where: str) -
     index = UnitIndex.from_ids(unit_ids(table, schema, where), counted, schema.max_rows_per_unit)
     used = np.diff(index.starts)
     weights = np.zeros(table.num_rows)
-    weights[np.flatnonzero(counted)[index.rows]] = 1 / np.repeat(used, used)
+    weights[np.flatnonzero(counted)[index.rows]] = row_weights(np.repeat(used, used))
     return weights

@@ -238,14 +238,15 @@ def _said(
     beyond = "by more than both half-widths together"
     if fall is not None:
         lower, upper = fall
-        how = f"it does not {way.removesuffix('s')} throughout: the mean at {lower:g} is better than that at {upper:g}"
+        falls = f"the mean at {lower:g} is better than that at {upper:g}"
+        how = f"it does not {way.removesuffix('s')} throughout: {falls} {beyond}"
     elif _cannot_tell(points, means, better):
         how = "there are too few releases to tell whether it gets worse as epsilon grows"
-        return f"{what} goes from {first} to {last}; {how}."
     else:
         # Means may go the other way by less than their intervals: "rises" would contradict the numbers beside it.
         how = "it gets no worse as epsilon grows, within its intervals: no mean is better than one at a greater epsilon"
-    return f"{what} goes from {first} to {last}; {how} {beyond}."
+        how = f"{how} {beyond}"
+    return f"{what} goes from {first} to {last}; {how}."
 
 
 def _cannot_tell(points: Sequence[Mapping[str, Any]], means: Sequence[Spread | None], better: int) -> bool:

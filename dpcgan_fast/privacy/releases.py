@@ -37,13 +37,18 @@ class Release:
 
 
 def unit_weights(units: np.ndarray) -> np.ndarray:
-    """Weight of each row so that every unit weighs 1 in all, or less by its number of rows times 2^-20.
-
-    units: (rows,) int64
-    Formal guarantee: no more than 1. Weights are whole multiples of 2^-20: sums of up to 2^33 of them are exact.
-    """
+    """Weight of each row so that every unit weighs 1 in all, see `row_weights`. units: (rows,) int64"""
     _, inverse, counts = np.unique(units, return_inverse=True, return_counts=True)
-    return np.floor(2**20 / counts[inverse]) / 2**20
+    return row_weights(counts[inverse])
+
+
+def row_weights(counts: np.ndarray) -> np.ndarray:
+    """Weight of a row of a unit that has so many, at least 1 each, (rows,) float64.
+
+    Formal guarantee: a unit's weights sum to no more than 1, and to less by at most its number of rows times 2^-20.
+    They are whole multiples of 2^-20: sums of up to 2^33 of them are exact, and their order does not matter.
+    """
+    return np.floor(2**20 / counts) / 2**20
 
 
 def weighted_histogram(codes: np.ndarray, weights: np.ndarray, cells: int) -> np.ndarray:

@@ -32,6 +32,15 @@ def people_schema() -> Schema:
     return Schema.from_dict({"unit": "person", "max_rows_per_unit": 3, "label": "y", "columns": columns})
 
 
+def test_weights_of_a_unit_sum_to_no_more_than_one_and_exactly():
+    """Whole multiples of 2^-20, as in `unit_weights`: the order of rows does not matter, nor how many there are."""
+    weights = Rows.of(people(500), people_schema()).weights
+    assert ((weights * 2**20) % 1 == 0).all()
+    sums = np.bincount(np.arange(500) * 2 // 5, weights)
+    assert sums.max() == 1
+    assert sums.min() > 1 - 4 * 2**-20
+
+
 def in_small_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rows, "_BLOCK", 1)
     patch.setattr(rows, "_LEAST_ROWS", 257)
