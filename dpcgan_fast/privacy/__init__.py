@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dpcgan_fast.privacy.keys import noise_key as noise_key
 from dpcgan_fast.privacy.keys import sampling_key as sampling_key
 from dpcgan_fast.privacy.mechanism import Mechanism as Mechanism
+from dpcgan_fast.privacy.mechanism import release_shares as release_shares
 from dpcgan_fast.privacy.sampling import PoissonSampler as PoissonSampler
 
 if TYPE_CHECKING:

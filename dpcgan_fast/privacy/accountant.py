@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from dpcgan_fast.errors import PrivacyError
-from dpcgan_fast.privacy.mechanism import Mechanism
+from dpcgan_fast.privacy.mechanism import Mechanism, release_shares
 from dpcgan_fast.privacy.selection import Selection
 
 FINE_INTERVAL, COARSE_INTERVAL = 1e-4, 1e-3
@@ -259,4 +259,17 @@ def refuse_overspending(charges: Iterable[Charge], epsilon: float, delta: float,
             f"What the ledger charges composes to epsilon {spent:.6g}, more than the {epsilon:g} that the run claims",
             where,
             "Nothing more may be taken from the data; the run has no guarantee of its claim.",
+        )
+
+
+def refuse_beyond_line(releases: Sequence[Mechanism], line: Mechanism, where: str) -> None:
+    """Raises PrivacyError if several Gaussian releases cost more than the line of a ledger that stands for them.
+
+    where: what the releases were read from, for the error
+    """
+    if line.noise_multiplier > 0 and sum(release_shares(releases, line)) > 1 + _ROUNDING:
+        raise PrivacyError(
+            f"The releases that the line {line.mechanism} stands for cost more than it says",
+            where,
+            "The run has no guarantee of its claim; train anew in a new folder.",
         )

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from dpcgan_fast.privacy.accountant import PrivacySpent, epsilon_alone, in_whole
-from dpcgan_fast.privacy.mechanism import Mechanism
+from dpcgan_fast.privacy.mechanism import Mechanism, release_shares
 from dpcgan_fast.privacy.selection import Selection
 
 NO_SUM = "These do not add up to what all lines cost together."
@@ -27,6 +27,8 @@ class CardFacts:
     warnings:    what weakens the claim, a sentence each
     chosen:      how the settings were chosen, a sentence each, where a search chose them
     settings_assumption: what must be true of the settings
+    composed:    a line of the ledger that stands for several Gaussian releases, None if there is none
+    releases:    those releases
     """
 
     planned_epsilon: float
@@ -42,6 +44,8 @@ class CardFacts:
     warnings: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
     settings_assumption: str = SETTINGS_ASSUMPTION
+    composed: Mechanism | None = None
+    releases: tuple[Mechanism, ...] = ()
 
     @property
     def private(self) -> bool:
@@ -87,6 +91,28 @@ def _mechanism_table(mechanisms: list[Mechanism | Selection], spent: PrivacySpen
     return [head + "| epsilon alone |", "|---|---|---|---|---|---|---|---|", *rows]
 
 
+def _composed_table(line: Mechanism, releases: tuple[Mechanism, ...]) -> list[str]:
+    """What a line of the ledger stands for, so that a reader can add it up."""
+    shares = release_shares(releases, line)
+    rows = [
+        f"| {m.mechanism} | {_number(m.max_grad_norm)} | {_number(m.noise_multiplier)} | {share:.4%} |"
+        for m, share in zip(releases, shares, strict=True)
+    ]
+    return [
+        "",
+        f"## What the line `{line.mechanism}` stands for",
+        "",
+        "| Gaussian release | sensitivity | noise multiplier | share of the line |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"A share is the squared ratio of the line's noise multiplier, {_number(line.noise_multiplier)}, and the "
+        f"release's. They add up to {sum(shares):.4%}. Gaussian releases whose shares add up to at most 100 % are as "
+        "private together as the one Gaussian release that the line says, also where a release is chosen by what those "
+        "before it gave (arXiv 1905.02383, corollary 3.3; arXiv 2210.17520).",
+    ]
+
+
 def _claim(facts: CardFacts) -> list[str]:
     if facts.seeded:
         return [
@@ -127,6 +153,8 @@ def privacy_card(facts: CardFacts) -> str:
     if facts.stopped:
         lines += ["", f"Training ended before all planned steps: {facts.stopped}"]
     lines += ["", "## Mechanisms that touched the data", "", *_mechanism_table(facts.mechanisms, spent)]
+    if facts.composed is not None and facts.composed.noise_multiplier > 0:
+        lines += _composed_table(facts.composed, facts.releases)
     for title, entries in (
         ("Public facts, given in the schema or on the command line", facts.public),
         ("Facts estimated from the data, and paid for above", facts.paid),

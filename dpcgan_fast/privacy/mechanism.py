@@ -1,6 +1,7 @@
 """The mechanisms that touch the data, as values: what the ledger writes and the accountant composes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -76,3 +77,23 @@ class Mechanism:
         """The mechanism that `to_dict` wrote. Raises KeyError, TypeError or ValueError if it is none."""
         read = {field.name: values[field.name] for field in fields(cls)}
         return cls(**{**read, "max_grad_norm": math.inf if read["max_grad_norm"] == "inf" else read["max_grad_norm"]})
+
+
+def release_shares(releases: Sequence[Mechanism], line: Mechanism) -> list[float]:
+    """What each of several Gaussian releases takes of the Gaussian mechanism that a ledger's line names: they cost no
+    more than the line does if the shares add up to at most 1.
+
+    Each share is the ratio of squared noise multipliers, which adds up for Gaussian mechanisms, also if one is chosen
+    by what those before it gave; it is infinite for a release without noise. Raises ValueError for a release that is
+    no Gaussian one of all rows, or has a threshold, and for a line without noise: there are no shares then.
+    Source: Dong, Roth and Su, arXiv 1905.02383, corollary 3.3; Smith and Thakurta, arXiv 2210.17520.
+    """
+    for one in (*releases, line):
+        if one.event.removeprefix(SELECTED) != "gaussian" or one.delta > 0:
+            raise ValueError(f"Expected a Gaussian release, got {one.mechanism} ({one.event}).")
+    if line.noise_multiplier == 0:
+        raise ValueError(f"Expected noise in the line {line.mechanism}.")
+    return [
+        one.steps * (line.noise_multiplier / one.noise_multiplier) ** 2 if one.noise_multiplier > 0 else math.inf
+        for one in releases
+    ]

@@ -226,7 +226,7 @@ def start(
         statistics: dict[str, torch.Tensor] = {}
         if draws_from_statistics(records, settings):
             found = release_statistics(raw.table, complete, plan, ledger, key, settings.seed, raw.where)
-            statistics, released.statistics = found
+            statistics, released.statistics, released.parts = found
         codec, networks = _networks(complete, settings, device, make)
         state = _state(records, settings, released, networks, codec, device)
         state.released = statistics

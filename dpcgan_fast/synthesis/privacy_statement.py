@@ -190,6 +190,8 @@ def statement(
         warnings=_warnings(settings, plan, released),
         chosen=() if choice is None else choice.sentences,
         settings_assumption=SETTINGS_ASSUMPTION if choice is None else choice.assumption,
+        composed=plan.release(STATISTICS) if released.parts else None,
+        releases=tuple(released.parts),
     )
     return {
         "private": facts.private,
@@ -203,6 +205,7 @@ def statement(
         "unit": facts.unit,
         "drawn_from": drawn_from(released),
         "mechanisms": [m.to_dict() for m in mechanisms],
+        "statistics": [part.to_dict() for part in released.parts],
         "seeded": facts.seeded,
         "public": facts.public,
         "paid": facts.paid,

@@ -56,6 +56,8 @@ class ReleasedFacts:
     category_rates: by column name, where there are many categories: of each class, shares of the positions of the
         column's one-hot
     statistics: name of those that rows are drawn from, empty if they are drawn from the networks
+    parts:      the Gaussian releases that the statistics consist of, which cost together what their line in the ledger
+        does; empty in a run of a version that did not keep them
     """
 
     rates: list[float] | None = None
@@ -67,10 +69,11 @@ class ReleasedFacts:
     quantiles: dict[str, tuple[float, ...]] = field(default_factory=dict)
     category_rates: dict[str, list[list[float]]] = field(default_factory=dict)
     statistics: str = ""
+    parts: list[Mechanism] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        return {**asdict(self), "parts": [part.to_dict() for part in self.parts]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ReleasedFacts":
@@ -80,6 +83,7 @@ class ReleasedFacts:
         facts.categories = {name: tuple(names) for name, names in facts.categories.items()}
         facts.vocabularies = {name: tuple(names) for name, names in facts.vocabularies.items()}
         facts.quantiles = {name: tuple(values) for name, values in facts.quantiles.items()}
+        facts.parts = [Mechanism.from_dict(part) for part in values.get("parts", [])]
         return facts
 
     def sentences(self) -> list[str]:

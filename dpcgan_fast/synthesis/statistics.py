@@ -27,6 +27,7 @@ from dpcgan_fast.errors import InputError
 from dpcgan_fast.models import is_conditional
 from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, Mechanism
+from dpcgan_fast.privacy.accountant import refuse_beyond_line
 from dpcgan_fast.synthesis.code_autoencoder import AutoencoderClusters
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan
@@ -53,9 +54,9 @@ def trains_for_clusters(schema: Schema, settings: TrainSettings) -> bool:
 
 def release_statistics(
     table: pa.Table, schema: Schema, plan: BudgetPlan, ledger: Ledger, key: NoiseKey, seed: int | None, where: str
-) -> tuple[dict[str, Tensor], str]:
-    """Pays for the statistics of the training rows; gives all numbers that rows are drawn from by name, and in words
-    what they are.
+) -> tuple[dict[str, Tensor], str, list[Mechanism]]:
+    """Pays for the statistics of the training rows; gives all numbers that rows are drawn from by name, in words what
+    they are, and the Gaussian releases that the ledger's line stands for.
 
     schema: complete, of records
     seed:   of what an autoencoder that finds clusters needs beside noise; None for fresh draws
@@ -69,12 +70,14 @@ def release_statistics(
     seq = ledger.reserve(mechanism, key.key_id)
     fitted = unaccounted_statistics(table, schema, mechanism.noise_multiplier, key, where, clusters)
     ledger.close(seq, 1)
+    refuse_beyond_line(fitted.mechanisms, mechanism, str(ledger.path))
     words = released_name(fitted)
     if encoder is not None and words == COUNTED:
         ledger.close(ledger.reserve(encoder, key.key_id), encoder.steps)
     elif encoder is not None:
         words += CLUSTERS_BY_AUTOENCODER
-    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}, words
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
+    return arrays, words, fitted.mechanisms
 
 
 def unaccounted_statistics(

@@ -113,6 +113,25 @@ def test_account_without_json_is_for_people(workplace, capsys):
     assert "Epsilon alone is what a line would cost if it were all, at delta 0.0001. These do not add up" in card
 
 
+def test_account_adds_up_the_releases_that_the_statistics_stand_for(workplace, capsys, tmp_path):
+    assert run(["account", str(workplace / "run"), "--json"]) == 0
+    parts = json_of(capsys)["statistics"]
+    assert len(parts) > 2
+    assert 0.9999 < sum(part["share"] for part in parts) < 1
+    assert run(["account", str(workplace / "run")]) == 0
+    assert f"{len(parts)} Gaussian releases, listed in the privacy card" in capsys.readouterr().out
+    shutil.copytree(workplace / "run", tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["released"]["parts"][0]["noise_multiplier"] *= 0.99
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert run(["account", str(tmp_path / "run")]) == 3
+    assert "cost more than it says" in capsys.readouterr().err
+    del config["released"]["parts"]  # as in a run of a version that kept none
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert run(["account", str(tmp_path / "run"), "--json"]) == 0
+    assert json_of(capsys)["statistics"] == []
+
+
 def test_account_notices_a_rolled_back_ledger(workplace, capsys):
     assert run(["account", str(workplace / "run"), "--json"]) == 0
     head = json_of(capsys)["ledger_head"]

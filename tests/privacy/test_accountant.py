@@ -13,12 +13,13 @@ from scipy.stats import norm
 
 from dpcgan_fast.data.datasets import data_folder
 from dpcgan_fast.errors import PrivacyError
-from dpcgan_fast.privacy import Mechanism, account, rdp_epsilon
+from dpcgan_fast.privacy import Mechanism, account, rdp_epsilon, release_shares
 from dpcgan_fast.privacy.accountant import (
     NEIGHBORING_RELATION,
     epsilon_alone,
     in_whole,
     pld_epsilon,
+    refuse_beyond_line,
     refuse_overspending,
 )
 from dpcgan_fast.privacy.selection import RunCount, Selection
@@ -124,6 +125,31 @@ def test_a_composition_beyond_the_claim_is_refused_and_one_that_meets_it_by_eith
     refuse_overspending([poisson(0.02, 0.0, 300)], math.inf, 1e-5, "ledger.jsonl")
     with pytest.raises(PrivacyError, match=r"composes to epsilon .*, more than .* \(ledger.jsonl\)"):
         refuse_overspending(parts, 0.999 * spent.epsilon_pld, 1e-5, "ledger.jsonl")
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6), st.floats(0.5, 20.0))
+def test_releases_whose_shares_add_up_to_a_line_cost_what_the_line_costs(weights, noise):
+    line = poisson(1.0, noise, 1)
+    shares = [weight / sum(weights) for weight in weights]
+    releases = [poisson(1.0, noise / math.sqrt(share), 1) for share in shares]
+    assert release_shares(releases, line) == pytest.approx(shares)
+    assert rdp_epsilon(releases, 1e-5) == pytest.approx(rdp_epsilon([line], 1e-5), rel=1e-9)
+    refuse_beyond_line(releases, line, "config.json")
+    with pytest.raises(PrivacyError, match=r"cost more than it says \(config.json\)"):
+        refuse_beyond_line([*releases, poisson(1.0, 1000 * noise, 1)], line, "config.json")
+
+
+def test_a_release_without_noise_is_beyond_any_line_and_what_is_no_gaussian_release_has_no_share():
+    line = poisson(1.0, 2.0, 1)
+    with pytest.raises(PrivacyError):
+        refuse_beyond_line([poisson(1.0, 0.0, 1)], line, "config.json")
+    refuse_beyond_line([poisson(1.0, 0.0, 1)], poisson(1.0, 0.0, 1), "config.json")
+    for other in (poisson(0.1, 2.0, 1), poisson(1.0, 2.0, 1, delta=1e-6)):
+        with pytest.raises(ValueError, match="Expected a Gaussian release"):
+            release_shares([other], line)
+    with pytest.raises(ValueError, match="Expected noise in the line"):
+        release_shares([line], poisson(1.0, 0.0, 1))
 
 
 @settings(max_examples=25)

@@ -14,7 +14,7 @@ from dpcgan_fast.baselines import arrays_of, has_statistics, restored, statistic
 from dpcgan_fast.data.preparing import prepare
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
-from dpcgan_fast.privacy import Ledger, Mechanism, account, noise_key
+from dpcgan_fast.privacy import Ledger, Mechanism, account, noise_key, releases
 from dpcgan_fast.privacy.ledger import charged, read_ledger
 from dpcgan_fast.synthesis import DPCGAN, sampling
 from dpcgan_fast.synthesis.releases import least_release_share
@@ -98,6 +98,27 @@ def test_all_releases_together_cost_what_the_line_of_the_ledger_says(tmp_path):
     assert model.privacy()["epsilon_spent"] <= 3.0
     assert model.privacy()["drawn_from"] == "statistics: a tree of columns"
     assert "a tree of columns" in model.privacy_card()
+
+
+def test_card_and_run_list_every_release_that_the_line_of_the_ledger_stands_for(tmp_path, monkeypatch):
+    real, made = releases.noisy_release, []
+
+    def spy(name, values, sensitivity, noise_multiplier, *rest):
+        made.append((name, sensitivity, noise_multiplier))
+        return real(name, values, sensitivity, noise_multiplier, *rest)
+
+    model = model_of()
+    monkeypatch.setattr(releases, "noisy_release", spy)
+    model.fit(make_table(), tmp_path / "run")
+    line = next(m for m in model.privacy()["mechanisms"] if m["mechanism"] == "statistics")
+    listed = [(m["mechanism"], m["max_grad_norm"], m["noise_multiplier"]) for m in model.privacy()["statistics"]]
+    assert len(listed) > 2
+    assert listed == made[-len(listed) :], "the dry run's, without noise, come before"
+    card = model.privacy_card()
+    assert "What the line `statistics` stands for" in card
+    for name, sensitivity, noise in listed:
+        share = (line["noise_multiplier"] / noise) ** 2
+        assert f"| {name} | {sensitivity:.6g} | {noise:.6g} | {share:.4%} |" in card
 
 
 def test_they_are_drawn_after_their_reservation_is_on_disk(tmp_path, monkeypatch):
@@ -246,6 +267,7 @@ def test_a_stopped_run_goes_on_with_the_statistics_that_it_paid_for(tmp_path):
     resumed = model_of(seed=5).fit(make_table(), tmp_path / "run", resume=True)
     names = [m.mechanism for m in charged(read_ledger(tmp_path / "run" / "ledger.jsonl")[0])]
     assert names.count("statistics") == 1
+    assert resumed.privacy()["statistics"] == whole.privacy()["statistics"] != []
     assert resumed.sample(40, seed=2).equals(whole.sample(40, seed=2))
     assert DPCGAN.load(tmp_path / "run").sample(40, seed=2).equals(whole.sample(40, seed=2))
 
