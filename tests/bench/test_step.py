@@ -1,14 +1,14 @@
 """Runs are merged, and judged by the worst of them; tables and figures show what is in the results."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-from dpcgan_fast.bench import chosen_nets, jax_results, others_markdown, read_results, targets_markdown, write_results
+from dpcgan_fast.bench import chosen_nets, read_results, targets_markdown, write_results
 from dpcgan_fast.bench.contenders import OURS
 from dpcgan_fast.bench.nets import bench_nets
-from dpcgan_fast.bench.paper import headline_markdown
 from dpcgan_fast.bench.step import merge_runs
 from dpcgan_fast.bench.targets import TARGETS, all_met, judge
 from dpcgan_fast.errors import InputError
@@ -104,13 +104,14 @@ def test_the_column_of_jax_privacy_is_there_when_its_file_is(tmp_path):
         assert (tmp_path / name).read_text().lstrip().startswith("<?xml")
 
 
-def test_the_readme_shows_the_committed_results():
+def test_readme_and_docs_show_the_committed_results():
     """`python bench/render.py` writes them there."""
-    root = Path(__file__).parents[2]
-    folder = root / "bench" / "results"
-    results, jax = read_results(folder / "step.json"), jax_results(folder)
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    assert targets_markdown(results) in readme
-    assert others_markdown(results, jax) in readme
-    assert others_markdown(read_results(folder / "step_h100.json")) in readme
-    assert headline_markdown(read_results(folder / "paper.json")) in readme
+    spec = importlib.util.spec_from_file_location("render", Path(__file__).parents[2] / "bench" / "render.py")
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    pages = render.tables_of_pages()
+    assert {page.name for page in pages} == {"README.md", "utility.md", "engine.md"}
+    for page, tables in pages.items():
+        text = page.read_text(encoding="utf-8")
+        for name, content in tables.items():
+            assert f"<!-- bench:{name} -->\n{content}<!-- /bench:{name} -->" in text, (page.name, name)

@@ -212,7 +212,12 @@ def targets_markdown(cells: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def standings_sentence(cells: Sequence[dict[str, Any]]) -> str:
+    """How many targets are met, in words."""
+    return _of_targets(cells)[0]
+
+
 def headline_markdown(results: dict[str, Any]) -> str:
-    """How many targets are met, and the table of all of them, for the README."""
+    """How many targets are met, and the table of all of them, for the page on utility."""
     sentence, of_targets = _of_targets(results["cells"])
     return f"{sentence}\n\n{of_targets}"
