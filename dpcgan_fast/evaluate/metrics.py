@@ -19,7 +19,7 @@ from dpcgan_fast.evaluate.features import target
 from dpcgan_fast.evaluate.fidelity import fidelity
 from dpcgan_fast.evaluate.learners import LEARNERS
 from dpcgan_fast.evaluate.nulls import null_notes
-from dpcgan_fast.evaluate.overlap import share_of_copies, shares_a_unit
+from dpcgan_fast.evaluate.overlap import real_as_synthetic_notes, share_of_copies, shares_a_unit
 from dpcgan_fast.evaluate.rules import rule_figures, rule_notes
 from dpcgan_fast.evaluate.schema_fit import outside_schema
 from dpcgan_fast.evaluate.sides import Comparison, Side
@@ -154,7 +154,9 @@ def _evaluate_sides(of: Side, known: Side | None, comparison: Comparison, privac
     check_test_table(test, schema)
     epsilon, delta = float(privacy["epsilon"]), privacy.get("delta")
     drawn_from = str(privacy.get("drawn_from", ""))
-    notes = [DISJOINT, *_drawn_notes(drawn_from), *training_notes(synthetic, schema, "synthetic")]
+    given = {"the real test table": test} | ({} if train is None else {"the real training table": train})
+    notes = [DISJOINT, *real_as_synthetic_notes(synthetic, given, schema)]
+    notes += [*_drawn_notes(drawn_from), *training_notes(synthetic, schema, "synthetic")]
     if synthetic.num_rows == 0:
         notes.append("The synthetic table has no rows: its distances are the largest there are.")
     if schema.label is None:

@@ -208,6 +208,19 @@ def test_evaluate_takes_a_synthetic_file(workplace, tmp_path, capsys):
     assert json_of(capsys)["rows"]["synthetic"] == 80
 
 
+@pytest.mark.parametrize("name", ["test", "train"])
+def test_evaluate_warns_of_a_real_file_as_the_synthetic_one(name, workplace, tmp_path, capsys):
+    given = workplace / f"{name}.csv"
+    arguments = ["evaluate", workplace / "run", "--real", workplace / "test.csv", "--train", workplace / "train.csv"]
+    assert run([str(a) for a in [*arguments, "--synthetic", given, "--out", tmp_path / "e"]]) == 0
+    called = {"test": "the real test table", "train": "the real training table"}[name]
+    assert f"the synthetic table is {called}, row for row" in capsys.readouterr().err
+    notes = json.loads((tmp_path / "e" / "metrics.json").read_text())["notes"]
+    assert sum("row for row" in note for note in notes) == 1
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert page.index(f"The synthetic table is {called}, row for row") < page.index("At a glance")
+
+
 def test_schema_drafts_what_training_refuses_until_it_is_filled_in(workplace, tmp_path, capsys):
     out = tmp_path / "schema.json"
     assert run(["schema", str(workplace / "train.csv"), "--out", str(out)]) == 0
