@@ -1,20 +1,18 @@
 """Fitting, from a table to a trained run folder: everything that happens between the schema and the model file."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from dpcgan_fast import ops
 from dpcgan_fast.data.encoding import RecordCodec
 from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.records import read_records
-from dpcgan_fast.data.schema import PRIVATE, Schema
+from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.units import UnitIndex, unit_ids
 from dpcgan_fast.errors import InputError, MachineError, PrivacyError
 from dpcgan_fast.models import MakeNetworks, Networks, is_conditional, make_networks
@@ -22,23 +20,19 @@ from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Ledger, account, noise_key
 from dpcgan_fast.privacy.accountant import refuse_overspending
 from dpcgan_fast.privacy.ledger import charged, taken_by_run
+from dpcgan_fast.synthesis.checks import RawTable, check_before_reading, check_schema, check_table
 from dpcgan_fast.synthesis.choice import Choice
-from dpcgan_fast.synthesis.privacy_statement import statement, unit_name
-from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases, planned_releases
+from dpcgan_fast.synthesis.privacy_statement import statement
+from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
+from dpcgan_fast.synthesis.starting import fresh_networks as _networks
 from dpcgan_fast.synthesis.starting import start_networks
-from dpcgan_fast.synthesis.statistics import (
-    draws_from_statistics,
-    dry_statistics,
-    release_statistics,
-    trains_for_clusters,
-)  # fmt: skip
+from dpcgan_fast.synthesis.statistics import draws_from_statistics, release_statistics
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
 from dpcgan_fast.train.data import TrainingData
-from dpcgan_fast.train.plan import AUTOENCODER, CRITIC, BudgetPlan, make_plan
+from dpcgan_fast.train.plan import AUTOENCODER, CRITIC, BudgetPlan
 from dpcgan_fast.train.session import Progress, Session, Silent
-from dpcgan_fast.train.settings import CLUSTERS
 from dpcgan_fast.train.state import TrainState, make_optimizers
 from dpcgan_fast.train.stopping import StopRequest
 
@@ -55,15 +49,6 @@ class FitHooks:
     progress: Progress = field(default_factory=Silent)
     stop: StopRequest = field(default_factory=StopRequest)
     dropped: Callable[[tuple[str, ...]], None] | None = None
-
-
-@dataclass(frozen=True)
-class RawTable:
-    """The table as it was read, and the unit of each row."""
-
-    table: pa.Table
-    ids: np.ndarray | None
-    where: str
 
 
 def pick_device(asked: str) -> torch.device:
@@ -91,14 +76,6 @@ def read_raw(source: TableSource, schema: Schema, hooks: FitHooks) -> RawTable:
         hooks.dropped(extra)
     ids = None if schema.merges_rows else unit_ids(table, schema, where)  # else every row is a unit
     return RawTable(table, ids, where)
-
-
-def _networks(
-    schema: Schema, settings: TrainSettings, device: torch.device, make: MakeNetworks
-) -> tuple[RecordCodec, Networks]:
-    """The codec of a complete schema of records and fresh networks for it."""
-    codec = RecordCodec(schema, joint=not is_conditional(settings.preset))
-    return codec, make(settings.preset, codec.blocks, codec.n_classes, settings.seed).to(device)
 
 
 def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, float]:
@@ -129,54 +106,6 @@ def _state(
         _divisors(settings, released),
         randomness,
     )
-
-
-def check_before_reading(
-    schema: Schema, settings: TrainSettings, make: MakeNetworks = make_networks
-) -> BudgetPlan:  # fmt: skip
-    """Everything that can be refused without the data, and the budget plan. Raises InputError or PrivacyError."""
-    check_schema(schema, settings, make)
-    schema = schema.as_records()
-    return make_plan(settings, planned_releases(schema, settings), unit_name(schema))
-
-
-def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = make_networks) -> None:
-    """Everything that can be refused without the data and the plan. Raises InputError."""
-    schema.require_complete()
-    if not schema.signals and all(column.name == schema.label for column in schema.columns):
-        raise InputError("There is nothing beside the label", "schema, columns", "Name columns that are to be drawn.")
-    _refuse_idle_constraints(schema)
-    schema = schema.as_records()
-    if not is_conditional(settings.preset) and schema.has_private_lists():
-        raise InputError(
-            "The published presets take records of a fixed length, so lists of categories and codes must be public",
-            f"preset {settings.preset}",
-            "Write the lists into the schema, or use preset auto.",
-        )
-    if settings.clusters != CLUSTERS[0]:
-        _refuse_clusters(schema, settings)
-    if not schema.has_private_lists():
-        _dry_networks(schema, settings, make)
-
-
-def _refuse_clusters(schema: Schema, settings: TrainSettings) -> None:
-    """The plan pays for one autoencoder: a second one, of another column, would be taken beyond what the run claims."""
-    what = "There are no clusters of codes to find: rows are not drawn from statistics of codes"
-    if trains_for_clusters(schema, settings):
-        if len(schema.codes_columns()) == 1:
-            return
-        what = "An autoencoder finds the clusters of one column of codes, and there are several"
-    raise InputError(what, f"clusters {settings.clusters}", "Leave it out.")
-
-
-def _refuse_idle_constraints(schema: Schema) -> None:
-    """A code that a public vocabulary lacks would imply nothing, and nobody would notice."""
-    vocabularies = {c.name: c.vocabulary for c in schema.codes_columns() if isinstance(c.vocabulary, tuple)}
-    for rule in schema.constraints:
-        known = vocabularies.get(rule.columns[0])
-        if rule.kind == "implies" and known is not None and not {rule.code, rule.implied} <= set(known):
-            what = "A constraint names a code that the vocabulary lacks"
-            raise InputError(what, f"schema, column {rule.columns[0]}", "Correct the constraint or the vocabulary.")
 
 
 def start(
@@ -240,31 +169,6 @@ def start(
 
 def _with_released(schema: Schema, released: ReleasedFacts) -> Schema:
     return schema.with_released(released.bounds, released.categories, released.vocabularies, released.quantiles)
-
-
-def _dry_networks(schema: Schema, settings: TrainSettings, make: MakeNetworks) -> None:
-    """Refuses a preset that does not fit the schema before anything touches the data."""
-    _networks(_with_stand_ins(schema), settings, torch.device("cpu"), make)
-
-
-def check_table(raw: RawTable, schema: Schema, settings: Sequence[TrainSettings]) -> None:
-    """Reads every cell as its type says, and tries what the settings ask for, so that what fails does so before the
-    budget is touched. Raises InputError."""
-    records = schema.as_records()
-    known = _with_stand_ins(records)
-    RecordCodec(known).encode(raw.table, raw.where)
-    if any(draws_from_statistics(records, one) for one in settings):
-        dry_statistics(raw.table, known)
-
-
-def _with_stand_ins(schema: Schema) -> Schema:
-    """The schema with something in the place of what is private."""
-    return schema.with_released(
-        {c.name: (0.0, 1.0) for c in (*schema.columns, *schema.signals) if c.bounds == PRIVATE},
-        {c.name: ("a", "b") for c in schema.columns if c.categories == PRIVATE},
-        {c.name: ("a", "b") for c in schema.columns if c.vocabulary == PRIVATE},
-        {c.name: () for c in schema.columns if c.quantiles == PRIVATE},
-    )
 
 
 def _session(

@@ -11,7 +11,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.data.schema_errors import schema_message
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import unreadable
-from dpcgan_fast.synthesis.fitting import check_schema
+from dpcgan_fast.synthesis.checks import check_schema
 from dpcgan_fast.synthesis.releases import settings_for
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.settings import Clusters, CriticLoss, Preset

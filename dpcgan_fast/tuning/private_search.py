@@ -14,7 +14,7 @@ from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import PrivacyError
 from dpcgan_fast.privacy import Ledger, Mechanism, noise_key
 from dpcgan_fast.privacy.selection import RunCount
-from dpcgan_fast.synthesis import DPCGAN, FitHooks, fitting
+from dpcgan_fast.synthesis import DPCGAN, FitHooks, checks, fitting
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.tuning.candidates import Candidate, Candidates
@@ -51,7 +51,7 @@ def search_privately(
         plan = plan_search(schema, candidates, epsilon, delta, count)
         randomness = secrets.SystemRandom() if seed is None else random.Random(seed)
         raw = fitting.read_raw(source, schema, hooks)
-        fitting.check_table(raw, schema, plan.settings)
+        checks.check_table(raw, schema, plan.settings)
         if accepted is not None:
             accepted()
         quiet = FitHooks(stop=hooks.stop)
@@ -79,7 +79,7 @@ def search_privately(
     return DPCGAN.load(out, device)
 
 
-def _scored(run: Path, raw: fitting.RawTable, mechanism: Mechanism, device: str, seed: int | None) -> float:
+def _scored(run: Path, raw: checks.RawTable, mechanism: Mechanism, device: str, seed: int | None) -> float:
     """The run's noisy score, which stands in its ledger before the noise is drawn."""
     model = DPCGAN.load(run, device)
     judge = judge_of(model, seed)

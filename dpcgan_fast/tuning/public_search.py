@@ -11,7 +11,7 @@ from dpcgan_fast.data.reading import TableSource, column_names, read_table
 from dpcgan_fast.data.schema import Schema
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.privacy import Mechanism, noise_key
-from dpcgan_fast.synthesis import DPCGAN, FitHooks, fitting
+from dpcgan_fast.synthesis import DPCGAN, FitHooks, checks, fitting
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.tuning.candidates import Candidate, Candidates
 from dpcgan_fast.tuning.scoring import check_label, judge_of, noisy_score, score_mechanism
@@ -42,10 +42,10 @@ def search_on_public(
     candidates.check(schema, epsilon, delta)
     wanted = [candidate.settings(schema, epsilon, delta, seed) for candidate in candidates.each]
     for settings in wanted:
-        fitting.check_before_reading(schema, settings)
+        checks.check_before_reading(schema, settings)
     with workplace(out) as work:
         # What the run would refuse of the data is refused before the search, which may take hours.
-        fitting.check_table(fitting.read_raw(source, schema, FitHooks(stop=hooks.stop)), schema, wanted)
+        checks.check_table(fitting.read_raw(source, schema, FitHooks(stop=hooks.stop)), schema, wanted)
         pick = _best(public, schema, epsilon, delta, candidates, work, device, seed, hooks, say)
         choice = _choice(Path(public).absolute().name, candidates.each[pick], len(candidates.each))
         run = work / "run"

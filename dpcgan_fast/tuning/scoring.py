@@ -24,7 +24,7 @@ from dpcgan_fast.ops import NoiseKey
 from dpcgan_fast.privacy import Mechanism
 from dpcgan_fast.privacy.releases import noisy_release, unit_weights, weighted_histogram
 from dpcgan_fast.synthesis import DPCGAN
-from dpcgan_fast.synthesis.fitting import RawTable
+from dpcgan_fast.synthesis.checks import RawTable
 from dpcgan_fast.synthesis.privacy_statement import unit_name
 from dpcgan_fast.train.data import TrainingData
 

@@ -22,6 +22,7 @@ from dpcgan_fast.privacy import Ledger, Mechanism, PoissonSampler, account
 from dpcgan_fast.privacy.ledger import charged, read_ledger, taken_by_run
 from dpcgan_fast.privacy.selection import RunCount
 from dpcgan_fast.synthesis import DPCGAN, code_autoencoder, releases
+from dpcgan_fast.synthesis.checks import check_before_reading
 from dpcgan_fast.synthesis.code_autoencoder import (
     LATENT_DIM,
     AutoencoderClusters,
@@ -30,7 +31,6 @@ from dpcgan_fast.synthesis.code_autoencoder import (
     nearest,
     release_centres,
 )  # fmt: skip
-from dpcgan_fast.synthesis.fitting import check_before_reading
 from dpcgan_fast.synthesis.statistics import CODE_AUTOENCODER
 from dpcgan_fast.tuning import search_privately
 from tests.baselines.replay import Replay, cauchy, refuse_moves

@@ -7,7 +7,7 @@ import pytest
 from dpcgan_fast.errors import InputError, MachineError, PrivacyError, StoppedError
 from dpcgan_fast.privacy import account, rdp_epsilon
 from dpcgan_fast.privacy.ledger import Ledger, charged, read_ledger
-from dpcgan_fast.synthesis import DPCGAN, FitHooks, fitting
+from dpcgan_fast.synthesis import DPCGAN, FitHooks, checks, fitting
 from dpcgan_fast.train import session as session_module
 from dpcgan_fast.train.checkpoint import checkpoint_paths
 from tests.synthesis.runs import CrashAfter, CrashError, Then, model_bytes, model_of, stopping_hooks
@@ -211,7 +211,7 @@ class TestPlan:
         ]  # fmt: skip
 
     def test_a_run_goes_on_by_it_and_makes_no_other(self, stopped, monkeypatch):
-        monkeypatch.setattr(fitting, "make_plan", lambda *_: pytest.fail("the plan was made anew"))
+        monkeypatch.setattr(checks, "make_plan", lambda *_: pytest.fail("the plan was made anew"))
         model_of().fit(make_table(), stopped, resume=True)
         mechanisms = charged(read_ledger(stopped / "ledger.jsonl")[0])
         assert len({m.noise_multiplier for m in mechanisms if m.mechanism == "critic"}) == 1
