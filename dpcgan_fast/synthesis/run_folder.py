@@ -8,12 +8,14 @@ from typing import Any
 
 from dpcgan_fast.errors import InputError
 from dpcgan_fast.files import PRIVATE_FOLDER, machine_error, write_whole
+from dpcgan_fast.train.checkpoint import checkpoint_paths
 
 CONFIG_VERSION = 1
 # Parts of config.json, and what each is in JSON. Of the plan `BudgetPlan.from_dict` tells whether it is one: a run
 # without it is refused for privacy.
 _PARTS = {"settings": dict, "user_schema": dict, "data": str, "finished": bool}
-_PARTS_OF_FINISHED = {**_PARTS, "released": dict, "privacy": dict, "model_sha256": str}
+_PARTS_WITH_CHECKPOINT = {**_PARTS, "released": dict}
+_PARTS_OF_FINISHED = {**_PARTS_WITH_CHECKPOINT, "privacy": dict, "model_sha256": str}
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class RunFolder:
             raise InputError(
                 "The run's configuration cannot be read", f"{self.config}: {type(error).__name__}", "Restore the file."
             ) from None
-        for name, kind in (_PARTS_OF_FINISHED if config.get("finished") else _PARTS).items():
+        parts = _PARTS_WITH_CHECKPOINT if checkpoint_paths(self.checkpoints) else _PARTS
+        for name, kind in (_PARTS_OF_FINISHED if config.get("finished") else parts).items():
             if not isinstance(config.get(name), kind):
                 raise InputError("The run's configuration is damaged", f"{self.config}: {name}", "Restore the file.")
         return config

@@ -224,6 +224,12 @@ class TestPlan:
         with pytest.raises(PrivacyError, match="The plan of the run cannot be read"):
             model_of().fit(make_table(), stopped, resume=True)
 
+    @pytest.mark.parametrize("change", [lambda c: c.pop("released"), lambda c: c.update(released=None)])
+    def test_without_what_was_released_the_configuration_is_damaged(self, stopped, change):
+        self.edit(stopped, change)
+        with pytest.raises(InputError, match=r"The run's configuration is damaged \(.*config.json: released\)"):
+            model_of().fit(make_table(), stopped, resume=True)
+
     def test_no_block_is_reserved_beyond_the_claim_whatever_the_plan_says(self, stopped):
         self.edit(stopped, lambda config: config["plan"]["mechanisms"][-1].update(steps=6000))
         with pytest.raises(PrivacyError, match="more than the 3 that the run claims"):
