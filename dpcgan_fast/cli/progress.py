@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from dpcgan_fast.cli.console import say
+from dpcgan_fast.train.free import FITTING
 
 _LINES_PER_PHASE = 10
 _LINES_OF_SPARE = 2
@@ -72,7 +73,8 @@ class TerminalProgress(_Bars):
         if self._bars is not None:
             self._task = self._bars.add_task(phase, total=total, completed=done, epsilon=self._epsilon)
         else:
-            say(f"{phase}: {total} private steps" + (f", {done} done before" if done else ""))
+            kind = "steps that cost nothing" if phase.startswith(FITTING) else "private steps"
+            say(f"{phase}: {total} {kind}" + (f", {done} done before" if done else ""))
 
     def advance(self, done: int, epsilon: float | None) -> None:
         """Steps taken so far, and a bound on epsilon where it was computed anew."""
@@ -81,7 +83,8 @@ class TerminalProgress(_Bars):
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
         elif done % max(1, self._total // (_LINES_OF_SPARE if self._spare else _LINES_PER_PHASE)) == 0:
-            say(f"{self._phase}: {done}/{self._total}, epsilon so far {self._epsilon}")
+            epsilon = "" if self._phase.startswith(FITTING) else f", epsilon so far {self._epsilon}"
+            say(f"{self._phase}: {done}/{self._total}{epsilon}")
 
 
 class WorkProgress(_Bars):

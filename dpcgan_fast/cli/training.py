@@ -103,6 +103,20 @@ def train(
             "data are not looked at for that.",
         ),
     ] = False,
+    fit_steps: Annotated[
+        int,
+        typer.Option(
+            help="Fit the networks to the released statistics, by so many steps that cost nothing, and draw rows from "
+            "them; private steps follow where --steps says how many. Some thousands take minutes. 0 draws rows from "
+            "the statistics, which has been better on all that was measured."
+        ),
+    ] = 0,
+    training_share: Annotated[
+        float,
+        typer.Option(
+            help="Of what epsilon allows a Gaussian release, the part that private steps have beside statistics."
+        ),
+    ] = 0.04,
     clusters: Annotated[
         str,
         typer.Option(
@@ -128,7 +142,7 @@ def train(
         Schema.from_json(schema), epsilon, delta, preset, device, steps, seed, autoencoder_batch=batch_size,
         critic_batch=batch_size, autoencoder_steps=autoencoder_steps, max_grad_norm=max_grad_norm,
         release_share=release_share, paired_fakes=paired_fakes, statistics=False if networks_only else None,
-        clusters=clusters,
+        clusters=clusters, fit_steps=fit_steps, training_share=training_share,
     )  # fmt: skip
     with stop_on_signals() as stop, TerminalProgress(model.draws_from_statistics) as progress:
         model.fit(data, out, resume=resume, hooks=FitHooks(progress, stop, say_dropped))

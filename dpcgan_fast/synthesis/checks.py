@@ -14,7 +14,7 @@ from dpcgan_fast.models import MakeNetworks, is_conditional, make_networks
 from dpcgan_fast.synthesis.privacy_statement import unit_name
 from dpcgan_fast.synthesis.releases import planned_releases
 from dpcgan_fast.synthesis.starting import fresh_networks
-from dpcgan_fast.synthesis.statistics import draws_from_statistics, dry_statistics, trains_for_clusters
+from dpcgan_fast.synthesis.statistics import dry_statistics, releases_statistics, trains_for_clusters
 from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.plan import BudgetPlan, make_plan
 from dpcgan_fast.train.settings import CLUSTERS
@@ -53,6 +53,9 @@ def check_schema(schema: Schema, settings: TrainSettings, make: MakeNetworks = m
         )
     if settings.clusters != CLUSTERS[0]:
         _refuse_clusters(schema, settings)
+    if settings.fit_steps and not releases_statistics(schema, settings):
+        what = "There are no statistics that networks could be fitted to"
+        raise InputError(what, f"fit_steps {settings.fit_steps}", "Leave it out: the networks are trained on the data.")
     if not schema.has_private_lists():
         _dry_networks(schema, settings, make)
 
@@ -88,7 +91,7 @@ def check_table(raw: RawTable, schema: Schema, settings: Sequence[TrainSettings]
     records = schema.as_records()
     known = _with_stand_ins(records)
     RecordCodec(known).encode(raw.table, raw.where)
-    if any(draws_from_statistics(records, one) for one in settings):
+    if any(releases_statistics(records, one) for one in settings):
         dry_statistics(raw.table, known)
 
 

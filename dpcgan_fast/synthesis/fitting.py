@@ -22,12 +22,13 @@ from dpcgan_fast.privacy.accountant import refuse_overspending
 from dpcgan_fast.privacy.ledger import charged, taken_by_run
 from dpcgan_fast.synthesis.checks import RawTable, check_before_reading, check_schema, check_table
 from dpcgan_fast.synthesis.choice import Choice
+from dpcgan_fast.synthesis.fitted_networks import fit_to_statistics
 from dpcgan_fast.synthesis.privacy_statement import statement
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.starting import fresh_networks as _networks
 from dpcgan_fast.synthesis.starting import start_networks
-from dpcgan_fast.synthesis.statistics import draws_from_statistics, release_statistics
+from dpcgan_fast.synthesis.statistics import release_statistics, releases_statistics
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
 from dpcgan_fast.train.data import TrainingData
@@ -153,7 +154,7 @@ def start(
         folder.write(folder.schema, complete.to_json())
         complete = complete.as_records()
         statistics: dict[str, torch.Tensor] = {}
-        if draws_from_statistics(records, settings):
+        if releases_statistics(records, settings):
             found = release_statistics(raw.table, complete, plan, ledger, key, settings.seed, raw.where)
             statistics, released.statistics, released.parts = found
         codec, networks = _networks(complete, settings, device, make)
@@ -162,7 +163,7 @@ def start(
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
         folder.write_config({**folder.read_config(), "released": released.to_dict(), "device": str(device.type)})
         session.save()
-        _train(session)
+        _train(session, codec, released)
         finish(folder, session, schema, released, stopped="", choice=choice)
     return folder
 
@@ -183,7 +184,13 @@ def _session(
     return Session(settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop)
 
 
-def _train(session: Session) -> None:
+def _train(session: Session, codec: RecordCodec, released: ReleasedFacts) -> None:
+    settings = session.settings
+    if settings.fit_steps and not session.state.fitted:
+        units = settings.n_units if settings.n_units is not None else released.n_units
+        assert units is not None
+        fit_to_statistics(session, codec, units)
+        session.save()
     train_autoencoder(session)
     train_gan(session)
 
@@ -227,7 +234,7 @@ def resume(
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
         begun(folder)
         _charge_torn_line(session)
-        _train(session)
+        _train(session, codec, released)
         missing = sum(plan.mechanism(name).steps - steps for name, steps in state.steps.items())
         note = f"{missing} steps were lost to a crash; they stay charged." if missing else ""
         finish(folder, session, schema, released, stopped=note)
@@ -295,7 +302,8 @@ def finish(
     spent = account(charged(lines), settings.delta)
     privacy = statement(settings, schema, session.plan, released, lines, spent, stopped, choice)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}
-    tensors |= state.released_named()
+    if settings.fit_steps == 0:  # else rows are drawn from the networks
+        tensors |= state.released_named()
     content = pack(tensors, {"rates": state.rates.tolist()})
     folder.write(folder.model, content)
     folder.write(folder.card, privacy.pop("card"))

@@ -11,7 +11,7 @@ from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.releases import ReleasedFacts
 from dpcgan_fast.synthesis.statistics import CLUSTERS_BY_AUTOENCODER, CODE_AUTOENCODER, OF_STATISTICS, STATISTICS
-from dpcgan_fast.train.plan import TRAINED_RELEASE_SHARE, TRAINING_SHARE, BudgetPlan
+from dpcgan_fast.train.plan import TRAINED_RELEASE_SHARE, BudgetPlan, training_share
 from dpcgan_fast.train.settings import TrainSettings
 
 
@@ -85,9 +85,12 @@ def _holder(schema: Schema, column: Column) -> str:
     return "visit" if schema.visits is not None and schema.visits.differs(column.name) else "record"
 
 
-def drawn_from(released: ReleasedFacts) -> str:
-    """Where synthetic rows come from: "networks", or "statistics: " and their name."""
-    return f"{STATISTICS}: {released.statistics}" if released.statistics else "networks"
+def drawn_from(released: ReleasedFacts, settings: TrainSettings) -> str:
+    """Where synthetic rows come from: "networks", or "statistics: " and their name, or networks fitted to these."""
+    if not released.statistics:
+        return "networks"
+    fitted = "networks fitted to " if settings.fit_steps else ""
+    return f"{fitted}{STATISTICS}: {released.statistics}"
 
 
 def _setting_lines(
@@ -98,6 +101,8 @@ def _setting_lines(
         (plan.autoencoder, settings.autoencoder_batch),
         (plan.critic, settings.critic_batch),
     ):
+        if mechanism.steps == 0:
+            continue
         units = "that rate times the paid number of units" if batch is None else f"{batch} units"
         lines.append(
             f"{mechanism.mechanism}: {mechanism.steps} steps, sample rate {mechanism.sample_rate:.6g}, expected batch "
@@ -114,7 +119,7 @@ def _setting_lines(
     if len(own) < len(plan.releases):
         lines.append(
             "statistics: nearly all that is left. In units of 1 / (noise multiplier)^2, of which epsilon and delta "
-            f"allow one Gaussian release a fixed amount, {TRAINING_SHARE:.0%} is kept for autoencoder and critic. "
+            f"allow one Gaussian release a fixed amount, {100 * training_share(settings):g}% is kept for what follows. "
             "The statistics are several Gaussian releases that together cost what their one line in the ledger says"
         )
     encoder = plan.release(CODE_AUTOENCODER)
@@ -128,8 +133,13 @@ def _setting_lines(
             f"{encoder.mechanism}: not trained, since people are few by noisy numbers; its {TRAINED_RELEASE_SHARE:.0%} "
             "of that amount is charged all the same"
         )
-    lines.append(f"synthetic rows are drawn from {drawn_from(released)}")
-    lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
+    lines.append(f"synthetic rows are drawn from {drawn_from(released, settings)}")
+    if settings.fit_steps:
+        lines.append(
+            f"networks fitted to rows drawn from the statistics by {settings.fit_steps} steps, which cost nothing"
+        )
+    if plan.autoencoder.steps + plan.critic.steps:
+        lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
     return lines
 
 
@@ -203,7 +213,7 @@ def statement(
         "accountant": spent.accountant,
         "pld_interval": spent.pld_interval,
         "unit": facts.unit,
-        "drawn_from": drawn_from(released),
+        "drawn_from": drawn_from(released, settings),
         "mechanisms": [m.to_dict() for m in mechanisms],
         "statistics": [part.to_dict() for part in released.parts],
         "seeded": facts.seeded,

@@ -26,7 +26,7 @@ from dpcgan_fast.synthesis.statistics import (
     CODE_AUTOENCODER,
     OF_STATISTICS,
     STATISTICS,
-    draws_from_statistics,
+    releases_statistics,
     trains_for_clusters,
 )  # fmt: skip
 from dpcgan_fast.train.plan import BudgetPlan, PlannedRelease
@@ -55,7 +55,7 @@ class ReleasedFacts:
     quantiles: by column name, evenly spaced in probability
     category_rates: by column name, where there are many categories: of each class, shares of the positions of the
         column's one-hot
-    statistics: name of those that rows are drawn from, empty if they are drawn from the networks
+    statistics: name of those that rows are drawn from, or that networks are fitted to; empty if there are none
     parts:      the Gaussian releases that the statistics consist of, which cost together what their line in the ledger
         does; empty in a run of a version that did not keep them
     """
@@ -101,7 +101,7 @@ class ReleasedFacts:
             none = "" if names else "; with so few records at this epsilon, give a public vocabulary"
             lines.append(f"codes of {name}: {len(names)} found{none}")
         if self.statistics:
-            lines.append(f"statistics that synthetic rows are drawn from: {self.statistics}")
+            lines.append(f"statistics: {self.statistics}")
         lines += [f"how many records have each code of {name}, and how many codes records have"
                   for name in self.code_counts]  # fmt: skip
         return lines
@@ -183,7 +183,7 @@ def planned_releases(schema: Schema, settings: TrainSettings) -> tuple[PlannedRe
         planned.append(PlannedRelease(LABEL_HISTOGRAM, 1.0))
     if schema.n_units is None:
         planned.append(PlannedRelease(UNIT_COUNT, 1.0))
-    if draws_from_statistics(schema, settings):
+    if releases_statistics(schema, settings):
         planned.append(PlannedRelease(STATISTICS, 1.0, main=True))
     if trains_for_clusters(schema, settings):
         rate, steps = settings.sample_rate(settings.autoencoder_batch), cluster_steps(settings.epsilon)

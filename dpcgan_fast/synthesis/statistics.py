@@ -38,18 +38,23 @@ OF_STATISTICS = (STATISTICS, CODE_AUTOENCODER)  # releases that are not made wit
 _DRY_ROWS = 64
 
 
-def draws_from_statistics(schema: Schema, settings: TrainSettings) -> bool:
-    """Whether a run releases statistics and draws its rows from them: a rule of schema and settings alone.
+def releases_statistics(schema: Schema, settings: TrainSettings) -> bool:
+    """Whether a run releases statistics: a rule of schema and settings alone.
 
     schema: of records; bounds and lists may still be private
     """
     return settings.statistics and is_conditional(settings.preset) and has_statistics(schema)
 
 
+def draws_from_statistics(schema: Schema, settings: TrainSettings) -> bool:
+    """Whether its rows are drawn from statistics, and not from networks that are fitted to them. schema: of records"""
+    return releases_statistics(schema, settings) and settings.fit_steps == 0
+
+
 def trains_for_clusters(schema: Schema, settings: TrainSettings) -> bool:
-    """Whether an autoencoder finds the clusters of codes that rows are drawn from. schema: of records"""
+    """Whether an autoencoder finds the clusters of codes of the statistics. schema: of records"""
     asked = settings.clusters == "autoencoder"
-    return asked and draws_from_statistics(schema, settings) and bool(schema.codes_columns())
+    return asked and releases_statistics(schema, settings) and bool(schema.codes_columns())
 
 
 def release_statistics(

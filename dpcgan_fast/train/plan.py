@@ -13,10 +13,9 @@ from dpcgan_fast.privacy.calibration import rounded_up
 from dpcgan_fast.train.settings import TrainSettings
 
 AUTOENCODER, CRITIC = "autoencoder", "critic"
-# What training keeps beside a main release, as a share of 1 / noise_multiplier^2 of one Gaussian release at epsilon and
-# delta (mu^2 of Gaussian DP). It makes the noise of the main one 2 % greater.
-TRAINING_SHARE = 0.04
-TRAINED_RELEASE_SHARE = 0.1  # likewise, of a release that is trained
+TRAINED_RELEASE_SHARE = 0.1  # of a release that is trained, as `TrainSettings.training_share`
+_LEAST_MAIN_SHARE = 0.04  # likewise: statistics of less would be little but noise
+_UNSPENT_SHARE = 0.005  # likewise, where no private steps follow: what the grid of a privacy loss distribution may take
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class BudgetPlan:
 def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], unit: str) -> BudgetPlan:
     """Finds the noise: releases get their share of epsilon, autoencoder and critic what the composition leaves.
 
-    A main release gets nearly all but `TRAINING_SHARE`, and `TRAINED_RELEASE_SHARE` where there is a trained one.
+    A main release gets nearly all but `training_share`, and `TRAINED_RELEASE_SHARE` where there is a trained one.
 
     Raises ValueError if the thresholds' deltas leave nothing of delta, InputError if the other releases leave the main
     one less than training has.
@@ -155,7 +154,9 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
             )
         ]
 
-    noise = calibrate_noise_multiplier(lambda sigma: released + trained(sigma), settings.epsilon, settings.delta)
+    noise = main_noise  # of no step
+    if settings.autoencoder_steps + settings.critic_steps:
+        noise = calibrate_noise_multiplier(lambda sigma: released + trained(sigma), settings.epsilon, settings.delta)
     plan = BudgetPlan(release_noise, noise, tuple(released), *trained(noise))
     spent = account(plan.mechanisms, settings.delta).epsilon
     if settings.private and spent > settings.epsilon:
@@ -181,22 +182,28 @@ def _rest(settings: TrainSettings, releases: tuple[PlannedRelease, ...]) -> floa
     return settings.delta - sum(release.delta for release in releases)
 
 
+def training_share(settings: TrainSettings) -> float:
+    """What is kept for private steps of autoencoder and critic beside a main release; next to nothing without any."""
+    return settings.training_share if settings.autoencoder_steps + settings.critic_steps else _UNSPENT_SHARE
+
+
 def _main_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], release_noise: float) -> float:
     """Noise multiplier of the main release. Gaussian mechanisms compose by their squares (arXiv 1905.02383).
 
-    Raises InputError if the other releases leave it less than training.
+    Raises InputError if other releases and training leave it less than `_LEAST_MAIN_SHARE`.
     """
     if not any(release.main for release in releases) or not settings.private:
         return 0.0
     whole = 1 / float(dp_accounting.get_sigma_gaussian(settings.epsilon, _rest(settings, releases))) ** 2
     others = sum(1 / release_noise**2 for release in releases if not release.main and not release.steps)
     others += TRAINED_RELEASE_SHARE * whole * sum(release.steps > 0 for release in releases)
-    left = (1 - TRAINING_SHARE) * whole - others
-    if left < TRAINING_SHARE * whole:
+    kept = training_share(settings)
+    left = (1 - kept) * whole - others
+    if left < _LEAST_MAIN_SHARE * whole:
         raise InputError(
-            "Releases before training leave too little of epsilon",
-            f"release_share {settings.release_share:g}",
-            "Give a smaller release_share.",
+            "Other releases and private steps leave the statistics too little of epsilon",
+            f"release_share {settings.release_share:g}, training_share {kept:g}",
+            "Give smaller shares.",
         )
     return float(f"{1 / math.sqrt(left):.6g}")
 

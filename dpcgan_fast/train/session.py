@@ -94,7 +94,8 @@ class Session:
             "ledger_head": self.ledger.head,
             "noise_position": self.noise_key.position if self.noise_key.seeded else None,
         }
-        write_checkpoint(self.checkpoints, sum(self.state.steps.values()), Checkpoint(self.state.tensors(), values))
+        order = sum(self.state.steps.values()) + self.state.fitted
+        write_checkpoint(self.checkpoints, order, Checkpoint(self.state.tensors(), values))
         epsilon = self.running_epsilon() if self.settings.private else "inf"
         append_line(self.log, json.dumps({"steps": self.state.steps, "epsilon_rdp": epsilon}))
 
@@ -108,6 +109,8 @@ class Session:
         Raises StoppedError after the checkpoint if a stop was asked for.
         """
         mechanism = self.plan.mechanism(name)
+        if mechanism.steps == 0:
+            return
         key = sampling_key(name, self.settings.seed)
         sampler = PoissonSampler(self.data.index.n_units, mechanism.sample_rate, key)
         self.progress.start(name, mechanism.steps, self.state.steps[name])

@@ -29,7 +29,13 @@ class TrainSettings:
     paired_fakes:        the paper's joint form: a fake for every real row, inside the unit's loss before clipping
     release_share:       share of epsilon for releases before training, other than the statistics
     statistics:          whether most of the budget buys statistics that rows are drawn from, where the schema has any
-    clusters:            how clusters of codes are found, where rows of codes are drawn from statistics
+    clusters:            how clusters of codes are found, where there are statistics of codes
+    fit_steps:           of the critic on rows drawn from the statistics, and three tenths as many of the autoencoder,
+                         before any private step: networks are fitted to what was paid for, and rows are drawn from
+                         them; 0 draws rows from the statistics
+    training_share:      what autoencoder and critic have beside statistics, as a share of 1 / noise_multiplier^2 of one
+                         Gaussian release at epsilon and delta (mu^2 of Gaussian DP); at 0.04 the noise of the
+                         statistics is 2 % greater for it
     checkpoint_interval: private steps between two checkpoints, and at most as many are reserved in the ledger at once
     """
 
@@ -55,6 +61,8 @@ class TrainSettings:
     release_share: float = 0.1
     statistics: bool = False
     clusters: Clusters = "mixture"
+    fit_steps: int = 0
+    training_share: float = 0.04
     checkpoint_interval: int = 100
     seed: int | None = None
 
@@ -135,6 +143,8 @@ def default_settings(
             critic_batch=None if n_units is None else (128 if uci else 64), critic_steps=4000, critic_per_generator=1,
             critic_lr=1e-3, generator_lr=1e-3, decoder_lr=1e-4, beta1=0.9, beta2=0.999, critic_loss="wasserstein",
         )  # fmt: skip
+    if changes.get("fit_steps"):  # tuning by private steps is asked for by their number
+        settings = replace(settings, autoencoder_steps=0, critic_steps=0)
     overrides = {"critic_steps": steps, **changes}
     settings = replace(settings, **{k: v for k, v in overrides.items() if v is not None})
     _check_settings(settings)
@@ -169,21 +179,23 @@ def _check_settings(settings: TrainSettings) -> None:
     if settings.clusters not in CLUSTERS:
         raise InputError("There is no such way to find clusters", f"clusters {settings.clusters}",
                          f"Choose one of {', '.join(CLUSTERS)}.")  # fmt: skip
-    counts = ("autoencoder_steps", "critic_steps", "critic_per_generator", "checkpoint_interval")
+    counts = ("fit_steps", "autoencoder_steps", "critic_steps", "critic_per_generator", "checkpoint_interval")
+    may_be_none = ("fit_steps", *(("autoencoder_steps", "critic_steps") if settings.fit_steps > 0 else ()))
     for name in (*counts, "autoencoder_batch", "critic_batch"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
+        value, least = getattr(settings, name), 0 if name in may_be_none else 1
+        if value is not None and value < least:
             where = f"{_KNOWN_AS.get(name, name)} {value}"
-            raise InputError(f"{name} must be at least 1", where, "Give a positive whole number.")
+            how = "Give a positive whole number." if least else "Give a positive whole number, or 0 for none."
+            raise InputError(f"{name} must be at least {least}", where, how)
     if not (math.isfinite(settings.max_grad_norm) and settings.max_grad_norm > 0):
         raise InputError("max_grad_norm must be positive", f"max_grad_norm {settings.max_grad_norm}", "Use 1.0.")
     if not 0 <= settings.generator_ema < 1:
         where = f"generator_ema {settings.generator_ema}"
         raise InputError("generator_ema must be at least 0 and less than 1", where, "Use 0.99, or 0 for none.")
-    if not 0 < settings.release_share < 1:
-        raise InputError(
-            "release_share must lie between 0 and 1", f"release_share {settings.release_share}", "Use 0.1."
-        )
+    for name, usual in (("release_share", 0.1), ("training_share", 0.04)):
+        value = getattr(settings, name)
+        if not 0 < value < 1:
+            raise InputError(f"{name} must lie between 0 and 1", f"{name} {value}", f"Use {usual}.")
     for batch in (settings.autoencoder_batch, settings.critic_batch):
         if batch is not None and settings.n_units is not None and batch > settings.n_units:
             raise InputError(

@@ -25,6 +25,7 @@ class TrainState:
     steps:      private steps taken, by mechanism
     randomness: of latent codes, fake labels and draws from the decoder; public
     released:   of statistics that rows are drawn from, which training does not touch
+    fitted:     whether the networks were fitted to statistics, where they are
     averaged:   running averages of what the generator's optimizer moves, in its order; empty if there are none
     """
 
@@ -35,6 +36,7 @@ class TrainState:
     randomness: torch.Generator
     steps: dict[str, int] = field(default_factory=lambda: {AUTOENCODER: 0, CRITIC: 0})
     released: dict[str, Tensor] = field(default_factory=dict)
+    fitted: bool = False
     averaged: list[Tensor] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -54,7 +56,10 @@ class TrainState:
 
     def values(self) -> Values:
         """Counters and released facts, as JSON values."""
-        return {"steps": dict(self.steps), "rates": self.rates.tolist(), "divisors": dict(self.divisors)}
+        return {
+            "steps": dict(self.steps), "rates": self.rates.tolist(), "divisors": dict(self.divisors),
+            "fitted": self.fitted,
+        }  # fmt: skip
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """What the generator's optimizer moves: generator and decoder, in its order."""
@@ -99,6 +104,7 @@ class TrainState:
             self.steps = {name: int(values["steps"][name]) for name in self.steps}
             self.rates = torch.tensor(values["rates"], device=self.rates.device)
             self.divisors = {name: float(divisor) for name, divisor in values["divisors"].items()}
+            self.fitted = bool(values.get("fitted", False))
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise InputError(
                 "The checkpoint does not fit the model", type(error).__name__, "Start a new run in a new folder."

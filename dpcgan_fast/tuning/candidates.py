@@ -17,6 +17,7 @@ from dpcgan_fast.train import TrainSettings
 from dpcgan_fast.train.settings import Clusters, CriticLoss, Preset
 
 _Count = Annotated[int, Field(ge=1)]
+_CountOrNone = Annotated[int, Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0)]
 _Momentum = Annotated[float, Field(ge=0, lt=1)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
@@ -53,6 +54,8 @@ class Candidate(BaseModel):
     release_share: _Share | None = None
     statistics: bool | None = None
     clusters: Clusters | None = None
+    fit_steps: _CountOrNone | None = None
+    training_share: _Share | None = None
 
     @model_validator(mode="after")
     def _one_name_each(self) -> "Candidate":

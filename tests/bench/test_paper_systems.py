@@ -58,7 +58,8 @@ def quick(monkeypatch):
 
     def few(*arguments):
         settings = original(*arguments)
-        steps = {name: min(FEW, getattr(settings, name)) for name in ("autoencoder_steps", "critic_steps")}
+        names = ("autoencoder_steps", "critic_steps", "fit_steps")
+        steps = {name: min(FEW, getattr(settings, name)) for name in names}
         return replace(settings, **steps)
 
     monkeypatch.setattr(systems, "_settings", few)
@@ -84,7 +85,7 @@ def fit(system: str, data: str, folder, epsilon: float = EPSILON) -> Synthetic:
 
 
 CASES = [(system, "waves") for system in SYSTEMS if system != CODES_AE]
-CASES += [(system, CODES) for system in ("rdpcgan", "dense", "conv", AUTO)]
+CASES += [(system, CODES) for system in ("rdpcgan", "dense", "conv", "conv-fitted", AUTO)]
 
 
 @pytest.mark.usefixtures("quick")
@@ -120,6 +121,8 @@ def test_clusters_by_an_autoencoder_are_paid_from_the_same_epsilon(monkeypatch, 
         ("dense", {AUTOENCODER: FEW, CRITIC: FEW}),
         ("dp-gan", {CRITIC: FEW}),
         ("conv-no-ae", {"label histogram": 1, CRITIC: FEW}),
+        ("conv-fitted", {"label histogram": 1, "statistics": 1}),
+        ("conv-tuned", {"label histogram": 1, "statistics": 1, CRITIC: FEW}),
         ("pate-gan", {LABELS: 1, VOTES: FEW}),
     ],
 )
@@ -143,7 +146,7 @@ def test_a_run_follows_from_its_seed(tmp_path):
 def test_published_networks_stand_where_a_record_has_their_length():
     stands = {name: [SYSTEMS[name].fits(TABLES[data]()) for data in TABLES] for name in SYSTEMS}
     assert stands.pop(CODES_AE) == [False, True]
-    assert stands.pop("rdpcgan-recipe") == stands.pop(AUTO_MORE) == [True, False]
+    assert stands.pop("rdpcgan-recipe") == stands.pop("conv-tuned") == stands.pop(AUTO_MORE) == [True, False]
     assert stands["rdpcgan"] == stands["rdpcgan-no-ae"] == [True, True]
     schema = waves().schema.model_copy(update={"signals": ()})
     assert not SYSTEMS["rdpcgan"].fits(replace(waves(), schema=schema))

@@ -16,3 +16,13 @@ def test_networks_that_no_row_depends_on_are_said_to_be_such_and_take_few_lines(
     assert len([line for line in said if line.startswith("critic: ") and "/100" in line]) == lines
     assert said[0].startswith("Synthetic rows are drawn from statistics") is spare
     assert "epsilon so far is an upper bound" in said[spare]
+
+
+def test_steps_that_cost_nothing_are_not_called_private(capsys):
+    with TerminalProgress() as progress:
+        progress.start("fitting critic", 10, 0)
+        for step in range(10):
+            progress.advance(step + 1, None)
+    _, begun, *said = capsys.readouterr().err.splitlines()
+    assert begun == "fitting critic: 10 steps that cost nothing"
+    assert said[-1] == "fitting critic: 10/10"

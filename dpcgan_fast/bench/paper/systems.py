@@ -33,6 +33,7 @@ from dpcgan_fast.train import TrainSettings
 
 DELTA = 1e-5
 STEPS = 600  # of the critic, of published and fully connected networks; the autoencoder takes half as many
+FIT_STEPS, TUNING_STEPS, TUNING_SHARE = 1000, 200, 0.3  # of networks fitted to statistics, and tuned after that
 TIMES = 5  # as many rows as there are training rows, of `auto` where many are drawn
 AUTO, AUTO_MORE, CODES_AE, YARDSTICK = "auto", f"auto-{TIMES}n", "codes-ae", "yardstick"
 
@@ -76,8 +77,8 @@ Fit = Callable[[Task], Synthetic]
 
 
 def _settings(preset: str, schema: Schema, task: Task, changes: dict[str, Any]) -> TrainSettings:
-    statistics = changes.get("statistics")
-    settings = settings_for(schema, preset, task.epsilon, DELTA, seed=task.seed, statistics=statistics)
+    told = {name: changes.get(name) for name in ("statistics", "fit_steps")}
+    settings = settings_for(schema, preset, task.epsilon, DELTA, seed=task.seed, **told)
     if preset != AUTO:
         settings = replace(settings, autoencoder_steps=max(1, task.steps // 2), critic_steps=task.steps)
     elif draws_from_statistics(schema, replace(settings, **changes)):
@@ -157,6 +158,8 @@ def _has_published_length(table: PaperTable) -> bool:
 
 
 _ONLY_NETWORKS = {"statistics": False}
+_FITTED = {"fit_steps": FIT_STEPS}
+_TUNED = {**_FITTED, "critic_steps": TUNING_STEPS, "training_share": TUNING_SHARE}
 SYSTEMS: dict[str, System] = {
     "rdpcgan": System(
         "the published networks and settings (`rdpcgan-uci`, or `rdpcgan-mimic` on codes alone), where a record has "
@@ -185,6 +188,17 @@ SYSTEMS: dict[str, System] = {
     "conv-no-ae": System(
         "the same without an autoencoder: purely adversarial, beside class rates",
         _networks(AUTO, make_networks, False, _ONLY_NETWORKS),
+    ),
+    "conv-fitted": System(
+        "the networks of `conv`, fitted to rows drawn from the statistics of `auto` by steps that cost nothing "
+        f"(`--fit-steps {FIT_STEPS}`)",
+        _networks(AUTO, make_networks, True, _FITTED),
+    ),
+    "conv-tuned": System(
+        f"the same, tuned by {TUNING_STEPS} private steps of the critic that have {TUNING_SHARE:g} of the budget; on "
+        "signals",
+        _networks(AUTO, make_networks, True, _TUNED),
+        lambda table: bool(table.schema.signals),
     ),
     AUTO: System(
         "what `dpcgan train` does by default: rows from statistics on all of these tables",

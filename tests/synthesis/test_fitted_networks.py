@@ -1,0 +1,111 @@
+"""Networks that are fitted to paid statistics: for nothing, from what was released alone, and rows come from them."""
+
+import pytest
+
+from dpcgan_fast.errors import InputError, StoppedError
+from dpcgan_fast.privacy import account
+from dpcgan_fast.privacy.ledger import charged, read_ledger
+from dpcgan_fast.synthesis import DPCGAN, fitting
+from dpcgan_fast.train.checkpoint import unpack
+from tests.synthesis.code_runs import VOCABULARY, code_schema, events, write_events
+from tests.synthesis.runs import model_bytes, stopping_hooks
+from tests.tables import make_schema, make_table
+
+
+def fitted_model(schema=None, epsilon=3.0, **changes):
+    return DPCGAN(schema or make_schema(), epsilon, 1e-4, device="cpu", **{"fit_steps": 8, **changes})
+
+
+def mechanisms_of(run):
+    return charged(read_ledger(run / "ledger.jsonl")[0])
+
+
+def test_the_fit_costs_nothing_and_rows_come_from_the_networks(tmp_path):
+    model = fitted_model().fit(make_table(), tmp_path / "run")
+    assert [m.mechanism for m in mechanisms_of(tmp_path / "run")] == ["label histogram", "statistics"]
+    assert 0.99 * 3.0 < account(mechanisms_of(tmp_path / "run"), 1e-4).epsilon <= 3.0
+    assert model.privacy()["drawn_from"] == "networks fitted to statistics: a tree of columns"
+    assert len(model.privacy()["statistics"]) > 2
+    assert "fitted to rows drawn from the statistics by 8 steps, which cost nothing" in model.privacy_card()
+    assert not any(name.startswith("released.") for name in unpack(model_bytes(model), "model").tensors)
+    assert DPCGAN.load(tmp_path / "run").sample(30, seed=1).equals(model.sample(30, seed=1))
+
+
+def test_networks_know_of_the_data_what_was_released_and_nothing_else(tmp_path, monkeypatch):
+    """With the releases of one table, another table gives the same networks, bit for bit."""
+    kept = {}
+
+    def keep_or_repeat(name):
+        real = getattr(fitting, name)
+
+        def call(*arguments):
+            if name not in kept:
+                kept[name] = real(*arguments)
+            return kept[name]
+
+        monkeypatch.setattr(fitting, name, call)
+
+    for name in ("make_releases", "release_statistics"):
+        keep_or_repeat(name)
+    one = fitted_model(seed=5).fit(make_table(), tmp_path / "one")
+    other = fitted_model(seed=5).fit(make_table(seed=3), tmp_path / "other")
+    assert len(mechanisms_of(tmp_path / "other")) == 0
+    assert model_bytes(one) == model_bytes(other)
+
+
+def test_private_steps_follow_where_they_are_asked_for(tmp_path):
+    fitted_model(steps=4, training_share=0.3).fit(make_table(), tmp_path / "run")
+    label, statistics, critic = mechanisms_of(tmp_path / "run")
+    assert (label.mechanism, statistics.mechanism, critic.mechanism) == ("label histogram", "statistics", "critic")
+    assert critic.steps == 4
+    fitted_model().fit(make_table(), tmp_path / "alone")
+    alone = mechanisms_of(tmp_path / "alone")[1]
+    assert 1.15 < statistics.noise_multiplier / alone.noise_multiplier < 1.25, "1 / sqrt(1 - 0.3)"
+    assert 0.99 * 3.0 < account([label, statistics, critic], 1e-4).epsilon <= 3.0
+
+
+def test_without_privacy_nothing_has_noise(tmp_path):
+    model = fitted_model(epsilon=float("inf")).fit(make_table(), tmp_path / "run")
+    assert all(m.noise_multiplier == 0 for m in mechanisms_of(tmp_path / "run"))
+    assert model.sample(20).num_rows == 20
+
+
+@pytest.mark.parametrize("phase", ["fitting autoencoder", "fitting critic", "critic"])
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_been_stopped(tmp_path, phase):
+    whole = fitted_model(seed=5, steps=3).fit(make_table(), tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        fitted_model(seed=5, steps=3).fit(make_table(), tmp_path / "run", hooks=stopping_hooks(phase, 2))
+    resumed = fitted_model(seed=5, steps=3).fit(make_table(), tmp_path / "run", resume=True)
+    assert resumed.sample(40, seed=2).equals(whole.sample(40, seed=2))
+    assert mechanisms_of(tmp_path / "run")[:2] == mechanisms_of(tmp_path / "whole")[:2]
+
+
+def test_networks_of_codes_begin_at_the_frequencies_that_are_drawn(tmp_path):
+    path = write_events(tmp_path / "events.csv", events())
+    model = fitted_model(code_schema(columns=("died", "dx")), fit_steps=1).fit(path, tmp_path / "run")
+    assert model.privacy()["drawn_from"].startswith("networks fitted to statistics: numbers")
+    lists = model.sample(2000, seed=0)["dx"].to_pylist()
+    first, last = (sum(code in codes for codes in lists) / 2000 for code in (VOCABULARY[0], VOCABULARY[-1]))
+    assert first > 0.7
+    assert last < 0.45, "0.9 and 0.13 of the patients have them"
+
+
+@pytest.mark.parametrize("changes", [{"statistics": False}, {"preset": "rdpcgan-uci"}])
+def test_without_statistics_there_is_nothing_to_fit_to(tmp_path, changes):
+    with pytest.raises(InputError, match="no statistics that networks could be fitted to"):
+        fitted_model(**changes).fit(make_table(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"fit_steps": -1}, "fit_steps must be at least 0"), ({"training_share": 1.0}, "training_share must lie between")],
+)
+def test_settings_out_of_range_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        fitted_model(**changes)
+
+
+def test_private_steps_cannot_have_nearly_all(tmp_path):
+    with pytest.raises(InputError, match="leave the statistics too little of epsilon"):
+        fitted_model(steps=4, training_share=0.97).fit(make_table(), tmp_path / "run")
