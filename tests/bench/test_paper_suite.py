@@ -13,7 +13,7 @@ import torch
 from scipy.stats import t
 
 from dpcgan_fast.bench import write_results
-from dpcgan_fast.bench.paper import SYSTEMS, Grid, bench_paper, cells, paper_figure, paper_markdown
+from dpcgan_fast.bench.paper import SYSTEMS, Grid, bench_paper, cells, figures, paper_figure, paper_markdown
 from dpcgan_fast.bench.paper.protocol import Judges
 from dpcgan_fast.bench.paper.systems import Synthetic
 from dpcgan_fast.bench.paper.tables import PaperTable
@@ -297,6 +297,39 @@ def test_a_figure_is_the_same_for_the_same_results():
     assert figure == paper_figure(found, "cardio")
     assert figure.lstrip().startswith(b"<?xml")
     assert figure != paper_figure(found[1:], "cardio")
+
+
+def test_systems_that_fail_utterly_are_triangles_at_the_end_of_an_axis(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "as_svg", lambda figure: drawn.append(figure) or b"")
+    found = [
+        cell("auto", 1.0, 0.80), cell("yardstick", 1.0, 0.81), cell("real", None, 0.84), cell("conv", 1.0, 0.79),
+        cell("dense", 1.0, 0.50), cell("dp-gan", 1.0, 0.55), cell("pate-gan", 1.0, 0.90),
+    ]  # fmt: skip
+    paper_figure(found, "cardio")
+    auroc = drawn[0].axes[0]
+    low, high = auroc.get_ylim()
+    assert 0.76 < low < 0.78, "half of the range from auto to the real rows, and room for triangles"
+    assert 0.90 < high < 0.92, "whatever is better is shown"
+    triangles = [line for line in auroc.lines if line.get_marker() == "v"]
+    assert sum(len(line.get_xdata()) for line in triangles) == 2
+    assert all(low < y < 0.78 for line in triangles for y in line.get_ydata())
+    assert "worse, off the axis" in [text.get_text() for text in drawn[0].axes[-1].get_legend().get_texts()]
+
+    paper_figure([one for one in found if one["system"] not in ("auto", "yardstick")], "cardio")
+    assert drawn[1].axes[0].get_ylim()[0] < 0.5, "without them nothing says what is worth telling apart"
+    paper_figure(found[:4], "cardio")
+    assert drawn[2].axes[0].get_ylim()[0] > 0.78, "no axis is longer than its means"
+
+
+def test_what_is_told_apart_is_worse_at_the_upper_end(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "as_svg", lambda figure: drawn.append(figure) or b"")
+    shares = {"auto": 0.6, "conv": 0.55, "dense": 1.0}
+    paper_figure([cell(system, 1.0, 0.8, c2st=share) for system, share in shares.items()], "cardio")
+    axes = drawn[0].axes[-1]
+    assert axes.get_ylim()[1] < 0.65
+    assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "^") == 1
 
 
 def test_results_are_written_with_a_table_and_a_figure_for_each_data_set(tmp_path):
