@@ -11,14 +11,14 @@ from pathlib import Path
 
 from dpcgan_fast.data.reading import TableSource
 from dpcgan_fast.data.schema import Schema
-from dpcgan_fast.errors import PrivacyError
+from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Ledger, Mechanism, noise_key
 from dpcgan_fast.privacy.selection import RunCount
 from dpcgan_fast.synthesis import DPCGAN, FitHooks, checks, fitting
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.tuning.candidates import Candidate, Candidates
-from dpcgan_fast.tuning.scoring import judge_of, noisy_score
+from dpcgan_fast.tuning.scoring import WORST, judge_of, noisy_score
 from dpcgan_fast.tuning.search_budget import SearchPlan, plan_search
 from dpcgan_fast.tuning.workplace import check_stop, destroy, publish, workplace
 
@@ -80,8 +80,15 @@ def search_privately(
 
 
 def _scored(run: Path, raw: checks.RawTable, mechanism: Mechanism, device: str, seed: int | None) -> float:
-    """The run's noisy score, which stands in its ledger before the noise is drawn."""
-    model = DPCGAN.load(run, device)
+    """The run's noisy score, which stands in its ledger before the noise is drawn; `WORST` if the run cannot be loaded.
+
+    An error would tell of a run that is to be destroyed, and lose all others with it. If no run can be loaded, the one
+    that is released says why.
+    """
+    try:
+        model = DPCGAN.load(run, device)
+    except InputError:
+        return WORST
     judge = judge_of(model, seed)
     key = noise_key(seed)  # not that of the run: no key gives the same noise twice
     with Ledger(RunFolder.open(run).ledger) as ledger:

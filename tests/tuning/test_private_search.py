@@ -83,6 +83,30 @@ class TestWhatIsReleased:
         assert len(set(runs)) == 3
         assert not any(run.exists() for run in runs)
 
+    @pytest.mark.parametrize("damaged", [{0}, {2}, {0, 1, 2}])
+    def test_is_no_run_that_cannot_be_loaded_unless_there_is_no_other(self, tmp_path, monkeypatch, damaged):
+        """What a run released can be at fault, so that an error would tell of one that is to be destroyed."""
+        ledgers, real = [], fitting.start
+
+        def damaging(*arguments, **named):
+            folder = real(*arguments, **named)
+            if len(ledgers) in damaged:
+                folder.model.write_bytes(b"{")
+            ledgers.append(folder.ledger.read_bytes())
+            return folder
+
+        monkeypatch.setattr(fitting, "start", damaging)
+        if len(damaged) == 3:
+            with pytest.raises(InputError, match="The model file is damaged"):
+                search(tmp_path / "run", fixed(3))
+        else:
+            search(tmp_path / "run", fixed(3))
+        assert len(ledgers) == 3
+        released = (tmp_path / "run" / "ledger.jsonl").read_bytes()
+        (of,) = (number for number, own in enumerate(ledgers) if released.startswith(own))
+        assert of not in damaged or len(damaged) == 3
+        assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+
     def test_each_run_draws_one_of_all_candidates(self, tmp_path, monkeypatch):
         scores_of(monkeypatch, *([0.5] * 8))
         picked = []
