@@ -83,8 +83,8 @@ class TerminalProgress(_Bars):
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
         elif done % max(1, self._total // (_LINES_OF_SPARE if self._spare else _LINES_PER_PHASE)) == 0:
-            epsilon = "" if self._phase.startswith(FITTING) else f", epsilon so far {self._epsilon}"
-            say(f"{self._phase}: {done}/{self._total}{epsilon}")
+            so_far = "" if self._phase.startswith(FITTING) else f", epsilon so far {self._epsilon}"
+            say(f"{self._phase}: {done}/{self._total}{so_far}")
 
 
 class WorkProgress(_Bars):

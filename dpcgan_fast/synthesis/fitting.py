@@ -26,8 +26,7 @@ from dpcgan_fast.synthesis.fitted_networks import fit_to_statistics
 from dpcgan_fast.synthesis.privacy_statement import statement
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
-from dpcgan_fast.synthesis.starting import fresh_networks as _networks
-from dpcgan_fast.synthesis.starting import start_networks
+from dpcgan_fast.synthesis.starting import fresh_networks, start_networks
 from dpcgan_fast.synthesis.statistics import release_statistics, releases_statistics
 from dpcgan_fast.train import TrainSettings, train_autoencoder, train_gan
 from dpcgan_fast.train.checkpoint import checkpoint_paths, digest, pack, read_checkpoint
@@ -157,7 +156,7 @@ def start(
         if releases_statistics(records, settings):
             found = release_statistics(raw.table, complete, plan, ledger, key, settings.seed, raw.where)
             statistics, released.statistics, released.parts = found
-        codec, networks = _networks(complete, settings, device, make)
+        codec, networks = fresh_networks(complete, settings, device, make)
         state = _state(records, settings, released, networks, codec, device)
         state.released = statistics
         session = _session(folder, settings, plan, raw, codec, state, ledger, key, schema, hooks, device)
@@ -226,7 +225,7 @@ def resume(
         _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
         released = ReleasedFacts.from_dict(config["released"])
         complete = _with_released(schema, released)
-        codec, networks = _networks(complete.as_records(), settings, device, make_networks)
+        codec, networks = fresh_networks(complete.as_records(), settings, device, make_networks)
         state = _state(schema.as_records(), settings, released, networks, codec, device)
         state.restore(checkpoint.tensors, checkpoint.values)
         key = noise_key(settings.seed, checkpoint.values["noise_position"] or 0)
