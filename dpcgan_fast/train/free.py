@@ -15,7 +15,7 @@ from dpcgan_fast.train.settings import TrainSettings
 from dpcgan_fast.train.state import TrainState, make_optimizers
 
 FITTING = "fitting "  # how its phases begin, as progress is told of them
-_AUTOENCODER_SHARE = 0.3  # of the critic's steps
+_AUTOENCODER_TIMES = 2  # as many steps as the critic's: without noise it learns on
 _BATCH = 128  # without noise there is nothing that a larger one would average out
 
 
@@ -69,5 +69,5 @@ def _free(settings: TrainSettings, rows: int) -> TrainSettings:
     steps = settings.fit_steps
     return replace(
         settings, epsilon=float("inf"), n_units=rows, autoencoder_batch=_BATCH, critic_batch=_BATCH, statistics=False,
-        autoencoder_steps=max(1, round(_AUTOENCODER_SHARE * steps)), critic_steps=steps,
+        autoencoder_steps=_AUTOENCODER_TIMES * steps, critic_steps=steps,
     )  # fmt: skip

@@ -30,8 +30,8 @@ class TrainSettings:
     release_share:       share of epsilon for releases before training, other than the statistics
     statistics:          whether most of the budget buys statistics that rows are drawn from, where the schema has any
     clusters:            how clusters of codes are found, where there are statistics of codes
-    fit_steps:           of the critic on rows drawn from the statistics, and three tenths as many of the autoencoder,
-                         before any private step: networks are fitted to what was paid for, and rows are drawn from
+    fit_steps:           of the critic on rows drawn from the statistics, and twice as many of the autoencoder, before
+                         any private step: networks are fitted to what was paid for, and rows are drawn from
                          them; 0 draws rows from the statistics
     training_share:      what autoencoder and critic have beside statistics, as a share of 1 / noise_multiplier^2 of one
                          Gaussian release at epsilon and delta (mu^2 of Gaussian DP); at 0.04 the noise of the
