@@ -29,7 +29,7 @@ def put_between(text: str, name: str, content: str, where: Path) -> str:
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     if not tail:
-        raise SystemExit(f"{where} lacks the comments {begin.strip()} and {end}.")
+        raise SystemExit(f"{where} lacks the comments {begin.strip()} and {end}: put them where the table belongs.")
     return head + begin + content + end + tail
 
 

@@ -54,7 +54,7 @@ class StoreRun:
         """What takes the next private step of a mechanism, with its draw and whatever belongs to it in training; and
         what takes one on given rows."""
         take = (autoencoder_turn if name == AUTOENCODER else critic_turn)(self._session)
-        turns = self._session.private_steps(name)
+        turns = self._session.turns(name)
         try:
             yield lambda: take(next(turns)), lambda chunks: take(Turn(0, chunks))
         finally:
@@ -95,4 +95,7 @@ def _session(
     plan = make_plan(settings, planned_releases(schema, settings), unit_name(schema))
     folder.mkdir()
     ledger = Ledger(folder / "ledger.jsonl", create=True)
-    return Session(settings, plan, data, state, ledger, noise_key(), folder / "checkpoints", folder / "log.jsonl")
+    return Session(
+        settings=settings, plan=plan, data=data, state=state, noise_key=noise_key(), where=str(folder), ledger=ledger,
+        checkpoints=folder / "checkpoints", log=folder / "log.jsonl",
+    )  # fmt: skip

@@ -85,10 +85,10 @@ class PhaseClock:
 @contextlib.contextmanager
 def timed_phases(clock: PhaseClock) -> Iterator[None]:
     """Has a clock told of what a training does inside the block. Names that are gone are an AttributeError."""
-    private_steps = Session.private_steps
+    turns_of = Session.turns
 
     def steps(session: Session, name: str) -> Iterator[Any]:
-        turns = private_steps(session, name)
+        turns = turns_of(session, name)
         while True:
             with clock.phase(DATA):
                 turn = next(turns, None)
@@ -107,7 +107,7 @@ def timed_phases(clock: PhaseClock) -> Iterator[None]:
         return run
 
     timed = {(owner, name): within(phase, getattr(owner, name)) for owner, name, phase in _TIMED}
-    timed[Session, "private_steps"] = steps
+    timed[Session, "turns"] = steps
     originals = {(owner, name): getattr(owner, name) for owner, name in timed}
     try:
         for (owner, name), function in timed.items():

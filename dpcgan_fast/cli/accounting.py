@@ -8,17 +8,15 @@ import typer
 from dpcgan_fast.cli.console import result, result_json
 from dpcgan_fast.cli.options import Json
 from dpcgan_fast.errors import InputError, PrivacyError
-from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier, release_shares
+from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multiplier
 from dpcgan_fast.privacy import account as compose
-from dpcgan_fast.privacy.accountant import Charge, epsilon_alone, in_whole, refuse_beyond_line
+from dpcgan_fast.privacy.accountant import Charge, epsilon_alone, in_whole
 from dpcgan_fast.privacy.card import NO_SUM
 from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded
 from dpcgan_fast.privacy.selection import SELECTION_EVENT
-from dpcgan_fast.synthesis.privacy_statement import number
-from dpcgan_fast.synthesis.releases import ReleasedFacts
+from dpcgan_fast.synthesis.privacy_statement import composed_releases, number
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.statistics import STATISTICS
-from dpcgan_fast.train.plan import BudgetPlan
 from dpcgan_fast.train.settings import TrainSettings
 
 
@@ -101,29 +99,12 @@ def _account_run(run: Path, expect_head: str | None) -> dict[str, Any]:
         **_spent_values(spent),
         "mechanisms": [m.to_dict() for m in mechanisms],
         "alone": [{**m.to_dict(), "epsilon": _alone(m, spent)} for m in in_whole(mechanisms)],
-        "statistics": _composed(config, mechanisms, str(folder.config)),
+        "statistics": composed_releases(config, mechanisms, str(folder.config)),
         "planned_epsilon": number(settings.epsilon),
         "seeded": settings.seed is not None or seeded(lines),
         "ledger_head": heads[-1] if heads else None,
         "torn_line": torn,
     }
-
-
-def _composed(config: dict[str, Any], charges: list[Charge], where: str) -> list[dict[str, Any]]:
-    """The releases that the statistics' line stands for, with their shares of it; none where there are no statistics.
-
-    Raises PrivacyError if they cost more than that line, which is the ledger's, or the plan's inside a selection.
-    """
-    releases = ReleasedFacts.from_dict(config.get("released", {})).parts
-    if not releases:
-        return []
-    planned = BudgetPlan.from_dict(config.get("plan"), where).releases
-    lines = [m for m in (*charges, *planned) if isinstance(m, Mechanism) and m.mechanism == STATISTICS]
-    if lines[0].noise_multiplier == 0:
-        return []
-    refuse_beyond_line(releases, lines[0], where)
-    shares = release_shares(releases, lines[0])
-    return [{**one.to_dict(), "share": share} for one, share in zip(releases, shares, strict=True)]
 
 
 def _alone(charge: Charge, spent: PrivacySpent) -> float | str | None:
@@ -170,7 +151,7 @@ def _lines(values: dict[str, Any]) -> list[str]:
         if parts and m["mechanism"] == STATISTICS:
             whole = sum(part["share"] for part in parts)
             lines.append(
-                f"    {len(parts)} Gaussian releases, listed in the privacy card; {whole:.4%} of what it may cost"
+                f"    {len(parts)} Gaussian releases, listed in the privacy card, take {whole:.4%} of this line"
             )
     if each and not _is_selection(values):
         lines.append(f"  {NO_SUM}")

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from dpcgan_fast.cli.console import say
-from dpcgan_fast.train.free import FITTING
+from dpcgan_fast.train.free import is_free
 
 _LINES_PER_PHASE = 10
 _LINES_OF_SPARE = 2
@@ -73,7 +73,7 @@ class TerminalProgress(_Bars):
         if self._bars is not None:
             self._task = self._bars.add_task(phase, total=total, completed=done, epsilon=self._epsilon)
         else:
-            kind = "steps that cost nothing" if phase.startswith(FITTING) else "private steps"
+            kind = "steps that cost nothing" if is_free(phase) else "private steps"
             say(f"{phase}: {total} {kind}" + (f", {done} done before" if done else ""))
 
     def advance(self, done: int, epsilon: float | None) -> None:
@@ -83,7 +83,7 @@ class TerminalProgress(_Bars):
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, epsilon=self._epsilon)
         elif done % max(1, self._total // (_LINES_OF_SPARE if self._spare else _LINES_PER_PHASE)) == 0:
-            so_far = "" if self._phase.startswith(FITTING) else f", epsilon so far {self._epsilon}"
+            so_far = "" if is_free(self._phase) else f", epsilon so far {self._epsilon}"
             say(f"{self._phase}: {done}/{self._total}{so_far}")
 
 

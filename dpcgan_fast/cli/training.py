@@ -71,7 +71,9 @@ def train(
     delta: Annotated[float, typer.Option(help="In (0, 1), at most 1 / n_units. There is no default.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}. auto fits any table.")] = "auto",
-    steps: Annotated[int | None, typer.Option(help="Critic steps. [default: auto 400, rdpcgan 4000]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Critic steps. [default: auto 400, rdpcgan 4000, none with --fit-steps]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Reproducible noise; marks the run NOT private.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run in --out.")] = False,
     device: Device = "auto",
@@ -82,7 +84,7 @@ def train(
         ),
     ] = None,
     autoencoder_steps: Annotated[
-        int | None, typer.Option(help="Autoencoder steps. [default: auto 600, rdpcgan 2000]")
+        int | None, typer.Option(help="Autoencoder steps. [default: auto 600, rdpcgan 2000, none with --fit-steps]")
     ] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm of a unit's gradient.")] = 1.0,
     release_share: Annotated[
@@ -106,15 +108,16 @@ def train(
     fit_steps: Annotated[
         int,
         typer.Option(
-            help="Fit the networks to the released statistics, by so many steps that cost nothing, and draw rows from "
-            "them; private steps follow where --steps says how many. Some thousands take minutes. 0 draws rows from "
-            "the statistics, which has been better on all that was measured."
+            help="Fit the networks to the released statistics, by so many steps of the critic and twice as many of the "
+            "autoencoder, which cost nothing, and draw rows from them; private steps follow where --steps or "
+            "--autoencoder-steps say how many. A thousand take a minute or two. 0 draws rows from the statistics."
         ),
     ] = 0,
     training_share: Annotated[
         float,
         typer.Option(
-            help="Of what epsilon allows a Gaussian release, the part that private steps have beside statistics."
+            help="What private steps have beside statistics, where there are both, of what epsilon allows a Gaussian "
+            "release; at 0.04 the noise of statistics is 2 % greater for it."
         ),
     ] = 0.04,
     clusters: Annotated[

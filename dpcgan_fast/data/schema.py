@@ -265,7 +265,7 @@ def _place(loc: tuple[Any, ...], values: Any) -> str:
     return ".".join(str(part) for part in loc)
 
 
-_CHECK = "Compare it with docs/schema.md."
+_CHECK = "Compare it with a draft by `dpcgan schema`, and with docs/schema.md."
 
 
 def _to_fill_in(fact: str, place: str, example: str) -> InputError:

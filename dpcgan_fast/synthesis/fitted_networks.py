@@ -10,7 +10,7 @@ from dpcgan_fast.data.units import UnitIndex
 from dpcgan_fast.synthesis.sampling import Sampler
 from dpcgan_fast.synthesis.statistics import statistics_of
 from dpcgan_fast.train.data import TrainingData
-from dpcgan_fast.train.free import fit_networks
+from dpcgan_fast.train.free import train_free
 from dpcgan_fast.train.session import Session
 
 _TIMES = 3  # as many rows as there are units: of more the networks learn nothing that would show
@@ -26,16 +26,18 @@ def fit_to_statistics(session: Session, codec: RecordCodec, units: float) -> Non
     """
     state, device = session.state, session.data.device
     seeded = session.settings.seed is not None
-    statistics = statistics_of(state.released, codec.schema, seeded, str(session.checkpoints.parent))
-    sampler = Sampler(state.networks, codec, state.rates, True, statistics=statistics)
+    statistics = statistics_of(state.released, codec.schema, seeded, session.where)
+    sampler = Sampler(state.networks, codec, state.rates, conditional=True, statistics=statistics)
     rows = int(min(_MOST, max(_FEWEST, _TIMES * units)))
     table = pa.concat_tables(sampler.batches(rows, {}, state.randomness))
     encoded = codec.encode(table, "rows drawn from statistics")
     if encoded.codes is not None:
         state.networks.start_codes(_code_rates(encoded, encoded.codes))
     index = UnitIndex.from_ids(None, encoded.kept, 1)
-    data = TrainingData.from_encoded(encoded, index, codec.n_classes, True, True, device)
-    fit_networks(session, data)
+    data = TrainingData.from_encoded(
+        encoded, index, codec.n_classes, conditional=True, rows_are_units=True, device=device
+    )
+    train_free(session, data)
     state.fitted = True
 
 

@@ -82,9 +82,7 @@ def _divisors(settings: TrainSettings, released: ReleasedFacts) -> dict[str, flo
     """Expected batch sizes: public, or the public sample rate times a paid number of units."""
     divisors = {}
     for name, batch in ((AUTOENCODER, settings.autoencoder_batch), (CRITIC, settings.critic_batch)):
-        units = settings.n_units if settings.n_units is not None else released.n_units
-        assert units is not None
-        divisors[name] = settings.sample_rate(batch) * units
+        divisors[name] = settings.sample_rate(batch) * released.units(settings)
     return divisors
 
 
@@ -180,15 +178,16 @@ def _session(
     conditional = is_conditional(settings.preset)
     rows_are_units = schema.unit is None or schema.max_rows_per_unit == 1 or schema.merges_rows
     data = TrainingData.from_encoded(encoded, index, codec.n_classes, conditional, rows_are_units, device)
-    return Session(settings, plan, data, state, ledger, key, folder.checkpoints, folder.log, hooks.progress, hooks.stop)
+    return Session(
+        settings=settings, plan=plan, data=data, state=state, noise_key=key, where=str(folder.path),
+        progress=hooks.progress, stop=hooks.stop, ledger=ledger, checkpoints=folder.checkpoints, log=folder.log,
+    )  # fmt: skip
 
 
 def _train(session: Session, codec: RecordCodec, released: ReleasedFacts) -> None:
-    settings = session.settings
-    if settings.fit_steps and not session.state.fitted:
-        units = settings.n_units if settings.n_units is not None else released.n_units
-        assert units is not None
-        fit_to_statistics(session, codec, units)
+    """What is still to be done: the free fit, where it is asked for, and then the private steps."""
+    if session.settings.fit_steps and not session.state.fitted:
+        fit_to_statistics(session, codec, released.units(session.settings))
         session.save()
     train_autoencoder(session)
     train_gan(session)
@@ -268,7 +267,7 @@ def _check_same_run(
         )
     if Schema.from_dict(config["user_schema"], str(folder.config)) != schema:
         raise InputError("The schema is not that of the run", str(folder.path), "Resume with the same schema file.")
-    before, now = config["settings"], settings.to_dict()
+    before, now = TrainSettings.from_dict(config["settings"]).to_dict(), settings.to_dict()
     changed = sorted(name for name in now if before.get(name) != now[name])
     if changed:
         raise InputError(

@@ -1,17 +1,21 @@
 """What a run says about privacy: the dictionary of `DPCGAN.privacy()` and the privacy card."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from dpcgan_fast.data.public_cells import NUMERIC_BINS
 from dpcgan_fast.data.schema import PRIVATE, Column, Schema
-from dpcgan_fast.privacy import PrivacySpent
+from dpcgan_fast.errors import InputError, PrivacyError
+from dpcgan_fast.privacy import Mechanism, PrivacySpent, release_shares
+from dpcgan_fast.privacy.accountant import Charge, refuse_beyond_line
 from dpcgan_fast.privacy.card import SETTINGS_ASSUMPTION, CardFacts, privacy_card
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
+from dpcgan_fast.privacy.selection import Selection
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.releases import ReleasedFacts
 from dpcgan_fast.synthesis.statistics import CLUSTERS_BY_AUTOENCODER, CODE_AUTOENCODER, OF_STATISTICS, STATISTICS
-from dpcgan_fast.train.plan import TRAINED_RELEASE_SHARE, BudgetPlan, training_share
+from dpcgan_fast.train.plan import TRAINED_RELEASE_SHARE, BudgetPlan, kept_for_steps
 from dpcgan_fast.train.settings import TrainSettings
 
 
@@ -117,9 +121,12 @@ def _setting_lines(
             + ("of epsilon" if choice is None or choice.plan is None else "of what a run was planned with")
         )
     if len(own) < len(plan.releases):
+        share = f"{100 * kept_for_steps(settings):g}%"
+        trains = plan.autoencoder.steps + plan.critic.steps > 0
+        rest = f"{share} is kept for private steps" if trains else f"{share} is left unspent"
         lines.append(
             "statistics: nearly all that is left. In units of 1 / (noise multiplier)^2, of which epsilon and delta "
-            f"allow one Gaussian release a fixed amount, {100 * training_share(settings):g}% is kept for what follows. "
+            f"allow one Gaussian release a fixed amount, {rest}. "
             "The statistics are several Gaussian releases that together cost what their one line in the ledger says"
         )
     encoder = plan.release(CODE_AUTOENCODER)
@@ -136,7 +143,8 @@ def _setting_lines(
     lines.append(f"synthetic rows are drawn from {drawn_from(released, settings)}")
     if settings.fit_steps:
         lines.append(
-            f"networks fitted to rows drawn from the statistics by {settings.fit_steps} steps, which cost nothing"
+            f"networks fitted to rows drawn from the statistics, by {settings.fit_steps} steps of the critic and twice "
+            "as many of the autoencoder, which cost nothing"
         )
     if plan.autoencoder.steps + plan.critic.steps:
         lines.append(f"one noise multiplier for autoencoder and critic: {plan.noise_multiplier:g}, found by bisection")
@@ -164,7 +172,7 @@ def _few_units(settings: TrainSettings, plan: BudgetPlan, released: ReleasedFact
     the critic's steps, which tell together as much of a direction that all gradients share as one release with a noise
     multiplier of sigma / (q sqrt(T)).
     """
-    units = settings.n_units if settings.n_units is not None else released.n_units
+    units = settings.n_units if settings.n_units is not None else released.n_units  # none where there is no run yet
     main = plan.release(STATISTICS) or plan.critic
     if units is None or main.steps == 0:
         return ()
@@ -225,6 +233,34 @@ def statement(
         "notes": [*facts.warnings, *facts.assumptions, *facts.chosen, *([stopped] if stopped else [])],
         "card": privacy_card(facts),
     }
+
+
+def composed_releases(config: dict[str, Any], charges: Sequence[Charge], where: str) -> list[dict[str, Any]]:
+    """The releases that the statistics' line stands for, as JSON values, each with its "share" of that line; none where
+    there are no statistics, or no noise.
+
+    config:  of a run, from the file `where`
+    charges: from its ledger
+    Raises PrivacyError if they cost more than the line, or if the ledger lacks it; InputError if the list is damaged.
+    """
+    try:
+        releases = ReleasedFacts.from_dict(config.get("released", {})).parts
+        # Inside a private selection the ledger has the whole alone, and the run's plan its parts.
+        selected = any(isinstance(charge, Selection) for charge in charges)
+        known = BudgetPlan.from_dict(config.get("plan"), where).releases if selected else charges
+        line = next((m for m in known if isinstance(m, Mechanism) and m.mechanism == STATISTICS), None)
+        if not releases or (line is not None and line.noise_multiplier == 0):
+            return []
+        if line is None:
+            how = "Restore config.json and the ledger; what was spent cannot be told otherwise."
+            raise PrivacyError("The ledger lacks the line of statistics that the run has", where, how)
+        shares = release_shares(releases, line)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            "The run's list of releases is damaged", f"{where}: {type(error).__name__}", "Restore the file."
+        ) from None
+    refuse_beyond_line(releases, line, where)
+    return [{**one.to_dict(), "share": share} for one, share in zip(releases, shares, strict=True)]
 
 
 def number(value: float) -> float | str:

@@ -71,6 +71,12 @@ class ReleasedFacts:
     statistics: str = ""
     parts: list[Mechanism] = field(default_factory=list)
 
+    def units(self, settings: TrainSettings) -> float:
+        """How many units there are, public or as it was released; one of the two there always is in a run."""
+        units = settings.n_units if settings.n_units is not None else self.n_units
+        assert units is not None
+        return units
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {**asdict(self), "parts": [part.to_dict() for part in self.parts]}

@@ -21,8 +21,6 @@ def start_networks(networks: Networks, codec: RecordCodec, settings: TrainSettin
     """Tells the networks how frequent codes and many categories are, where that was released."""
     names = [column.name for column in codec.schema.codes_columns()]
     counts = [count for name in names for count in released.code_counts.get(name) or [0.0]]
-    units = settings.n_units if settings.n_units is not None else released.n_units
-    assert units is not None
-    networks.start_codes(torch.tensor(counts) / units)
+    networks.start_codes(torch.tensor(counts) / released.units(settings))
     rates = [released.category_rates.get(block.name) for block in codec.blocks if block.kind == "wide"]
     networks.start_categories([None if own is None else torch.tensor(own) for own in rates])

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from contextlib import closing
 
 from dpcgan_fast.train.plan import AUTOENCODER
-from dpcgan_fast.train.session import Session, Turn
+from dpcgan_fast.train.session import Training, Turn
 from dpcgan_fast.train.state import scale_learning_rate
 
 _LAST_RATE = 0.02  # the learning rate falls linearly to this share of itself
 
 
-def autoencoder_turn(session: Session) -> Callable[[Turn], None]:
+def autoencoder_turn(session: Training) -> Callable[[Turn], None]:
     """What takes a private step of the autoencoder."""
     networks = session.state.networks
     optimizer = session.state.optimizers[AUTOENCODER]
@@ -32,9 +32,9 @@ def autoencoder_turn(session: Session) -> Callable[[Turn], None]:
     return take
 
 
-def train_autoencoder(session: Session) -> None:
+def train_autoencoder(session: Training) -> None:
     """Takes the autoencoder's private steps that the budget still holds."""
     take = autoencoder_turn(session)
-    with closing(session.private_steps(AUTOENCODER)) as turns:
+    with closing(session.turns(AUTOENCODER)) as turns:
         for turn in turns:
             take(turn)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpcgan_fast.models import sample_records
 from dpcgan_fast.train.plan import CRITIC
-from dpcgan_fast.train.session import Session, Turn
+from dpcgan_fast.train.session import Training, Turn
 from dpcgan_fast.train.settings import CriticLoss
 from dpcgan_fast.train.state import scale_learning_rate
 from dpcgan_fast.train.stepping import Stepping
@@ -29,7 +29,7 @@ def fake_loss(scores: Tensor, kind: CriticLoss) -> Tensor:
     return F.relu(1 + scores) if kind == "hinge" else scores
 
 
-def draw_labels(session: Session, count: int, randomness: torch.Generator) -> Tensor:
+def draw_labels(session: Training, count: int, randomness: torch.Generator) -> Tensor:
     """One-hot labels (count, K) by the public or paid class rates; K = 0 where the label is part of the record."""
     classes = session.data.n_labels
     if classes == 0:
@@ -38,7 +38,7 @@ def draw_labels(session: Session, count: int, randomness: torch.Generator) -> Te
     return F.one_hot(drawn, classes).float()
 
 
-def critic_turn(session: Session) -> Callable[[Turn], None]:
+def critic_turn(session: Training) -> Callable[[Turn], None]:
     """What takes a private step of the critic, and every now and then a free one of the generator."""
     settings, state = session.settings, session.state
     state.networks.train()
@@ -59,26 +59,26 @@ def critic_turn(session: Session) -> Callable[[Turn], None]:
     return take
 
 
-def train_gan(session: Session) -> None:
+def train_gan(session: Training) -> None:
     """Takes the critic's private steps that the budget still holds, and the generator's free steps in between."""
     state = session.state
     state.networks.train()
     if state.steps[CRITIC] == 0:
         state.networks.calibrate(partial(draw_labels, session), state.randomness)
     take = critic_turn(session)
-    with closing(session.private_steps(CRITIC)) as turns:
+    with closing(session.turns(CRITIC)) as turns:
         for turn in turns:
             take(turn)
     state.take_averages()
     state.networks.calibrate(partial(draw_labels, session), state.randomness)
 
 
-def _fakes_per_step(session: Session) -> int:
+def _fakes_per_step(session: Training) -> int:
     """Public: the expected batch."""
     return max(1, round(session.state.divisors[CRITIC]))
 
 
-def _separate_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
+def _separate_rows(session: Training, step: Stepping) -> Callable[[Turn], None]:
     """Real rows clipped and noised; fakes touch no data: clipped on their own, in public number, without noise."""
     kind, fakes, randomness = session.settings.critic_loss, _fakes_per_step(session), session.state.randomness
     real = step.backward_of(lambda records, labels: real_loss(step(records, labels), kind))
@@ -93,7 +93,7 @@ def _separate_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
     return add
 
 
-def _paired_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
+def _paired_rows(session: Training, step: Stepping) -> Callable[[Turn], None]:
     """The paper's joint form: every real row with a fake of its own, both in the unit's loss before clipping.
 
     As many fakes are drawn as there are rows, which is private: their randomness is not the run's public one, and the
@@ -121,7 +121,7 @@ def _paired_rows(session: Session, step: Stepping) -> Callable[[Turn], None]:
     return add
 
 
-def _generator_step(session: Session, fakes: int) -> None:
+def _generator_step(session: Training, fakes: int) -> None:
     """The generator, and the decoder at its small rate, move to where the critic scores higher: post-processing."""
     networks, randomness = session.state.networks, session.state.randomness
     optimizer = session.state.optimizers["generator"]

@@ -134,7 +134,7 @@ def make_plan(settings: TrainSettings, releases: tuple[PlannedRelease, ...], uni
     A main release gets nearly all but `training_share`, and `TRAINED_RELEASE_SHARE` where there is a trained one.
 
     Raises ValueError if the thresholds' deltas leave nothing of delta, InputError if the other releases leave the main
-    one less than training has.
+    one less than `_LEAST_MAIN_SHARE`.
     """
     clip = settings.max_grad_norm if settings.private else float("inf")
 
@@ -182,7 +182,7 @@ def _rest(settings: TrainSettings, releases: tuple[PlannedRelease, ...]) -> floa
     return settings.delta - sum(release.delta for release in releases)
 
 
-def training_share(settings: TrainSettings) -> float:
+def kept_for_steps(settings: TrainSettings) -> float:
     """What is kept for private steps of autoencoder and critic beside a main release; next to nothing without any."""
     return settings.training_share if settings.autoencoder_steps + settings.critic_steps else _UNSPENT_SHARE
 
@@ -197,12 +197,12 @@ def _main_noise(settings: TrainSettings, releases: tuple[PlannedRelease, ...], r
     whole = 1 / float(dp_accounting.get_sigma_gaussian(settings.epsilon, _rest(settings, releases))) ** 2
     others = sum(1 / release_noise**2 for release in releases if not release.main and not release.steps)
     others += TRAINED_RELEASE_SHARE * whole * sum(release.steps > 0 for release in releases)
-    kept = training_share(settings)
+    kept = kept_for_steps(settings)
     left = (1 - kept) * whole - others
     if left < _LEAST_MAIN_SHARE * whole:
         raise InputError(
             "Other releases and private steps leave the statistics too little of epsilon",
-            f"release_share {settings.release_share:g}, training_share {kept:g}",
+            f"release_share {settings.release_share:g}, training_share {settings.training_share:g}",
             "Give smaller shares.",
         )
     return float(f"{1 / math.sqrt(left):.6g}")

@@ -57,7 +57,7 @@ def test_other_threads_do_not_move_the_clock():
 
 
 def test_what_is_timed_is_put_back_even_after_an_error():
-    timed = [(Session, "save"), (Session, "private_steps"), (Ledger, "reserve"), (gan, "_generator_step")]
+    timed = [(Session, "save"), (Session, "turns"), (Ledger, "reserve"), (gan, "_generator_step")]
     timed.append((Ahead, "__next__"))
     before = [getattr(owner, name) for owner, name in timed]
     with contextlib.suppress(RuntimeError), timed_phases(PhaseClock()):

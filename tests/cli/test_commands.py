@@ -119,13 +119,17 @@ def test_account_adds_up_the_releases_that_the_statistics_stand_for(workplace, c
     assert len(parts) > 2
     assert 0.9999 < sum(part["share"] for part in parts) < 1
     assert run(["account", str(workplace / "run")]) == 0
-    assert f"{len(parts)} Gaussian releases, listed in the privacy card" in capsys.readouterr().out
+    assert f"{len(parts)} Gaussian releases, listed in the privacy card, take 99.99" in capsys.readouterr().out
     shutil.copytree(workplace / "run", tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["released"]["parts"][0]["noise_multiplier"] *= 0.99
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert run(["account", str(tmp_path / "run")]) == 3
     assert "cost more than it says" in capsys.readouterr().err
+    config["released"]["parts"][0] = {"mechanism": "histograms"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert run(["account", str(tmp_path / "run")]) == 2
+    assert "list of releases is damaged" in capsys.readouterr().err
     del config["released"]["parts"]  # as in a run of a version that kept none
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     assert run(["account", str(tmp_path / "run"), "--json"]) == 0

@@ -11,6 +11,7 @@ import dpcgan_fast
 ROOT = Path(__file__).parents[2]
 NEEDED = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE"),
+    "docs/*.md",
     *("csrc/**/*.cpp", "csrc/**/*.h", "csrc/**/*.cu", "csrc/**/*.cuh"),
     *("dpcgan_fast/**/*.py", "dpcgan_fast/py.typed", "dpcgan_fast/data/embedded/*", "dpcgan_fast/report/*.j2"),
 )

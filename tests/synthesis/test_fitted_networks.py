@@ -1,12 +1,15 @@
 """Networks that are fitted to paid statistics: for nothing, from what was released alone, and rows come from them."""
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from dpcgan_fast.errors import InputError, StoppedError
 from dpcgan_fast.privacy import account
 from dpcgan_fast.privacy.ledger import charged, read_ledger
-from dpcgan_fast.synthesis import DPCGAN, fitting
+from dpcgan_fast.synthesis import DPCGAN, FitHooks, fitting
 from dpcgan_fast.train.checkpoint import unpack
+from dpcgan_fast.train.session import Silent
 from tests.synthesis.code_runs import VOCABULARY, code_schema, events, write_events
 from tests.synthesis.runs import model_bytes, stopping_hooks
 from tests.tables import make_schema, make_table
@@ -26,9 +29,46 @@ def test_the_fit_costs_nothing_and_rows_come_from_the_networks(tmp_path):
     assert 0.99 * 3.0 < account(mechanisms_of(tmp_path / "run"), 1e-4).epsilon <= 3.0
     assert model.privacy()["drawn_from"] == "networks fitted to statistics: a tree of columns"
     assert len(model.privacy()["statistics"]) > 2
-    assert "fitted to rows drawn from the statistics by 8 steps, which cost nothing" in model.privacy_card()
+    assert (
+        "fitted to rows drawn from the statistics, by 8 steps of the critic and twice as many" in model.privacy_card()
+    )
     assert not any(name.startswith("released.") for name in unpack(model_bytes(model), "model").tensors)
     assert DPCGAN.load(tmp_path / "run").sample(30, seed=1).equals(model.sample(30, seed=1))
+
+
+class Phases(Silent):
+    """Notes which phases there were, and their steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def start(self, phase, total, done):
+        self.seen.append((phase, total, done))
+
+
+def test_the_fit_takes_as_many_steps_as_is_said_and_moves_all_networks(tmp_path):
+    phases = Phases()
+    one = fitted_model(seed=5).fit(make_table(), tmp_path / "one", hooks=FitHooks(progress=phases))
+    assert phases.seen == [("fitting autoencoder", 16, 0), ("fitting critic", 8, 0)]
+    more = fitted_model(seed=5, fit_steps=9).fit(make_table(), tmp_path / "more")
+    before, after = (unpack(model_bytes(model), "model").tensors for model in (one, more))
+    parts = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
+    assert {"autoencoder", "critic", "generator"} <= parts
+
+
+def test_what_is_fitted_comes_near_to_the_statistics(tmp_path):
+    """Of the label's two classes one has much higher sodium: rows show it after some steps, not after one."""
+    table = make_table(2000)
+    sodium = pc.add(120.0, pc.multiply(25.0, table["died"].cast(pa.float64())))
+    table = table.set_column(table.column_names.index("sodium"), "sodium", sodium)
+
+    def gap(steps):
+        model = DPCGAN(make_schema(n_units=2000), float("inf"), 1e-4, device="cpu", seed=1, fit_steps=steps)
+        drawn = model.fit(table, tmp_path / str(steps)).sample(1000, seed=0)
+        means = [pc.mean(drawn.filter(pc.equal(drawn["died"], died))["sodium"]).as_py() for died in (0, 1)]
+        return means[1] - means[0]
+
+    assert gap(60) > 15 > gap(1)
 
 
 def test_networks_know_of_the_data_what_was_released_and_nothing_else(tmp_path, monkeypatch):

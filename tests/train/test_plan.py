@@ -76,7 +76,7 @@ def test_statistics_get_nearly_all_and_training_what_is_left(epsilon):
     assert 0.998 * epsilon <= spent <= epsilon
 
 
-def test_releases_that_leave_statistics_less_than_training_are_refused():
+def test_releases_that_leave_statistics_next_to_nothing_are_refused():
     """The error names the option, and the setting of Python and of candidates."""
     with pytest.raises(InputError, match=r"too little of epsilon \(release_share .*, training_share .*smaller shares"):
         plan_of(make_schema(), release_share=0.97)

@@ -183,7 +183,7 @@ def test_each_draw_is_whole_and_an_empty_one_is_there_too():
 
 
 def test_a_step_that_leaves_out_rows_of_its_draw_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "train_autoencoder", lambda session: [*session.private_steps("autoencoder")])
+    monkeypatch.setattr(fitting, "train_autoencoder", lambda session: [*session.turns("autoencoder")])
     with pytest.raises(RuntimeError, match="left out rows"):
         model_of().fit(make_table(), tmp_path / "run")
     assert prefetch_threads() == []

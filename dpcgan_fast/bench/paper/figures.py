@@ -14,8 +14,8 @@ from dpcgan_fast.bench.paper.systems import AUTO, SYSTEMS, YARDSTICK
 from dpcgan_fast.evaluate.spread import Spread
 
 _COLOURS = (
-    "#a11d1d", "#d98a8a", "#7b2d8b", "#7a7a7a", "#b5b5b5", "#c46a1b", "#3b6ea5", "#9dbbdb", "#1d6b3f", "#12a594",
-    "#7fb08f", "#1c2330",
+    "#a11d1d", "#d98a8a", "#7b2d8b", "#7a7a7a", "#b5b5b5", "#c46a1b", "#3b6ea5", "#9dbbdb", "#5b3fa5", "#b8a5e0",
+    "#1d6b3f", "#12a594", "#7fb08f", "#1c2330",
 )  # fmt: skip
 _PANELS = {
     "AUROC on real rows, gradient boosting": ("tstr", "gb", "auroc"),
