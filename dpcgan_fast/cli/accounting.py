@@ -12,7 +12,7 @@ from dpcgan_fast.privacy import Mechanism, PrivacySpent, calibrate_noise_multipl
 from dpcgan_fast.privacy import account as compose
 from dpcgan_fast.privacy.accountant import Charge, epsilon_alone, in_whole
 from dpcgan_fast.privacy.card import NO_SUM
-from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded
+from dpcgan_fast.privacy.ledger import charged, read_ledger, seeded, taken_by_run
 from dpcgan_fast.privacy.selection import SELECTION_EVENT
 from dpcgan_fast.synthesis.privacy_statement import composed_releases, number
 from dpcgan_fast.synthesis.run_folder import RunFolder
@@ -99,7 +99,7 @@ def _account_run(run: Path, expect_head: str | None) -> dict[str, Any]:
         **_spent_values(spent),
         "mechanisms": [m.to_dict() for m in mechanisms],
         "alone": [{**m.to_dict(), "epsilon": _alone(m, spent)} for m in in_whole(mechanisms)],
-        "statistics": composed_releases(config, mechanisms, str(folder.config)),
+        "statistics": composed_releases(config.get("released", {}), taken_by_run(lines), str(folder.config)),
         "planned_epsilon": number(settings.epsilon),
         "seeded": settings.seed is not None or seeded(lines),
         "ledger_head": heads[-1] if heads else None,

@@ -107,9 +107,10 @@ def _composed_table(line: Mechanism, releases: tuple[Mechanism, ...]) -> list[st
         *rows,
         "",
         f"A share is the squared ratio of the line's noise multiplier, {_number(line.noise_multiplier)}, and the "
-        f"release's. They add up to {sum(shares):.4%}. Gaussian releases whose shares add up to at most 100 % are as "
-        "private together as the one Gaussian release that the line says, also where a release is chosen by what those "
-        "before it gave (arXiv 1905.02383, corollary 3.3; arXiv 2210.17520).",
+        f"release's. They add up to {sum(shares):.4%}. Gaussian releases whose shares can add up to no more than 100 "
+        "%, whatever any of them gives (this program sees to it), are as private together as the one Gaussian release "
+        "that the line says, also where a release and its share are chosen by what came before (arXiv 1905.02383, "
+        "corollary 3.3; arXiv 2210.17520).",
     ]
 
 

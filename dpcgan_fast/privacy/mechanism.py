@@ -81,7 +81,7 @@ class Mechanism:
 
 def release_shares(releases: Sequence[Mechanism], line: Mechanism) -> list[float]:
     """What each of several Gaussian releases takes of the Gaussian mechanism that a ledger's line names: they cost no
-    more than the line does if the shares add up to at most 1.
+    more than the line does if the shares can add up to no more than 1, whatever any of them gives.
 
     Each share is the ratio of squared noise multipliers, which adds up for Gaussian mechanisms, also if one is chosen
     by what those before it gave; it is infinite for a release without noise. Raises ValueError for a release that is

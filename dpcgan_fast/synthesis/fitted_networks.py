@@ -27,7 +27,9 @@ def fit_to_statistics(session: Session, codec: RecordCodec, units: float) -> Non
     state, device = session.state, session.data.device
     seeded = session.settings.seed is not None
     statistics = statistics_of(state.released, codec.schema, seeded, session.where)
-    sampler = Sampler(state.networks, codec, state.rates, conditional=True, statistics=statistics)
+    # Orders hold when rows are drawn in the end: rows that meet them may be too rare to be drawn here.
+    free = RecordCodec(codec.schema.model_copy(update={"constraints": ()}))
+    sampler = Sampler(state.networks, free, state.rates, conditional=True, statistics=statistics)
     rows = int(min(_MOST, max(_FEWEST, _TIMES * units)))
     table = pa.concat_tables(sampler.batches(rows, {}, state.randomness))
     encoded = codec.encode(table, "rows drawn from statistics")

@@ -23,7 +23,7 @@ from dpcgan_fast.privacy.ledger import charged, taken_by_run
 from dpcgan_fast.synthesis.checks import RawTable, check_before_reading, check_schema, check_table
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.fitted_networks import fit_to_statistics
-from dpcgan_fast.synthesis.privacy_statement import statement
+from dpcgan_fast.synthesis.privacy_statement import composed_releases, statement
 from dpcgan_fast.synthesis.releases import ReleasedFacts, make_releases
 from dpcgan_fast.synthesis.run_folder import RunFolder
 from dpcgan_fast.synthesis.starting import fresh_networks, start_networks
@@ -297,6 +297,7 @@ def finish(
     """
     settings, state, lines = session.settings, session.state, session.ledger.lines
     refuse_overspending(charged(lines), settings.epsilon, settings.delta, str(session.ledger.path))
+    composed_releases(released.to_dict(), taken_by_run(lines), str(folder.config))
     spent = account(charged(lines), settings.delta)
     privacy = statement(settings, schema, session.plan, released, lines, spent, stopped, choice)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}

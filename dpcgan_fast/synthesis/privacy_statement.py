@@ -8,10 +8,9 @@ from dpcgan_fast.data.public_cells import NUMERIC_BINS
 from dpcgan_fast.data.schema import PRIVATE, Column, Schema
 from dpcgan_fast.errors import InputError, PrivacyError
 from dpcgan_fast.privacy import Mechanism, PrivacySpent, release_shares
-from dpcgan_fast.privacy.accountant import Charge, refuse_beyond_line
+from dpcgan_fast.privacy.accountant import refuse_beyond_line
 from dpcgan_fast.privacy.card import SETTINGS_ASSUMPTION, CardFacts, privacy_card
 from dpcgan_fast.privacy.ledger import LedgerLine, charged, seeded
-from dpcgan_fast.privacy.selection import Selection
 from dpcgan_fast.synthesis.choice import Choice
 from dpcgan_fast.synthesis.releases import ReleasedFacts
 from dpcgan_fast.synthesis.statistics import CLUSTERS_BY_AUTOENCODER, CODE_AUTOENCODER, OF_STATISTICS, STATISTICS
@@ -235,20 +234,17 @@ def statement(
     }
 
 
-def composed_releases(config: dict[str, Any], charges: Sequence[Charge], where: str) -> list[dict[str, Any]]:
+def composed_releases(released: Any, taken: Sequence[Mechanism], where: str) -> list[dict[str, Any]]:
     """The releases that the statistics' line stands for, as JSON values, each with its "share" of that line; none where
     there are no statistics, or no noise.
 
-    config:  of a run, from the file `where`
-    charges: from its ledger
+    released: of a run's configuration, from the file `where`
+    taken:    what the run's ledger says that it took, inside a private selection or not
     Raises PrivacyError if they cost more than the line, or if the ledger lacks it; InputError if the list is damaged.
     """
     try:
-        releases = ReleasedFacts.from_dict(config.get("released", {})).parts
-        # Inside a private selection the ledger has the whole alone, and the run's plan its parts.
-        selected = any(isinstance(charge, Selection) for charge in charges)
-        known = BudgetPlan.from_dict(config.get("plan"), where).releases if selected else charges
-        line = next((m for m in known if isinstance(m, Mechanism) and m.mechanism == STATISTICS), None)
+        releases = ReleasedFacts.from_dict(released).parts
+        line = next((one for one in taken if one.mechanism == STATISTICS), None)
         if not releases or (line is not None and line.noise_multiplier == 0):
             return []
         if line is None:

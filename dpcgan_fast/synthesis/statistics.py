@@ -1,6 +1,7 @@
 """The statistics of a run: released once, kept in the run folder, and what its synthetic rows are drawn from."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,7 @@ def release_statistics(
     elif encoder is not None:
         words += CLUSTERS_BY_AUTOENCODER
     arrays = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays_of(fitted).items()}
-    return arrays, words, fitted.mechanisms
+    return arrays, words, [replace(made, unit=mechanism.unit) for made in fitted.mechanisms]
 
 
 def unaccounted_statistics(

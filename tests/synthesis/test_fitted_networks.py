@@ -1,18 +1,21 @@
 """Networks that are fitted to paid statistics: for nothing, from what was released alone, and rows come from them."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from dpcgan_fast.errors import InputError, StoppedError
+from dpcgan_fast.data.schema import Schema
+from dpcgan_fast.errors import InputError, PrivacyError, StoppedError
 from dpcgan_fast.privacy import account
 from dpcgan_fast.privacy.ledger import charged, read_ledger
-from dpcgan_fast.synthesis import DPCGAN, FitHooks, fitting
+from dpcgan_fast.synthesis import DPCGAN, FitHooks, fitting, sampling
 from dpcgan_fast.train.checkpoint import unpack
 from dpcgan_fast.train.session import Silent
 from tests.synthesis.code_runs import VOCABULARY, code_schema, events, write_events
 from tests.synthesis.runs import model_bytes, stopping_hooks
-from tests.tables import make_schema, make_table
+from tests.tables import make_schema, make_table, schema_values
 
 
 def fitted_model(schema=None, epsilon=3.0, **changes):
@@ -73,23 +76,24 @@ def test_what_is_fitted_comes_near_to_the_statistics(tmp_path):
 
 def test_networks_know_of_the_data_what_was_released_and_nothing_else(tmp_path, monkeypatch):
     """With the releases of one table, another table gives the same networks, bit for bit."""
+    facts, statistics = fitting.make_releases, fitting.release_statistics
     kept = {}
 
-    def keep_or_repeat(name):
-        real = getattr(fitting, name)
+    def same_facts(*arguments):
+        kept.setdefault("facts", facts(*arguments))
+        return kept["facts"]
 
-        def call(*arguments):
-            if name not in kept:
-                kept[name] = real(*arguments)
-            return kept[name]
+    def same_statistics(*arguments):
+        if "statistics" in kept:
+            return *kept["statistics"][:2], []  # its ledger has no line that a list would be of
+        kept["statistics"] = statistics(*arguments)
+        return kept["statistics"]
 
-        monkeypatch.setattr(fitting, name, call)
-
-    for name in ("make_releases", "release_statistics"):
-        keep_or_repeat(name)
+    monkeypatch.setattr(fitting, "make_releases", same_facts)
+    monkeypatch.setattr(fitting, "release_statistics", same_statistics)
     one = fitted_model(seed=5).fit(make_table(), tmp_path / "one")
     other = fitted_model(seed=5).fit(make_table(seed=3), tmp_path / "other")
-    assert len(mechanisms_of(tmp_path / "other")) == 0
+    assert [m.mechanism for m in mechanisms_of(tmp_path / "other")] == ["label histogram"]
     assert model_bytes(one) == model_bytes(other)
 
 
@@ -149,3 +153,31 @@ def test_settings_out_of_range_are_refused(changes, message):
 def test_private_steps_cannot_have_nearly_all(tmp_path):
     with pytest.raises(InputError, match="leave the statistics too little of epsilon"):
         fitted_model(steps=4, training_share=0.97).fit(make_table(), tmp_path / "run")
+
+
+def test_an_order_that_no_drawn_row_meets_does_not_keep_networks_from_being_fitted(tmp_path, monkeypatch):
+    """It would tell of a run that a paid search is to destroy."""
+    monkeypatch.setattr(sampling, "satisfied", lambda table, _: pa.array([False] * table.num_rows))
+    rule = {"kind": "less", "columns": ["age", "sodium"]}
+    schema = Schema.from_dict({**schema_values(), "constraints": [rule]})
+    model = fitted_model(schema).fit(make_table(), tmp_path / "run")
+    with pytest.raises(InputError, match="Too rare"):
+        model.sample(1)
+
+
+def test_a_resumed_run_whose_list_of_releases_was_changed_is_refused(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        fitted_model(steps=3).fit(make_table(), run, hooks=stopping_hooks("critic", 1))
+    config = json.loads((run / "config.json").read_text())
+    config["released"]["parts"][0]["noise_multiplier"] /= 3
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PrivacyError, match="cost more than it says"):
+        fitted_model(steps=3).fit(make_table(), run, resume=True)
+    assert not (run / "model.safetensors").exists()
+
+
+def test_listed_releases_are_of_the_unit_that_the_ledger_names(tmp_path):
+    path = write_events(tmp_path / "events.csv", events())
+    model = fitted_model(code_schema(columns=("died", "dx")), fit_steps=1).fit(path, tmp_path / "run")
+    assert {part["unit"] for part in model.privacy()["statistics"]} == {"patient"}
