@@ -56,7 +56,7 @@ class TestRunFolder:
             if name.startswith("optimizer."):
                 assert name.rsplit(".", 1)[1] in ("step", "exp_avg", "exp_avg_sq")
         assert set(checkpoint.values) == {
-            "steps", "rates", "divisors", "ledger_seq", "ledger_head", "noise_position"
+            "steps", "rates", "divisors", "fitted", "ledger_seq", "ledger_head", "noise_position"
         }  # fmt: skip
         assert checkpoint.values["noise_position"] is None, "a secret stream's position is not kept"
 
