@@ -222,6 +222,7 @@ def resume(
             )
         checkpoint = read_checkpoint(paths[-1])
         _check_ledger_is_as_new(ledger, checkpoint.values, paths[-1])
+        composed_releases(config["released"], taken_by_run(ledger.lines), str(folder.config))
         released = ReleasedFacts.from_dict(config["released"])
         complete = _with_released(schema, released)
         codec, networks = fresh_networks(complete.as_records(), settings, device, make_networks)
@@ -297,7 +298,6 @@ def finish(
     """
     settings, state, lines = session.settings, session.state, session.ledger.lines
     refuse_overspending(charged(lines), settings.epsilon, settings.delta, str(session.ledger.path))
-    composed_releases(released.to_dict(), taken_by_run(lines), str(folder.config))
     spent = account(charged(lines), settings.delta)
     privacy = statement(settings, schema, session.plan, released, lines, spent, stopped, choice)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.networks.state_dict().items()}

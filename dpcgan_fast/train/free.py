@@ -1,9 +1,9 @@
 """Training on rows that were made from what is released already: post-processing, of which the ledger knows nothing."""
 
+import math
 from collections.abc import Generator
 from dataclasses import replace
 
-from dpcgan_fast.privacy import PoissonSampler, sampling_key
 from dpcgan_fast.train.autoencoder import train_autoencoder
 from dpcgan_fast.train.data import TrainingData
 from dpcgan_fast.train.gan import train_gan
@@ -26,12 +26,10 @@ class FreeTraining(Training):
 
         Raises StoppedError if a stop was asked for; such a run begins to fit anew when it goes on.
         """
-        mechanism = self.plan.mechanism(name)
-        key = sampling_key(name, self.settings.seed)
-        sampler = PoissonSampler(self.data.index.n_units, mechanism.sample_rate, key)
-        self.progress.start(_FITTING + name, mechanism.steps, 0)
-        with Ahead(drawn_chunks(self.data, sampler, range(mechanism.steps))) as chunks:
-            for number in range(mechanism.steps):
+        steps = range(self.plan.mechanism(name).steps)
+        self.progress.start(_FITTING + name, len(steps), 0)
+        with Ahead(drawn_chunks(self.data, self.sampler(name), steps)) as chunks:
+            for number in steps:
                 if self.stop.requested:
                     raise self.stopped()
                 yield Turn(number, one_draw(chunks))
@@ -66,6 +64,6 @@ def _free(settings: TrainSettings, rows: int) -> TrainSettings:
     """Settings of a training without privacy on so many rows."""
     steps = settings.fit_steps
     return replace(
-        settings, epsilon=float("inf"), n_units=rows, autoencoder_batch=_BATCH, critic_batch=_BATCH, statistics=False,
+        settings, epsilon=math.inf, n_units=rows, autoencoder_batch=_BATCH, critic_batch=_BATCH, statistics=False,
         autoencoder_steps=_AUTOENCODER_TIMES * steps, critic_steps=steps,
     )  # fmt: skip

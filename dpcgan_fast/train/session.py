@@ -81,6 +81,11 @@ class Training(ABC):
     def turns(self, name: str) -> Generator[Turn, None, None]:
         """The steps of a mechanism, each with a fresh Poisson draw. Raises StoppedError if a stop was asked for."""
 
+    def sampler(self, name: str) -> PoissonSampler:
+        """Draws of a mechanism's steps from the units of the data, by a fresh key, or by the seed."""
+        rate, key = self.plan.mechanism(name).sample_rate, sampling_key(name, self.settings.seed)
+        return PoissonSampler(self.data.index.n_units, rate, key)
+
     def stopped(self) -> StoppedError:
         """The error for a stop that was asked for."""
         return StoppedError(f"Stopped by {self.stop.signal_name}", self.where, "Go on with resume=True (--resume).")
@@ -165,8 +170,7 @@ class Session(Training):
         mechanism = self.plan.mechanism(name)
         if mechanism.steps == 0:
             return
-        key = sampling_key(name, self.settings.seed)
-        sampler = PoissonSampler(self.data.index.n_units, mechanism.sample_rate, key)
+        sampler = self.sampler(name)
         self.progress.start(name, mechanism.steps, self.state.steps[name])
         update_every = math.ceil(mechanism.steps / _EPSILON_UPDATES)
         while True:

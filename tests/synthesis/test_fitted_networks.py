@@ -169,12 +169,17 @@ def test_a_resumed_run_whose_list_of_releases_was_changed_is_refused(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(StoppedError):
         fitted_model(steps=3).fit(make_table(), run, hooks=stopping_hooks("critic", 1))
-    config = json.loads((run / "config.json").read_text())
-    config["released"]["parts"][0]["noise_multiplier"] /= 3
-    (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PrivacyError, match="cost more than it says"):
-        fitted_model(steps=3).fit(make_table(), run, resume=True)
-    assert not (run / "model.safetensors").exists()
+    config, ledger = json.loads((run / "config.json").read_text()), (run / "ledger.jsonl").read_bytes()
+    first = config["released"]["parts"][0]
+    for changed, error, message in (
+        ({**first, "noise_multiplier": first["noise_multiplier"] / 3}, PrivacyError, "cost more than it says"),
+        ({"mechanism": "histograms"}, InputError, "list of releases is damaged"),
+    ):
+        config["released"]["parts"][0] = changed
+        (run / "config.json").write_text(json.dumps(config))
+        with pytest.raises(error, match=message):
+            fitted_model(steps=3).fit(make_table(), run, resume=True)
+    assert (run / "ledger.jsonl").read_bytes() == ledger, "before anything more is spent"
 
 
 def test_listed_releases_are_of_the_unit_that_the_ledger_names(tmp_path):
